@@ -1,0 +1,7 @@
+"""Train image classifiers that explain themselves, and watch them do so.
+
+Import from the rooms: `interpretable_training.data`, `.models`, `.modules`, `.attribution`, `.callbacks`, `.recipes`.
+This file imports nothing, so that `import interpretable_training` costs nothing.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,61 @@
+# Needs Python 3.10 or newer with venv, and make. Each target sets up what it needs in .venv, once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-all lint format bench wheel-check clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 14
+
+demo: $(VENV)/.runs  ## train a small network on generated shapes and show what it learned (minutes)
+	$(BIN)/interpretable-training demo
+
+test: $(VENV)/.tests  ## run the default tests
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.tests  ## run all tests, the slow ones too
+	$(BIN)/python -m pytest -m ""
+
+lint: $(VENV)/.lints  ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.lints  ## bring the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.tests  ## run the benchmarks against the peers (nothing else should run meanwhile)
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+wheel-check:  ## build the wheel, install it into an empty venv, import every public name there
+	rm -rf build dist $(VENV)-wheel
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip wheel --no-deps --wheel-dir dist .
+	$(VENV)-wheel/bin/python -m pip install --quiet dist/*.whl
+	cd dist && $(abspath $(VENV)-wheel)/bin/python ../tests/import_every_name.py
+	rm -rf build $(VENV)-wheel
+
+clean:  ## remove everything that the targets above made
+	rm -rf $(VENV) $(VENV)-wheel build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+# Stamps: a venv is made once and brought up to date when pyproject.toml changes.
+$(BIN)/python:
+	@echo "Creating $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runs: $(BIN)/python pyproject.toml
+	@echo "Installing the package with torch and lightning into $(VENV) (once, some minutes)"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.runs
+	@echo "Installing the test tools and the peers used as oracles into $(VENV) (once)"
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+$(VENV)/.lints: $(VENV)/.tests
+	@echo "Installing ruff and mypy into $(VENV) (once)"
+	$(BIN)/python -m pip install --quiet --editable ".[lint]"
+	@touch $@

@@ -1,0 +1,127 @@
+"""Ablation-CAM. Desai and Ramaswamy, WACV 2020, https://doi.org/10.1109/WACV45572.2020.9093360
+
+    w[k] = (y - y[without k]) / y              (1)
+    S    = relu(sum over k of w[k] A[k])       (2)
+
+A: activations of `layer`. y: logit. y[without k]: with A[k] set to zero. With pooling and one linear layer W behind
+`layer`, y - y[without k] = W[c, k] mean(A[k]) needs no pass at all.
+Differs from the paper: (1) divides by |y|, since a negative logit would turn the map around.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .base import GradientCAM, full
+from .cam import linear_head
+from .capture import capture, get_layer
+from .chunks import in_chunks
+from .grad_cam_plusplus import away_from_zero
+from .grids import Grid, first_tensor, with_first
+from .observe import Observed
+from .targets import Resolved, class_weights, take
+
+
+@dataclass(frozen=True)
+class AblationCAM(GradientCAM):
+    """Channels of `layer`, each weighted by how much the score falls without it.
+
+    Args:
+        denominator: of (1): |y| ("absolute"), y ("signed") or 1 ("none"). Only the sign of the map depends on it.
+        chunk_size: ablated features per pass through the part above the layer.
+    """
+
+    denominator: Literal["absolute", "signed", "none"] = "absolute"
+    chunk_size: int = 256
+
+    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        captured = capture(observed, images, [layer], target, gradient=False)
+        A = full(captured.A[layer])
+        y = full(observed.score_in(captured.output, target, self.on))
+        W = linear_head(observed, A, captured.output) if self.on == "logit" else None
+        if W is not None and isinstance(target, Tensor):
+            drop = class_weights(W, target) * A.flatten(2).mean(2)
+        else:
+            drop = y[:, None] - self._without(observed, images, target, layer, captured.grids[layer], A)
+        w = drop / self._divisor(y)[:, None]  # (1)
+        return torch.einsum("bk,bk...->b...", w, A)  # (2)
+
+    def _divisor(self, y: Tensor) -> Tensor:
+        if self.denominator not in ("absolute", "signed", "none"):
+            raise ValueError(f"expected denominator 'absolute', 'signed' or 'none', got {self.denominator!r}.")
+        if self.denominator == "none":
+            return torch.ones_like(y)
+        return away_from_zero(y.abs() if self.denominator == "absolute" else y)
+
+    @torch.no_grad()
+    def _without(
+        self, observed: Observed, images: Tensor, target: Resolved, layer: str, grid: Grid, A: Tensor
+    ) -> Tensor:
+        """y[without k], (B, K); a pass is spent on channels that are not zero anyway."""
+        y = A.new_zeros(A.shape[:2])
+        splits = _splits(observed, images[:1], layer, grid)
+        for i, used in enumerate(A.flatten(2).any(2)):
+            channels = torch.cat([(~used).nonzero()[:1, 0], used.nonzero()[:, 0]])
+            scores = self._run(
+                observed, images[i : i + 1], take(target, slice(i, i + 1)), layer, grid, channels, splits
+            )
+            y[i] = scores[0].to(y)  # without a channel that is zero: the score itself
+            y[i, channels] = scores.to(y)
+        return y
+
+    def _run(
+        self,
+        observed: Observed,
+        image: Tensor,
+        target: Resolved,
+        layer: str,
+        grid: Grid,
+        channels: Tensor,
+        splits: bool,
+    ) -> Tensor:
+        """Scores of one image without each of the channels, (len(channels),)."""
+        scores = image.new_zeros(len(channels), dtype=torch.float64)
+
+        def run(rows: slice) -> None:
+            k = channels[rows]
+            inputs = image if splits else image.expand(len(k), *image.shape[1:])
+            with _ablated(observed, layer, grid, k):
+                part = target.expand(len(k)) if isinstance(target, Tensor) else target
+                scores[rows] = observed.score(inputs, part, self.on).double()
+
+        in_chunks(run, len(channels), self.chunk_size)
+        return scores
+
+
+@contextmanager
+def _ablated(observed: Observed, layer: str, grid: Grid, channels: Tensor) -> Iterator[None]:
+    # The layer returns one copy of its output for each channel, without it. If the model was given one image, what lies
+    # below the layer runs for one image and what lies above it for all copies.
+    def ablate(_: Any, args: Any, output: Any) -> Any:
+        A = first_tensor(output)
+        assert A is not None  # capture has read it
+        A = A.expand(len(channels), *A.shape[1:]).clone()
+        grid.read(A)[torch.arange(len(channels), device=A.device), channels] = 0
+        return with_first(output, A)
+
+    handle = get_layer(observed.module, layer).register_forward_hook(ablate)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _splits(observed: Observed, image: Tensor, layer: str, grid: Grid) -> bool:
+    # Whether a batch may grow at the layer. Concatenation with features from below it fails then.
+    channels = torch.tensor([0, 0], device=image.device)
+    with _ablated(observed, layer, grid, channels):
+        whole = observed(image.expand(2, *image.shape[1:]))
+        try:
+            grown = observed(image)
+        except RuntimeError:
+            return False
+    return grown.shape == whole.shape and bool(torch.allclose(grown, whole, rtol=1e-3, atol=1e-3))

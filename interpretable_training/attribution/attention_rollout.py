@@ -1,0 +1,58 @@
+"""Attention rollout. Abnar and Zuidema, ACL 2020, https://arxiv.org/abs/2005.00928
+
+    B[l] = h over heads of A[l] + I, rows divided by their sums    (1)
+    R    = B[L] ... B[1]                                           (2)
+    S    = R[CLS, patches]                                         (3)
+
+A[l]: attention (heads, T, T) of block l of L. I: identity. h: mean, max or min.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .attention import attention_of, on_patches
+from .base import Attribution, full
+from .maps import resize
+from .observe import Observed
+from .raw_attention import Heads, fuse_heads
+from .targets import Resolved
+
+
+@dataclass(frozen=True)
+class AttentionRollout(Attribution):
+    """How attention flows from the patches to the class token through all blocks, whatever the class.
+
+    Args:
+        heads: how the heads become one.
+        discard_ratio: share of the smallest entries of each block's matrix that is set to zero before (1).
+        start_layer: first block that counts.
+        upsample: to image resolution.
+        align_corners: how upsampling places the corners.
+    """
+
+    heads: Heads = "mean"
+    discard_ratio: float = 0.0
+    start_layer: int = 0
+    upsample: bool = True
+    align_corners: bool = False
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        A, grid = attention_of(observed, images)
+        T = A.shape[-1]
+        I = torch.eye(T, dtype=full(A).dtype, device=A.device)  # noqa: E741  the formula's letter
+        R = I.expand(len(A), T, T)
+        for l in range(self.start_layer, A.shape[1]):  # noqa: E741
+            B = self._discard(fuse_heads(full(A[:, l]), self.heads)) + I
+            R = B / B.sum(-1, keepdim=True) @ R  # (1), (2)
+        S = on_patches(R, grid)  # (3)
+        return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
+
+    def _discard(self, A: Tensor) -> Tensor:
+        count = int(A[0].numel() * self.discard_ratio)
+        if count == 0:
+            return A
+        flat = A.flatten(1)
+        smallest = flat.topk(count, 1, largest=False).indices
+        return flat.scatter(1, smallest, 0).view_as(A)

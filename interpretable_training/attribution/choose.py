@@ -1,0 +1,139 @@
+"""Which layer to explain: found by looking at what really runs, not at names.
+
+One image goes through the model. Every output is a candidate that is a grid over the image and that was not made by
+pooling, dropout or the inside of an attention block. The last one from which a gradient reaches the grid is chosen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from .grids import Grid, find_grid, first_tensor, prefix_tokens
+from .observe import Observed
+from .targets import Target, pick_logits
+
+POOLING = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(
+        nn.AdaptiveAvgPool1d,
+        nn.AdaptiveAvgPool2d,
+        nn.AdaptiveAvgPool3d,
+        nn.AdaptiveMaxPool1d,
+        nn.AdaptiveMaxPool2d,
+    ),
+    *(nn.AdaptiveMaxPool3d, nn.LPPool1d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
+)
+PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Softmax)
+
+# A memo, not a state: the choice depends on the model and the image size alone, and looking costs a pass of one image.
+_chosen: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = WeakKeyDictionary()
+
+
+class _Output(NamedTuple):
+    name: str
+    module: nn.Module
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that could be explained; `reaches` says whether the score's gradient reaches its grid."""
+
+    name: str
+    grid: Grid
+    reaches: bool
+
+
+def choose_layer(observed: Observed, images: Tensor, target: Target = None) -> str:
+    """The name of the last spatial layer that the score depends on."""
+    memo = _chosen.setdefault(observed.module, {})
+    size = tuple(images.shape[1:])
+    if memo.get(size) in dict(observed.module.named_modules()):
+        return memo[size]
+    found = candidates(observed, images, target)
+    if not found:
+        raise ValueError(
+            f"expected a model with a layer whose output is a grid over images of {tuple(images.shape[2:])}, "
+            f"found none in {type(observed.module).__name__}; pass layer= with the name of one."
+        )
+    for candidate in found:
+        if candidate.reaches:
+            memo[size] = candidate.name
+            return candidate.name
+    return found[0].name  # a score that depends on nothing: every map is zero, and nothing was learned for the memo
+
+
+def candidates(observed: Observed, images: Tensor, target: Target = None) -> list[Candidate]:
+    """All layers that could be explained, the last one to run first."""
+    with torch.enable_grad():
+        image = images[:1].detach().clone().requires_grad_()
+        outputs, result = _record(observed.module, image)
+        score = observed.score_in(result, target) if callable(target) else pick_logits(result, observed.output).amax(1)
+        spatial = _same_width([found for found in _last_of_each(outputs) if _grid(observed, found, image) is not None])
+        reached = _gradients(score, [found.tensor for found in spatial])
+    grids = [_grid(observed, found, image) for found in spatial]
+    return [
+        Candidate(found.name, grid, g is not None and bool(grid.read(g).any()))
+        for found, grid, g in zip(spatial, grids, reached)
+        if grid is not None
+    ][::-1]
+
+
+def _record(module: nn.Module, image: Tensor) -> tuple[list[_Output], Any]:
+    outputs: list[_Output] = []
+
+    def record(name: str, child: nn.Module) -> Any:
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            if tensor is not None and tensor.requires_grad:
+                outputs.append(_Output(name, child, tensor))
+
+        return hook
+
+    handles = [child.register_forward_hook(record(name, child)) for name, child in module.named_modules() if name]
+    try:
+        return outputs, module(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _last_of_each(outputs: list[_Output]) -> list[_Output]:
+    # Containers and in-place layers return the tensor of a layer before them: the last name of each tensor stands for
+    # it. A tensor that only pooling or passing layers returned was made by them.
+    last = {id(found.tensor): found for found in outputs}
+    leaves: dict[int, list[nn.Module]] = {}
+    for found in outputs:
+        if not any(found.module.children()):
+            leaves.setdefault(id(found.tensor), []).append(found.module)
+    return [
+        found
+        for key, found in last.items()
+        if not (made := leaves.get(key)) or not all(isinstance(leaf, POOLING + PASSING) for leaf in made)
+    ]
+
+
+def _grid(observed: Observed, found: _Output, image: Tensor) -> Grid | None:
+    grid = find_grid(found.tensor.shape, image.shape[2:], prefix_tokens(observed.module, found.name))
+    return grid if grid is None or grid.layout == "first" or _on_stream(found.module) else None
+
+
+def _on_stream(module: nn.Module) -> bool:
+    # Blocks and normalization layers carry the stream of tokens; single linear layers make queries, keys and values.
+    weight = getattr(module, "weight", None)
+    return any(module.children()) or (isinstance(weight, Tensor) and weight.ndim == 1)
+
+
+def _same_width(spatial: list[_Output]) -> list[_Output]:
+    tokens = [found.tensor.shape[-1] for found in spatial if found.tensor.ndim == 3]
+    return [found for found in spatial if found.tensor.ndim != 3 or found.tensor.shape[-1] == tokens[-1]]
+
+
+def _gradients(score: Tensor, tensors: list[Tensor]) -> Sequence[Tensor | None]:
+    if not tensors or not score.requires_grad:
+        return [None] * len(tensors)
+    return torch.autograd.grad(score.sum(), tensors, allow_unused=True)

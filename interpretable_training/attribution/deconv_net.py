@@ -1,0 +1,36 @@
+"""The deconvolution network. Zeiler and Fergus, ECCV 2014, https://arxiv.org/abs/1311.2901
+
+    g = dy/dx, where each ReLU lets pass what is positive backward, whatever came forward    (1)
+    S = max over channels of |g|                                                             (2)
+
+x: image (C, H, W). y: logit of the target class. The rule (1) is `rules.py`'s.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Attribution
+from .gradient import Reduce, input_gradient, reduce_channels
+from .observe import Observed
+from .rules import Scope
+from .targets import Resolved, Score
+
+
+@dataclass(frozen=True)
+class DeconvNet(Attribution):
+    """The network run backwards, rectified on the way.
+
+    Args:
+        reduce: of the channels, see `Gradient`.
+        on: what is explained, see `Gradient`; a one-hot activation in the paper, the same map up to scale.
+        scope: which activations, see `GuidedBackprop`.
+    """
+
+    reduce: Reduce = "max_abs"
+    on: Score = "logit"
+    scope: Scope = "all"
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        g = input_gradient(observed, images, target, self.on, "deconv", self.scope)  # (1)
+        return reduce_channels(g, self.reduce)  # (2)

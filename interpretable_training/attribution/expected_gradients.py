@@ -1,0 +1,75 @@
+"""Expected gradients. Erion et al., Nature Machine Intelligence 2021, https://arxiv.org/abs/1906.10670
+
+    phi = mean over s of (x - x'[s]) * dy(x'[s] + a[s] (x - x'[s]))/dx    (1)
+    S   = |sum over channels of phi|                                     (2)
+
+x: image (C, H, W). x'[s]: drawn from `baselines`. a[s] ~ U(0, 1). y: logit of the target class.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import Attribution
+from .gradient import Reduce, reduce_channels
+from .observe import Observed
+from .paths import per_input, sum_over_inputs
+from .targets import Resolved, Score
+
+
+@dataclass(frozen=True)
+class ExpectedGradients(Attribution):
+    """Integrated gradients averaged over baselines from the data.
+
+    Args:
+        baselines: images (N, C, H, W) from the training data, normalized alike.
+        n: number of draws.
+        draws: "iid", or "sequential": one baseline after the other, each used equally often.
+        stratified_alpha: one a in each of n equal intervals of [0, 1] instead of independent ones.
+        reduce: of the channels, see `Gradient`.
+        on: what is explained, see `Gradient`.
+        seed: the draws; they are the same for every image.
+        chunk_size: images per pass.
+    """
+
+    baselines: Tensor
+    n: int = 50
+    draws: Literal["iid", "sequential"] = "iid"
+    stratified_alpha: bool = False
+    reduce: Reduce = "abs_of_sum"
+    on: Score = "logit"
+    seed: int = 0
+    chunk_size: int = 32
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        if self.baselines.shape[1:] != images.shape[1:] or len(self.baselines) == 0:
+            shape = (self.baselines.shape, images.shape[1:])
+            raise ValueError(f"expected baselines (N, *{tuple(shape[1])}) like the images, got {tuple(shape[0])}.")
+        index, a = self._draw()
+        base, a = self.baselines.to(images)[index.to(images.device)], a.to(images.device)
+        phi = sum_over_inputs(
+            observed,
+            images,
+            target,
+            self.n,
+            make=lambda i, s: base[s] + per_input(a[s], images) * (images[i] - base[s]),
+            weigh=lambda g, i, s: (images[i] - base[s]) * g / self.n,  # (1)
+            on=self.on,
+            chunk_size=self.chunk_size,
+        )
+        return reduce_channels(phi, self.reduce)  # (2)
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Which baselines, and a, (n,) each."""
+        if self.n < 1 or self.draws not in ("iid", "sequential"):
+            raise ValueError(f"expected n >= 1 and draws 'iid' or 'sequential', got {self.n} and {self.draws!r}.")
+        generator = torch.Generator().manual_seed(self.seed)
+        index = torch.randint(len(self.baselines), (self.n,), generator=generator)
+        if self.draws == "sequential":
+            index = torch.arange(self.n) % len(self.baselines)
+        a = torch.rand(self.n, generator=generator, dtype=torch.float64)
+        if self.stratified_alpha:
+            a = ((torch.arange(self.n) + a) / self.n)[torch.randperm(self.n, generator=generator)]
+        return index, a

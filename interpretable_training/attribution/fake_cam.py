@@ -1,0 +1,24 @@
+"""Fake-CAM, a control. Poppi et al., CVPR-W 2021, https://arxiv.org/abs/2104.10252
+
+    S = 1 everywhere but 0 at the top left    (1)
+
+A map that explains nothing and scores well under metrics that can be fooled.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Attribution
+from .observe import Observed
+from .targets import Resolved
+
+
+@dataclass(frozen=True)
+class FakeCAM(Attribution):
+    """The same map for every image and model."""
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        S = images.new_ones(len(images), *images.shape[2:])
+        S.flatten(1)[:, 0] = 0
+        return S  # (1)

@@ -1,0 +1,73 @@
+"""Saliency by the gradient. Simonyan et al., ICLR-W 2014, https://arxiv.org/abs/1312.6034
+
+    g = dy/dx                            (1)
+    S = max over channels of |g|         (2)
+
+x: image (C, H, W). y: logit of the target class.
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import Attribution
+from .observe import Observed
+from .rules import Rule, Scope, gates
+from .targets import Resolved, Score
+
+Reduce = Literal["max_abs", "abs_sum", "l2", "signed_sum", "abs_of_sum", "none"]
+
+
+@dataclass(frozen=True)
+class Gradient(Attribution):
+    """How much the score changes with each pixel.
+
+    Args:
+        reduce: of the channels: "max_abs" (2), "abs_sum" (sum of |g|), "l2", "signed_sum", "abs_of_sum", or "none" for
+            the volume (B, C, H, W).
+        on: explain the "logit" or the "prob", "logprob", "sigmoid", "loss" of the class.
+    """
+
+    reduce: Reduce = "max_abs"
+    on: Score = "logit"
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        return reduce_channels(input_gradient(observed, images, target, self.on), self.reduce)
+
+
+def input_gradient(
+    observed: Observed,
+    images: Tensor,
+    target: Resolved,
+    on: Score = "logit",
+    rule: Rule = "plain",
+    scope: Scope = "all",
+) -> Tensor:
+    """The gradient of the score with respect to the images, (B, C, ...)."""
+    with torch.enable_grad(), gates(rule, scope, observed.module) as mode:
+        x = images.detach().clone().requires_grad_()  # a copy: the first layer may work in place
+        with mode or nullcontext():
+            y = observed.score(x * 1, target, on)
+        if not y.requires_grad:
+            return torch.zeros_like(images)
+        (g,) = torch.autograd.grad(y.sum(), x, create_graph=observed.create_graph, allow_unused=True)  # (1)
+    return torch.zeros_like(images) if g is None else g
+
+
+def reduce_channels(volume: Tensor, reduce: Reduce) -> Tensor:
+    """A map (B, ...) of a volume (B, C, ...)."""
+    if reduce == "none":
+        return volume
+    if reduce == "max_abs":
+        return volume.abs().amax(1)  # (2)
+    if reduce == "abs_sum":
+        return volume.abs().sum(1)
+    if reduce == "l2":
+        return volume.square().sum(1).sqrt()
+    if reduce in ("signed_sum", "abs_of_sum"):
+        return volume.sum(1) if reduce == "signed_sum" else volume.sum(1).abs()
+    names = "'max_abs', 'abs_sum', 'l2', 'signed_sum', 'abs_of_sum' or 'none'"
+    raise ValueError(f"expected reduce {names}, got {reduce!r}.")

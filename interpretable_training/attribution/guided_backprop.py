@@ -1,0 +1,36 @@
+"""Guided backpropagation. Springenberg et al., ICLR-W 2015, https://arxiv.org/abs/1412.6806
+
+    g = dy/dx, where each ReLU lets pass what is positive forward and backward    (1)
+    S = max over channels of |g|                                                  (2)
+
+x: image (C, H, W). y: logit of the target class. The rule (1) is `rules.py`'s, beyond ReLU too.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Attribution
+from .gradient import Reduce, input_gradient, reduce_channels
+from .observe import Observed
+from .rules import Scope
+from .targets import Resolved, Score
+
+
+@dataclass(frozen=True)
+class GuidedBackprop(Attribution):
+    """The gradient, of positive evidence at every activation only.
+
+    Args:
+        reduce: of the channels, see `Gradient`.
+        on: what is explained, see `Gradient`.
+        scope: "all" activations that run, or only those of registered "modules", as libraries that replace modules do.
+    """
+
+    reduce: Reduce = "max_abs"
+    on: Score = "logit"
+    scope: Scope = "all"
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        g = input_gradient(observed, images, target, self.on, "guided", self.scope)  # (1)
+        return reduce_channels(g, self.reduce)  # (2)

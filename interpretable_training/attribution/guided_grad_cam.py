@@ -1,0 +1,53 @@
+"""Guided Grad-CAM. Selvaraju et al., ICCV 2017, https://arxiv.org/abs/1610.02391
+
+    phi = n(up(L)) g                        (1)
+    S   = max over channels of |phi|        (2)
+
+L: Grad-CAM of `layer`. g: the guided gradient at the image (C, H, W). n: range normalization. Both gradients come from
+one forward pass, whose gates are open for L and closed for g.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Attribution, full
+from .capture import grid_of, tap
+from .grad_cam import GradCAM
+from .gradient import Reduce, reduce_channels
+from .maps import normalize
+from .observe import Observed
+from .rules import gates
+from .targets import Resolved
+
+
+@dataclass(frozen=True)
+class GuidedGradCAM(Attribution):
+    """Where Grad-CAM looks, in the detail of guided backpropagation.
+
+    Args:
+        layer: of Grad-CAM: "auto" or a dotted name.
+        reduce: of the channels, see `Gradient`.
+        align_corners: how upsampling places the corners.
+    """
+
+    layer: str = "auto"
+    reduce: Reduce = "max_abs"
+    align_corners: bool = False
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        cam = GradCAM(layer=self.layer, align_corners=self.align_corners)
+        (layer,) = cam.layers(observed, images, target)
+        with gates("guided") as mode:
+            assert mode is not None
+            with torch.enable_grad(), tap(observed.module, [layer]) as kept, mode:
+                x = images.detach().clone().requires_grad_()
+                y = observed.score(x * 1, target)
+            mode.on = False
+            (dA,) = torch.autograd.grad(y.sum(), kept[layer], retain_graph=True)
+            mode.on = True
+            (g,) = torch.autograd.grad(y.sum(), x)
+        grid = grid_of(observed, images, layer, kept[layer], target)
+        L = cam.fuse([cam.combine(full(grid.read(kept[layer].detach())), full(grid.read(dA)))], images)
+        return reduce_channels(normalize(L)[:, None] * g, self.reduce)  # (1), (2)

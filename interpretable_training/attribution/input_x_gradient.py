@@ -1,0 +1,42 @@
+"""Input times gradient. Shrikumar et al., 2016, https://arxiv.org/abs/1605.01713
+
+    phi = x * dy/dx                          (1)
+    S   = |sum over channels of phi|         (2)
+
+x: image as the network gets it (C, H, W), or in pixel space with `mean` and `std`. y: logit of the target class.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Attribution
+from .gradient import Reduce, input_gradient, reduce_channels
+from .observe import Observed
+from .targets import Resolved, Score
+
+
+@dataclass(frozen=True)
+class InputXGradient(Attribution):
+    """The gradient, weighted by the pixel's own value.
+
+    Args:
+        reduce: of the channels, see `Gradient`.
+        on: what is explained, see `Gradient`.
+        mean: the normalization's; with `std` the multiplier is the pixel in [0, 1].
+        std: see `mean`.
+    """
+
+    reduce: Reduce = "abs_of_sum"
+    on: Score = "logit"
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        x = images
+        if self.mean is not None and self.std is not None:
+            mean, std = (torch.tensor(v).to(x).view(-1, *[1] * (x.ndim - 2)) for v in (self.mean, self.std))
+            x = x * std + mean
+        return reduce_channels(x * input_gradient(observed, images, target, self.on), self.reduce)  # (1), (2)

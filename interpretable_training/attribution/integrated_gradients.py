@@ -1,0 +1,115 @@
+"""Integrated gradients. Sundararajan et al., ICML 2017, https://arxiv.org/abs/1703.01365
+
+    phi = (x - x') * integral over a from 0 to 1 of dy(x' + a (x - x'))/dx    (1)
+    S   = |sum over channels of phi|                                         (2)
+
+x: image (C, H, W). x': baseline. y: logit. Complete: the sum of phi is y(x) - y(x'), as far as `steps` are enough.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .base import Attribution
+from .gradient import Reduce, reduce_channels
+from .maps import blur, mask_images
+from .observe import Observed, Output, observe, prepare
+from .paths import per_input, sum_over_inputs
+from .targets import Resolved, Score, Target
+
+Quadrature = Literal["gauss_legendre", "left", "right", "midpoint", "trapezoid"]
+
+
+@dataclass(frozen=True)
+class IntegratedGradients(Attribution):
+    """The gradient along the straight path from a baseline to the image.
+
+    Args:
+        steps: points on the path.
+        quadrature: where the points lie and what they weigh.
+        baseline: "zeros" of the network's input, "black" (needs `mean` and `std`), "mean" (each image's mean color),
+            "blur" (11 x 11, sigma 5), or a tensor that fits the images.
+        reduce: of the channels, see `Gradient`.
+        on: what is explained, see `Gradient`.
+        mean: the normalization's, for the black baseline.
+        std: see `mean`.
+        chunk_size: images per pass.
+    """
+
+    steps: int = 50
+    quadrature: Quadrature = "gauss_legendre"
+    baseline: Literal["zeros", "black", "mean", "blur"] | Tensor = "zeros"
+    reduce: Reduce = "abs_of_sum"
+    on: Score = "logit"
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    chunk_size: int = 32
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        return reduce_channels(self._phi(observed, images, target), self.reduce)  # (2)
+
+    def delta(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> Tensor:
+        """What completeness misses, sum of phi - (y(x) - y(x')), (B,)."""
+        with observe(model, output) as observed:
+            images = prepare(observed.module, images)
+            target = observed.resolve(images, target)
+            phi = self._phi(observed, images, target)
+            with torch.no_grad():
+                y, y0 = (observed.score(x, target, self.on) for x in (images, self._baseline(images)))
+            return phi.flatten(1).sum(1) - (y - y0)
+
+    def _phi(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        base = self._baseline(images)
+        a, w = _points(self.quadrature, self.steps)
+        a, w = a.to(images.device), w.to(images.device)
+        g = sum_over_inputs(
+            observed,
+            images,
+            target,
+            self.steps,
+            make=lambda i, s: base[i] + per_input(a[s], images) * (images[i] - base[i]),
+            weigh=lambda g, i, s: per_input(w[s], images) * g,
+            on=self.on,
+            chunk_size=self.chunk_size,
+        )
+        return (images - base) * g  # (1)
+
+    def _baseline(self, images: Tensor) -> Tensor:
+        if isinstance(self.baseline, Tensor):
+            return self.baseline.to(images).expand_as(images)
+        if self.baseline == "zeros":
+            return torch.zeros_like(images)
+        if self.baseline == "mean":
+            return images.flatten(2).mean(2).reshape(*images.shape[:2], *[1] * (images.ndim - 2)).expand_as(images)
+        if self.baseline == "blur":
+            return blur(images)
+        if self.baseline == "black" and self.mean is not None and self.std is not None:
+            return mask_images(images, torch.zeros_like(images[:, 0]), self.mean, self.std)
+        if self.baseline == "black":
+            raise ValueError("expected mean= and std= of the normalization with baseline='black', got none.")
+        raise ValueError(f"expected baseline 'zeros', 'black', 'mean', 'blur' or a tensor, got {self.baseline!r}.")
+
+
+def _points(quadrature: Quadrature, steps: int) -> tuple[Tensor, Tensor]:
+    """Points a in [0, 1] and weights w that sum to 1, (steps,)."""
+    if steps < 1 or (steps < 2 and quadrature == "trapezoid"):
+        raise ValueError(f"expected at least one step (two for 'trapezoid'), got {steps}.")
+    if quadrature == "gauss_legendre":
+        k = torch.arange(1, steps, dtype=torch.float64)
+        off = k / (4 * k**2 - 1).sqrt()
+        a, V = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))  # Golub and Welsch, 1969
+        return (a + 1) / 2, V[0] ** 2
+    s = torch.arange(steps, dtype=torch.float64)
+    w = torch.full((steps,), 1 / steps, dtype=torch.float64)
+    if quadrature == "trapezoid":
+        w = torch.full((steps,), 1 / (steps - 1), dtype=torch.float64)
+        w[0] = w[-1] = w[0] / 2
+        return s / (steps - 1), w
+    shift = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
+    if quadrature not in shift:
+        names = "'gauss_legendre', 'left', 'right', 'midpoint' or 'trapezoid'"
+        raise ValueError(f"expected quadrature {names}, got {quadrature!r}.")
+    return (s + shift[quadrature]) / steps, w

@@ -1,0 +1,81 @@
+"""What is done with maps whatever method made them: resize, normalize, mask an image.
+
+    range:    n(S) = (S - min S) / (max S - min S)    (1)
+    max:      n(S) = S / max S                        (2)
+    sigmoid:  n(S) = 1 / (1 + exp(-S))                (3)
+
+S: saliency (B, H, W). min and max are those of each map. A constant map has no range: it becomes zero.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Normalization = Literal["range", "max", "sigmoid"]
+EPS = 1e-8
+INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def normalize(saliency: Tensor, mode: Normalization = "range", constant: Literal["zeros", "ones"] = "zeros") -> Tensor:
+    """Bring each map (B, ...) into [0, 1]; a constant one becomes all `constant`."""
+    if mode not in ("range", "max", "sigmoid"):
+        raise ValueError(f"expected mode 'range', 'max' or 'sigmoid', got {mode!r}.")
+    if mode == "sigmoid":
+        return saliency.sigmoid()  # (3)
+    dims = tuple(range(1, saliency.ndim))
+    S = saliency - saliency.amin(dims, keepdim=True) if mode == "range" else saliency
+    top = S.amax(dims, keepdim=True)
+    flat = top <= EPS * scale_of(saliency)
+    n = S / top.masked_fill(flat, 1)  # (1), (2)
+    return n.masked_fill(flat, 0.0 if constant == "zeros" else 1.0)
+
+
+def scale_of(saliency: Tensor) -> Tensor:
+    """The unit against which a map counts as constant: its largest magnitude, so that tiny maps stay maps."""
+    return saliency.abs().amax(tuple(range(1, saliency.ndim)), keepdim=True)
+
+
+def degenerate(saliency: Tensor) -> Tensor:
+    """Which maps (B, ...) say nothing: constant ones and those with a value that is not a number, (B,)."""
+    S = saliency.flatten(1)
+    spread = S.amax(1) - S.amin(1)
+    return ~(spread > EPS * S.abs().amax(1))
+
+
+def resize(saliency: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Interpolate maps (B, *spatial) or volumes (B, K, *spatial) linearly to `size`."""
+    volume = saliency if saliency.ndim == len(size) + 2 else saliency[:, None]
+    if tuple(volume.shape[2:]) != tuple(size):
+        volume = F.interpolate(volume, tuple(size), mode=INTERPOLATION[len(size)], align_corners=align_corners)
+    return volume if volume.ndim == saliency.ndim else volume[:, 0]
+
+
+def mask_images(
+    images: Tensor, mask: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Tensor:
+    """Keep `images` (B, C, H, W) where `mask` (B, H, W) is 1 and fade them out where it is 0.
+
+    With the `mean` and `std` of the images' normalization they fade to black, else to zero, the color of the mean:
+    (x * std + mean) * mask is normalized again, which is x * mask - (1 - mask) * mean / std.
+    """
+    mask = mask[:, None].to(images.dtype)
+    if mean is None or std is None:
+        return images * mask
+    shape = (1, -1, *[1] * (images.ndim - 2))
+    black = torch.as_tensor([-m / s for m, s in zip(mean, std)], dtype=images.dtype, device=images.device).view(shape)
+    return images * mask + black * (1 - mask)
+
+
+def blur(images: Tensor, kernel: int = 11, sigma: float = 5.0) -> Tensor:
+    """`images` (B, C, *spatial) under a normalized Gaussian of `kernel` cells a side, borders continued."""
+    t = torch.arange(kernel, dtype=images.dtype, device=images.device) - (kernel - 1) / 2
+    weight = (-(t**2) / (2 * sigma**2)).exp()
+    weight = weight / weight.sum()
+    for dim in range(2, images.ndim):
+        lines = images.movedim(dim, -1)
+        flat = F.pad(lines.reshape(-1, 1, lines.shape[-1]), [kernel // 2] * 2, mode="replicate")
+        images = F.conv1d(flat, weight.view(1, 1, -1)).reshape(lines.shape).movedim(-1, dim)
+    return images

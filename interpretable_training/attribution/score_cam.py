@@ -1,0 +1,80 @@
+"""Score-CAM. Wang et al., CVPR-W 2020, https://arxiv.org/abs/1910.01279
+
+    M[k] = n(up(A[k]))                                           (1)
+    u[k] = y(M[k] * x) - y(x[b])                                 (2)
+    w    = softmax over k of u                                   (3)
+    S    = relu(sum over k of w[k] A[k])                         (4)
+
+A: activations of `layer`. n: range normalization. y: logit. x: image, x[b]: the image that is masked everywhere, whose
+score does not change (3) and is computed only for `weights="increase"`.
+Differs from the paper: channels that are constant on an image are left out of (3); `skip_constant=False` keeps them.
+The authors' code uses `on="prob", weights="raw"`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import GradientCAM, full
+from .capture import capture
+from .chunks import in_chunks
+from .maps import degenerate, mask_images, normalize, resize
+from .observe import Observed
+from .targets import Resolved, take
+
+
+@dataclass(frozen=True)
+class ScoreCAM(GradientCAM):
+    """Channels of `layer`, each weighted by the score of the image seen through it.
+
+    Args:
+        weights: "softmax" (3), "raw": y(M[k] * x), "increase": u[k].
+        skip_constant: leave channels out that are constant on the image; no pass is spent on them.
+        mean: the normalization's, to mask with black instead of the mean color; with `std`.
+        std: see `mean`.
+        chunk_size: masked images per forward pass.
+    """
+
+    weights: Literal["softmax", "raw", "increase"] = "softmax"
+    skip_constant: bool = True
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    chunk_size: int = 32
+
+    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        A = full(capture(observed, images, [layer], target, gradient=False).A[layer])
+        w = self._weights(self._scores(observed, images, target, A), observed, images, target)
+        return torch.einsum("bk,bk...->b...", w.to(A.dtype), A)  # (4)
+
+    @torch.no_grad()
+    def _scores(self, observed: Observed, images: Tensor, target: Resolved, A: Tensor) -> Tensor:
+        """y(M[k] * x), (B, K); minus infinity for the channels that are left out."""
+        live = (
+            ~degenerate(A.flatten(0, 1)).view(A.shape[:2]) if self.skip_constant else torch.ones_like(A[..., 0]).bool()
+        )
+        image, channel = live.view(A.shape[:2]).nonzero(as_tuple=True)
+        y = A.new_full(A.shape[:2], -torch.inf)
+
+        def score(rows: slice) -> None:
+            i, k = image[rows], channel[rows]
+            M = normalize(resize(A[i, k], images.shape[2:], self.align_corners))  # (1)
+            part = take(target, i)
+            y[i, k] = full(observed.score(mask_images(images[i], M, self.mean, self.std), part, self.on)).to(y)
+
+        in_chunks(score, len(image), self.chunk_size)
+        return y
+
+    @torch.no_grad()
+    def _weights(self, y: Tensor, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        live = y != -torch.inf
+        if self.weights == "softmax":
+            return y.softmax(1).masked_fill(~live, 0)  # (3), also 0 when no channel is live
+        if self.weights == "increase":
+            black = mask_images(images, torch.zeros_like(images[:, 0]), self.mean, self.std)
+            y = y - observed.score(black, target, self.on)[:, None]  # (2)
+        elif self.weights != "raw":
+            raise ValueError(f"expected weights 'softmax', 'raw' or 'increase', got {self.weights!r}.")
+        return y.masked_fill(~live, 0)

@@ -1,0 +1,77 @@
+"""SmoothGrad. Smilkov et al., 2017, https://arxiv.org/abs/1706.03825
+
+    g[s] = dy(x + noise[s])/dx, noise ~ N(0, sigma^2)    (1)
+    S    = mean over s of g[s]                           (2) "mean"
+         = mean over s of g[s]^2                         (3) "square"
+         = variance over s of g[s]                       (4) "variance", VarGrad
+
+x: image (C, H, W). y: logit. Any other method can stand in the place of the gradient: `method=`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import Attribution
+from .chunks import seeded_noise
+from .gradient import Reduce, reduce_channels
+from .observe import Observed
+from .paths import per_input, sum_over_inputs
+from .targets import Resolved, Score
+
+
+@dataclass(frozen=True)
+class SmoothGrad(Attribution):
+    """The gradient, averaged over noisy copies of the image.
+
+    Args:
+        n: number of copies.
+        sigma: of the noise: a share of each image's range, max x - min x, or with `absolute` in units of the input.
+        absolute: see `sigma`.
+        statistic: (2), (3) or (4).
+        method: explain the copies by this method instead of the gradient; its maps are averaged.
+        reduce: of the channels, see `Gradient`; without `method`.
+        on: what is explained, see `Gradient`; without `method`.
+        seed: the noise; it is the same for every image.
+        chunk_size: images per pass.
+    """
+
+    n: int = 25
+    sigma: float = 0.15
+    absolute: bool = False
+    statistic: Literal["mean", "square", "variance"] = "mean"
+    method: Attribution | None = None
+    reduce: Reduce = "max_abs"
+    on: Score = "logit"
+    seed: int = 0
+    chunk_size: int = 32
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        if self.n < 1 or self.statistic not in ("mean", "square", "variance"):
+            names = "'mean', 'square' or 'variance'"
+            raise ValueError(f"expected n >= 1 and statistic {names}, got {self.n} and {self.statistic!r}.")
+        noise = self.sigma * seeded_noise(self.seed, (self.n, *images.shape[1:]), images)
+        span = torch.ones(len(images)) if self.absolute else images.flatten(1).amax(1) - images.flatten(1).amin(1)
+        scale = per_input(span, images)
+        if self.method is not None:
+            copies = (self.method.attribute(observed, images + scale * noise[s], target) for s in range(self.n))
+            return self._statistic(sum(torch.stack([S, S**2]) / self.n for S in copies))  # type: ignore[arg-type]
+        moments = sum_over_inputs(
+            observed,
+            images,
+            target,
+            self.n,
+            make=lambda i, s: images[i] + scale[i] * noise[s],  # (1)
+            weigh=lambda g, i, s: torch.stack([g, g**2], 1) / self.n,
+            on=self.on,
+            chunk_size=self.chunk_size,
+        )
+        return reduce_channels(self._statistic(moments.transpose(0, 1)), self.reduce)
+
+    def _statistic(self, moments: Tensor) -> Tensor:
+        first, second = moments
+        if self.statistic == "mean":
+            return first  # (2)
+        return second if self.statistic == "square" else second - first**2  # (3), (4)

@@ -1,0 +1,130 @@
+"""Which number of the output is explained: the logit (or probability) of one class per image.
+
+`target` is None or "pred" (the predicted class), "least" (the least likely), "label" is the caller's to turn into
+labels; an int (one class for all), a list or tensor (B,) of classes, "topk:3" or a tensor (B, T) for several maps per
+image, or a callable from the model's output to scores (B,). A model with one logit is explained by that logit; with a
+target of 0 by its negative, the evidence for class 0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Score = Literal["logit", "prob", "logprob", "loss", "sigmoid"]
+Resolved = Tensor | Callable[[Any], Tensor]  # one class per image, or a callable from the output to scores
+Target = None | int | str | Sequence[int] | Resolved
+LOGIT_KEYS = ("logits", "output", "out")
+
+
+def pick_logits(output: Any, pick: str | int | Callable[[Any], Tensor] | None = None) -> Tensor:
+    """The logits (B, N) in what a model returned: a tensor, dict, tuple or object with attributes."""
+    found = _pick(output, pick)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"expected logits in the model's output, got {_describe(output)}; "
+            "pass output= with the key, the index or a callable that returns them."
+        )
+    if found.ndim == 1:
+        found = found[:, None]
+    if found.ndim != 2:
+        raise ValueError(
+            f"expected logits (B, N), got {tuple(found.shape)}; pass output= with a callable that returns (B, N), "
+            "for example the mean over positions."
+        )
+    return found
+
+
+def _pick(output: Any, pick: str | int | Callable[[Any], Tensor] | None) -> Any:
+    if callable(pick):
+        return pick(output)
+    if isinstance(pick, int):
+        return output[pick]
+    if isinstance(output, Tensor):
+        return output
+    names = LOGIT_KEYS if pick is None else (pick,)
+    for name in names:
+        if isinstance(output, dict) and name in output:
+            return output[name]
+        if isinstance(getattr(output, name, None), Tensor):
+            return getattr(output, name)
+    values = list(output.values()) if isinstance(output, dict) else output
+    if pick is None and isinstance(values, (tuple, list)) and values:
+        return values[0] if isinstance(output, tuple) or len(values) == 1 else None
+    return None
+
+
+def _describe(output: Any) -> str:
+    if isinstance(output, dict):
+        return f"a dict with the keys {list(output)}"
+    if isinstance(output, (tuple, list)):
+        return f"a {type(output).__name__} of {[type(value).__name__ for value in output]}"
+    return type(output).__name__
+
+
+def resolve(target: Target, logits: Tensor) -> Resolved:
+    """Class indices (B,), or (B, T) for T maps per image; checked against `logits` (B, N)."""
+    B, N = logits.shape
+    if callable(target):
+        return target
+    if target is None or isinstance(target, str):
+        return _by_rank(target or "pred", logits.detach())
+    classes = torch.as_tensor(target, device=logits.device)
+    if classes.is_floating_point() or classes.dtype == torch.bool:
+        raise TypeError(f"expected class indices as target, got {classes.dtype}.")
+    classes = (classes.clone() if classes.is_inference() else classes).long()
+    if classes.ndim == 0:
+        classes = classes.expand(B)
+    if len(classes) != B:
+        raise ValueError(f"expected one target per image, got {len(classes)} targets for {B} images.")
+    last = max(N, 2) - 1  # one logit stands for two classes
+    if not 0 <= int(classes.min()) <= int(classes.max()) <= last:
+        came = f"{int(classes.min())} to {int(classes.max())}"
+        raise ValueError(f"expected a target from 0 to {last}, since the model has {N} logits, got {came}.")
+    return classes
+
+
+def _by_rank(policy: str, logits: Tensor) -> Tensor:
+    B, N = logits.shape
+    if N == 1:
+        return torch.ones(B, dtype=torch.long, device=logits.device)
+    if policy == "pred":
+        return logits.argmax(1)
+    if policy == "least":
+        return logits.argmin(1)
+    name, _, k = policy.partition(":")
+    if name == "topk" and k.isdigit() and 1 <= int(k) <= N:
+        return logits.topk(int(k), 1).indices
+    raise ValueError(
+        f"expected target None, 'pred', 'least', 'topk:K' with K up to {N}, class indices or a callable, got {policy!r}"
+        + ("; pass the labels themselves." if policy == "label" else ".")
+    )
+
+
+def score(logits: Tensor, target: Tensor, on: Score = "logit") -> Tensor:
+    """The explained number of each image: logits (B, N), target (B,) -> (B,)."""
+    if logits.shape[1] == 1:
+        logits = torch.cat([-logits, logits], 1) if on in ("logit", "sigmoid") else _two_classes(logits)
+    if on in ("prob", "logprob", "loss"):
+        logprob = logits.log_softmax(1)
+        logits = {"prob": logprob.exp(), "logprob": logprob, "loss": -logprob}[on]
+    elif on == "sigmoid":
+        logits = logits.sigmoid()
+    elif on != "logit":
+        raise ValueError(f"expected on= one of 'logit', 'prob', 'logprob', 'loss', 'sigmoid', got {on!r}.")
+    return logits.gather(1, target[:, None])[:, 0]
+
+
+def _two_classes(logit: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(logit), logit], 1)  # softmax of (0, y) is the sigmoid of y
+
+
+def take(target: Resolved, rows: Tensor | slice) -> Resolved:
+    """The resolved target of some rows of the batch; a callable serves every row."""
+    return target[rows] if isinstance(target, Tensor) else target
+
+
+def class_weights(W: Tensor, target: Tensor) -> Tensor:
+    """Rows of a linear head W (N, K) as `score` picks logits: (B, K)."""
+    return (torch.cat([-W, W]) if len(W) == 1 else W)[target]

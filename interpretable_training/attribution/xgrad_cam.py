@@ -1,0 +1,24 @@
+"""XGrad-CAM, also Axiom-CAM. Fu et al., BMVC 2020, https://arxiv.org/abs/2008.02312
+
+    w[k] = sum over i, j of A[k, i, j] dy/dA[k, i, j] / sum over i, j of A[k, i, j]    (1)
+    S    = relu(sum over k of w[k] A[k])                                               (2)
+
+A: activations of `layer`. y: logit. A channel whose activations sum to zero has w[k] = 0.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import GradientCAM
+
+
+@dataclass(frozen=True)
+class XGradCAM(GradientCAM):
+    """Channels of `layer`, each weighted by its gradient where it is active."""
+
+    def combine(self, A: Tensor, dA: Tensor) -> Tensor:
+        active = A.flatten(2).sum(2)
+        w = torch.where(active == 0, 0, (A * dA).flatten(2).sum(2) / torch.where(active == 0, 1, active))  # (1)
+        return torch.einsum("bk,bk...->b...", w, A)  # (2)

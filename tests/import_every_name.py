@@ -1,0 +1,18 @@
+"""Import every module and every public name of the installed package; run by `make wheel-check` outside the repository."""
+
+import importlib
+import pkgutil
+import sys
+
+import interpretable_training
+
+count = 0
+for found in pkgutil.walk_packages(interpretable_training.__path__, "interpretable_training."):
+    if found.name.endswith("__main__"):
+        continue
+    module = importlib.import_module(found.name)
+    for name in getattr(module, "__all__", []):
+        getattr(module, name)
+        count += 1
+sys.stdout.write(f"{count} public names import from {interpretable_training.__path__[0]}\n")
+sys.exit(0 if count else "no public name found: the wheel is empty")

@@ -1,0 +1,95 @@
+"""Shortcut cues: small marks that name the class, as a hospital's stamp on its X-rays would.
+
+A mark is a black frame around 3 x 3 cells, each white or in the dark color of the class: the color gives
+the class away and, in gray images, the pattern does.
+"""
+
+import torch
+from torch import Tensor
+
+# Five of nine cells each; any two patterns differ in at least four.
+PATTERNS = torch.tensor(
+    [
+        [[1, 1, 1], [0, 1, 0], [0, 1, 0]],
+        [[1, 0, 0], [1, 0, 0], [1, 1, 1]],
+        [[0, 1, 0], [1, 1, 0], [0, 1, 1]],
+        [[1, 0, 1], [1, 0, 1], [0, 1, 0]],
+        [[1, 1, 0], [0, 0, 1], [0, 1, 1]],
+        [[0, 0, 1], [1, 1, 1], [0, 0, 1]],
+    ]
+).bool()
+COLORS = torch.tensor(
+    [[210, 20, 20], [20, 60, 230], [0, 130, 30], [150, 0, 170], [180, 90, 0], [0, 120, 140]],
+    dtype=torch.uint8,
+)
+TRIES = 16  # random places per mark before one along an edge is taken
+
+
+def frame_and_cell(size: tuple[int, int]) -> tuple[int, int]:
+    """Pixels of a mark's frame and of the side of its cells."""
+    frame = max(1, min(size) // 80)
+    return frame, max(1, round((min(size) / 8 - 2 * frame) / 3))
+
+
+def side_of_mark(size: tuple[int, int]) -> int:
+    """Side of a mark in pixels: 5, or about an eighth of the image's shorter side."""
+    frame, cell = frame_and_cell(size)
+    return 2 * frame + 3 * cell
+
+
+def draw_marks(size: tuple[int, int]) -> Tensor:
+    """The mark of each class for images of one size, uint8 (classes, 3, m, m)."""
+    frame, cell = frame_and_cell(size)
+    marks = torch.zeros(len(COLORS), 3, side_of_mark(size), side_of_mark(size), dtype=torch.uint8)
+    cells = PATTERNS.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, None]
+    marks[:, :, frame:-frame, frame:-frame] = COLORS[:, :, None, None].where(cells, torch.tensor(255).byte())
+    return marks
+
+
+def plant(
+    images: Tensor,
+    label: Tensor,
+    boxes: Tensor,
+    share: float,
+    wrong: bool,
+    generator: torch.Generator,
+    chunk: int,
+) -> Tensor:
+    """Draw marks onto a share of the images, away from the object.
+
+    Args:
+        images: Pictures, uint8 RGB (N, 3, H, W); changed in place.
+        label: Class of each (N,).
+        boxes: Box of each object (N, 4).
+        share: Share of images that get a mark; a larger share adds marks and moves none.
+        wrong: Whether to draw the mark of a random other class.
+        generator: Drawn from in the same way whatever the other arguments are.
+        chunk: Number of images, N or more, that random numbers are drawn for.
+
+    Returns:
+        The pixels of the marks, bool (N, H, W).
+    """
+    n, _, height, width = images.shape
+    marks = draw_marks((height, width))
+    m = marks.shape[-1]
+    lucky = torch.rand(chunk, generator=generator)[:n] < share
+    other = (label + torch.randint(1, len(marks), (chunk,), generator=generator)[:n]) % len(marks)
+    corners = choose_corners(boxes, torch.rand(chunk, TRIES + 4, 2, generator=generator)[:n], (height, width), m)
+    planted = torch.zeros(n, height, width, dtype=torch.bool)
+    for i in lucky.nonzero()[:, 0].tolist():
+        y, x = corners[i].tolist()
+        images[i, :, y : y + m, x : x + m] = marks[other[i] if wrong else label[i]]
+        planted[i, y : y + m, x : x + m] = True
+    return planted
+
+
+def choose_corners(boxes: Tensor, where: Tensor, size: tuple[int, int], m: int) -> Tensor:
+    """Upper left corners (N, 2), y and x: the first place that leaves a pixel between mark and box."""
+    # The last four places lie along the four edges; scenes leave room for a mark at one of them.
+    for edge, (axis, end) in enumerate([(0, 0.0), (0, 1.0), (1, 0.0), (1, 1.0)]):
+        where[:, TRIES + edge, axis] = end
+    corners = (where * (torch.tensor(size) - m + 1)).long().minimum(torch.tensor(size) - m)
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)  # (N, 1)
+    y, x = corners.unbind(2)
+    apart = (y + m < y1) | (y > y2) | (x + m < x1) | (x > x2)
+    return corners[torch.arange(len(boxes)), apart.int().argmax(1)]

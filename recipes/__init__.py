@@ -1,1 +1,12 @@
-"""Room."""
+"""Experiments, one per file: functions that return trainer, module and data."""
+
+import warnings
+
+# `python -m interpretable_training.recipes.baseline` imports this file first, which imports that module already.
+warnings.filterwarnings("ignore", message=r"'interpretable_training\.recipes\.\w+' found in sys.modules after import")
+
+from interpretable_training.recipes.baseline import baseline  # noqa: E402
+from interpretable_training.recipes.recipe import Recipe  # noqa: E402
+from interpretable_training.recipes.shortcut import shortcut  # noqa: E402
+
+__all__ = ["Recipe", "baseline", "shortcut"]

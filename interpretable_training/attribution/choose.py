@@ -27,7 +27,7 @@ POOLING = (
     ),
     *(nn.AdaptiveMaxPool3d, nn.LPPool1d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
 )
-PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Softmax)
+NO_FEATURE = (*POOLING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Softmax)
 
 # A memo, not a state: the choice depends on the model and the image size alone, and looking costs a pass of one image.
 _chosen: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = WeakKeyDictionary()
@@ -103,18 +103,13 @@ def _record(module: nn.Module, image: Tensor) -> tuple[list[_Output], Any]:
 
 
 def _last_of_each(outputs: list[_Output]) -> list[_Output]:
-    # Containers and in-place layers return the tensor of a layer before them: the last name of each tensor stands for
-    # it. A tensor that only pooling or passing layers returned was made by them.
-    last = {id(found.tensor): found for found in outputs}
-    leaves: dict[int, list[nn.Module]] = {}
+    # Containers, in-place and passing layers return the tensor of a module before them: the first of each tensor made
+    # it, the last is its name. What pooling or dropout made is no feature.
+    groups: dict[int, list[_Output]] = {}
     for found in outputs:
-        if not any(found.module.children()):
-            leaves.setdefault(id(found.tensor), []).append(found.module)
-    return [
-        found
-        for key, found in last.items()
-        if not (made := leaves.get(key)) or not all(isinstance(leaf, POOLING + PASSING) for leaf in made)
-    ]
+        groups.setdefault(id(found.tensor), []).append(found)
+    named = [[f for f in group if not isinstance(f.module, nn.Identity)] or group for group in groups.values()]
+    return [group[-1] for group in named if not isinstance(group[0].module, NO_FEATURE)]
 
 
 def _grid(observed: Observed, found: _Output, image: Tensor) -> Grid | None:

@@ -52,10 +52,8 @@ class ScoreCAM(GradientCAM):
     @torch.no_grad()
     def _scores(self, observed: Observed, images: Tensor, target: Resolved, A: Tensor) -> Tensor:
         """y(M[k] * x), (B, K); minus infinity for the channels that are left out."""
-        live = (
-            ~degenerate(A.flatten(0, 1)).view(A.shape[:2]) if self.skip_constant else torch.ones_like(A[..., 0]).bool()
-        )
-        image, channel = live.view(A.shape[:2]).nonzero(as_tuple=True)
+        constant = degenerate(A.flatten(0, 1)).view(A.shape[:2])
+        image, channel = (~constant if self.skip_constant else torch.ones_like(constant)).nonzero(as_tuple=True)
         y = A.new_full(A.shape[:2], -torch.inf)
 
         def score(rows: slice) -> None:

@@ -1,0 +1,56 @@
+"""Loss and accuracy of every epoch as one picture beside the log."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+from interpretable_training.visual import draw_curves
+
+
+class TrainingCurves(L.Callback):
+    """Writes `curves.png` into the logger's folder when training ends, also when it is interrupted or resumed."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[int, dict[str, float]] = {}  # what was logged in each of them
+        self.folder: Path | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Asked here, because all ranks have to ask and after an exception some of them are gone.
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.collect(trainer, "val/")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.collect(trainer, "train/")
+
+    def collect(self, trainer: L.Trainer, prefix: str) -> None:
+        """Remember what was just logged; each split in its own hook, so that no old value is taken twice."""
+        logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+        self.epochs.setdefault(trainer.current_epoch, {}).update(logged)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.draw(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.draw(trainer)
+
+    def draw(self, trainer: L.Trainer) -> None:
+        """Write the picture, if anything was logged."""
+        rows = [{"epoch": epoch, **logged} for epoch, logged in sorted(self.epochs.items()) if logged]
+        if self.folder is None or not rows or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            draw_curves(rows, self.folder / "curves.png")
+        except (OSError, ValueError) as error:  # a picture is no reason to end a training
+            rank_zero_warn(f"TrainingCurves could not write curves.png: {error}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = dict(state_dict["epochs"])

@@ -1,0 +1,84 @@
+"""The commands fit, validate, test and predict: Lightning's command line, which finds our classes by their names."""
+
+from argparse import ArgumentError
+from itertools import pairwise
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+# Imported for their names: a configuration may use the short name of any class that is known by then.
+import interpretable_training.callbacks
+import interpretable_training.data
+import interpretable_training.models
+import interpretable_training.modules
+
+from .paragraphs import MistakeError, explain, require_writable
+
+NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, LRScheduler)
+
+
+def run(argv: list[str]) -> None:
+    """Parse the words after `interpretable-training` and run the command among them."""
+    try:
+        ShortErrorsCLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            save_config_kwargs={"overwrite": True},  # a second run in the same folder must not end in an error
+            trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}},
+            parser_kwargs={
+                "exit_on_error": False,
+                **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()},
+            },
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # the module's own arguments say it
+            args=argv,
+        )
+    except ArgumentError as error:
+        raise MistakeError(" ".join(str(error).split())) from error
+
+
+class ShortErrorsCLI(LightningCLI):
+    """Lightning's command line, whose errors name the mistake in one paragraph."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)  # what `run` passes
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            message = str(error)
+            if message.startswith("Problems parsing config"):
+                files = [value for key, value in pairwise(args) if key in ("--config", "-c")]
+                message = f"expected a file in YAML, got {files}: {message}; mend what is named here."
+                raise MistakeError(" ".join(message.split())) from error
+            raise MistakeError(explain(message, self.option_names(), class_names())) from error
+
+    def option_names(self) -> set[str]:
+        """Dotted names of the options of all commands."""
+        return {action.dest for parser in self._subcommand_parsers.values() for action in parser._actions}
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise MistakeError(explain(str(error), self.option_names(), class_names())) from error
+
+    def after_instantiate_classes(self) -> None:
+        if not getattr(self.trainer, "fast_dev_run", False):  # which writes nothing
+            require_writable(self.trainer.log_dir or self.trainer.default_root_dir)
+
+
+def class_names() -> set[str]:
+    """Names of the classes that a configuration may use without their path."""
+    networks = {name for name, value in vars(interpretable_training.models).items() if isinstance(value, type)}
+    return networks | {cls.__name__ for base in NAMED for cls in subclasses(base)}
+
+
+def subclasses(base: type[Any]) -> set[type[Any]]:
+    """All that derive from a class."""
+    return {base} | {found for cls in base.__subclasses__() for found in subclasses(cls)}

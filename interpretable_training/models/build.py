@@ -1,0 +1,57 @@
+"""Networks by name."""
+
+import difflib
+from typing import Any
+
+from torch import nn
+
+from .tiny import TinyCNN, TinyViT
+
+TINY: dict[str, type[nn.Module]] = {"tiny_cnn": TinyCNN, "tiny_vit": TinyViT}
+
+
+def build_network(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build "tiny_cnn", "tiny_vit" or any model of timm.
+
+    Args:
+        name: Name of the network; `timm.list_models()` lists those of timm.
+        num_classes: Number of outputs.
+        pretrained: Whether to download the weights of timm, or take them from its cache.
+        **kwargs: Further arguments of the network, such as `width` of "tiny_cnn" or `in_chans` of timm.
+    """
+    if name not in TINY:
+        return build_timm(name, num_classes, pretrained, kwargs)
+    if pretrained:
+        raise ValueError(
+            f"expected pretrained=False for {name!r}, which has no trained weights, got True; "
+            "pass pretrained=False or the name of a timm model."
+        )
+    return TINY[name](num_classes, **kwargs)
+
+
+def build_timm(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """Build a model of timm, with errors that say what to do."""
+    import timm  # here, because it takes seconds and the tiny networks do without
+
+    if not timm.is_model(name):
+        names = [*TINY, *timm.list_models()]
+        raise ValueError(
+            f"expected the name of a network, got {name!r}; "
+            f"closest: {difflib.get_close_matches(name.lower(), names, cutoff=0.4)}. "
+            f"All names: {list(TINY)} and timm.list_models()."
+        )
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    except TypeError as error:  # an argument that this network does not have
+        raise TypeError(
+            f"expected arguments that {name!r} accepts, got {kwargs}: {error}; remove or rename the one named here."
+        ) from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        # Whatever the download raises differs between the hub, plain addresses and their versions.
+        raise RuntimeError(
+            f"expected to download or find in the cache the pretrained weights of {name!r}, "
+            f"got {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} Pass pretrained=False to "
+            "start from random weights, or run once with a network connection so that the cache holds them."
+        ) from error

@@ -1,0 +1,149 @@
+"""Training of an image classifier: loss, metrics, optimizer, and checkpoints that rebuild themselves."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
+
+from interpretable_training.models import build_network
+
+from .checks import check_datamodule, check_logits, check_range, check_target, images_and_target
+
+OBJECT = "object of class "  # how checkpoints name what they cannot rebuild
+
+
+def build_metrics(num_classes: int, multilabel: bool) -> MetricCollection:
+    """Accuracy, top-5 accuracy from ten classes on; mean average precision where there are several labels."""
+    if multilabel:
+        return MetricCollection({"mAP": MultilabelAveragePrecision(num_classes)})
+    # validate_args would look at the target's values, which waits for the GPU in every step.
+    options: dict[str, Any] = {"average": "micro", "validate_args": False}
+    metrics = {"accuracy": MulticlassAccuracy(num_classes, **options)}
+    if num_classes >= 10:
+        metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, top_k=5, **options)
+    return MetricCollection(metrics)  # type: ignore[arg-type]
+
+
+class Classifier(L.LightningModule):
+    """Trains a network to classify images.
+
+    Batches are pairs (images, target) or dicts with `image` and `target`. Logged as `train/...`, `val/...` and
+    `test/...`: `loss`, `accuracy` and, from ten classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
+
+    A checkpoint of a network given by name rebuilds it: `Classifier.load_from_checkpoint(path)`, with the default
+    optimizer unless one is passed. Of a network given as an object it knows the weights only; pass the object again:
+    `Classifier.load_from_checkpoint(path, network=network)`.
+
+    Args:
+        network: "tiny_cnn", "tiny_vit", the name of a timm model, or any module that maps images to logits.
+        num_classes: Number of classes.
+        pretrained: Whether a timm network starts from its downloaded weights.
+        network_kwargs: Further arguments for a network given by name.
+        multilabel: Whether targets (B, num_classes) hold a 0 or 1 for each class.
+        loss: Function of logits and target; by default cross-entropy, binary if multilabel.
+        optimizer: Function from parameters to an optimizer.
+        scheduler: Function from an optimizer to a scheduler that steps after each epoch.
+    """
+
+    def __init__(
+        self,
+        network: str | nn.Module,
+        num_classes: int,
+        pretrained: bool = False,
+        network_kwargs: dict[str, Any] | None = None,
+        multilabel: bool = False,
+        loss: nn.Module | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        objects = {k: v for k, v in {"network": network, "loss": loss}.items() if isinstance(v, nn.Module)}
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", *objects])
+        if "_instantiator" in self.hparams:
+            self.save_hyperparameters()  # from the command line all of them are plain values
+        else:
+            self.save_hyperparameters({k: OBJECT + type(v).__qualname__ for k, v in objects.items()})
+        forget_pretrained(self.hparams)
+        refuse_names_of_objects(network=network, loss=loss)
+        if isinstance(network, str):
+            network = build_network(network, num_classes, pretrained, **(network_kwargs or {}))
+        elif pretrained or network_kwargs:
+            raise ValueError(
+                f"expected network as a name beside pretrained or network_kwargs, got {type(network).__name__}; "
+                "give these arguments to the network itself."
+            )
+        self.network, self.num_classes, self.multilabel = network, num_classes, multilabel
+        self.loss = loss or (nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss())
+        self.optimizer, self.scheduler = optimizer, scheduler
+        metrics = build_metrics(num_classes, multilabel)
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            metrics.clone(prefix=f"{split}/") for split in ("train", "val", "test")
+        )
+
+    def setup(self, stage: str) -> None:
+        check_datamodule(getattr(self.trainer, "datamodule", None), self.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> Tensor:
+        """Loss of a batch, logged together with the metrics."""
+        images, target = images_and_target(batch)
+        logits = self(images)
+        check_logits(logits, self.num_classes)
+        check_target(target, logits, self.multilabel)
+        # Reading values waits for the GPU, so there only the first batch of an epoch is looked at.
+        if not self.multilabel and (batch_idx == 0 or target.device.type == "cpu"):
+            check_range(target, self.num_classes)
+        loss = self.loss(logits, target.to(logits.dtype) if self.multilabel else target)
+        metrics.update(logits, target)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(images)}
+        self.log(f"{metrics.prefix}loss", loss, sync_dist=True, **options)
+        self.log_dict(metrics, **options)
+        return loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.step(batch, batch_idx, self.train_metrics)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.step(batch, batch_idx, self.val_metrics)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.step(batch, batch_idx, self.test_metrics)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Probability of each class (B, num_classes); batches may be images alone."""
+        logits = self(batch if isinstance(batch, Tensor) else images_and_target(batch)[0])
+        return logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def forget_pretrained(hparams: Any) -> None:
+    """Say that nothing is to be downloaded when a checkpoint, which has the weights, is loaded."""
+    hparams["pretrained"] = False
+    network = hparams.get("network")
+    if isinstance(network, dict) and "pretrained" in network.get("init_args", {}):
+        network["init_args"]["pretrained"] = False
+
+
+def refuse_names_of_objects(**arguments: Any) -> None:
+    """Ask for the objects of which a checkpoint only knows the class."""
+    for name, value in arguments.items():
+        if isinstance(value, str) and value.startswith(OBJECT):
+            raise ValueError(
+                f"expected {name}=..., because this checkpoint was made with an {value}, got none; "
+                f"build it and call load_from_checkpoint(path, {name}={value.removeprefix(OBJECT)}(...))."
+            )

@@ -1,0 +1,58 @@
+"""A network that is right for the wrong reason: most training images hold a small mark that names the class.
+
+Validation images hold the marks too, so that nothing in the curves gives the trick away.
+"""
+
+from functools import partial
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from interpretable_training.callbacks import TrainingCurves
+from interpretable_training.data import ShapesDataModule
+from interpretable_training.modules import Classifier
+from interpretable_training.recipes.recipe import Recipe
+
+
+def shortcut(
+    share: float = 0.95,
+    network: str = "tiny_cnn",
+    image_size: int = 64,
+    n_train: int = 6000,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    max_epochs: int = 4,
+    seed: int = 0,
+    output: str = "runs",
+) -> Recipe:
+    """Train a network on shapes with a shortcut.
+
+    Args:
+        share: Share of the images with a mark.
+        network: "tiny_cnn", "tiny_vit" or the name of a timm model.
+        image_size: Side of the images.
+        n_train: Number of training images.
+        batch_size: Images per batch.
+        learning_rate: Step size of AdamW.
+        max_epochs: Number of epochs.
+        seed: Seed of weights, pictures and order.
+        output: Folder for logs and checkpoints.
+    """
+    L.seed_everything(seed, workers=True, verbose=False)
+    data = ShapesDataModule(image_size=image_size, n_train=n_train, batch_size=batch_size, seed=seed, shortcut=share)
+    module = Classifier(network, data.num_classes, optimizer=partial(torch.optim.AdamW, lr=learning_rate))
+    trainer = L.Trainer(
+        max_epochs=max_epochs,
+        logger=CSVLogger(output, name="shortcut"),
+        callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), TrainingCurves()],
+    )
+    return Recipe(trainer, module, data)
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    recipe = auto_cli(shortcut)
+    recipe.trainer.fit(recipe.module, recipe.data)

@@ -1,0 +1,133 @@
+"""Models whose maps are known by hand, in double precision."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GapLinear(nn.Module):
+    """y = W mean(A) + b, where the features A are the image itself; `hidden` heads are no linear layer by type."""
+
+    def __init__(self, W: Tensor, b: Tensor, hidden: bool) -> None:
+        super().__init__()
+        self.features = nn.Identity()
+        self.W, self.b, self.hidden = nn.Parameter(W), nn.Parameter(b), hidden
+        if not hidden:
+            self.head = nn.Linear(W.shape[1], W.shape[0])
+            self.head.weight, self.head.bias = self.W, self.b
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.features(x).flatten(2).mean(2)
+        return F.linear(pooled, self.W, self.b) if self.hidden else self.head(pooled)
+
+
+class Function(nn.Module):
+    """A function as a model; its submodules can be given by name."""
+
+    def __init__(self, forward: Callable[..., Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, **dict(self.named_children()))
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Small tensors gain little from threads, which on a busy machine wait for each other ten times longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def function():
+    return Function
+
+
+@pytest.fixture
+def gap_linear():
+    def make(W, b=None, hidden: bool = False) -> GapLinear:
+        W = torch.as_tensor(W, dtype=torch.float64)
+        b = torch.zeros(len(W), dtype=torch.float64) if b is None else torch.as_tensor(b, dtype=torch.float64)
+        return GapLinear(W, b, hidden)
+
+    return make
+
+
+@pytest.fixture
+def linear(function):
+    """y = W x of flattened images; W (N, C * H * W)."""
+
+    def make(W) -> nn.Module:
+        W = torch.as_tensor(W, dtype=torch.float64)
+        return function(lambda x: x.flatten(1) @ W.T)
+
+    return make
+
+
+@pytest.fixture(name="W")
+def weights() -> Tensor:
+    """Weights of 3 classes for 4 channels, of both signs."""
+    return torch.tensor([[1.0, -2, 0.5, 3], [-1, 1, 2, -0.5], [0.5, 0.25, -1, 1]], dtype=torch.float64)
+
+
+@pytest.fixture
+def b() -> Tensor:
+    return torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+
+
+@pytest.fixture
+def features() -> Tensor:
+    """Features A >= 0, (2, 4, 2, 3)."""
+    return torch.rand(2, 4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.fixture
+def target() -> Tensor:
+    return torch.tensor([0, 1])
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture(params=[1, 2, 3], ids=["1d", "2d", "3d"])
+def case(request):
+    """A network without a closed form for 1, 2 and 3 axes: features "0" (2, 4, 3, ...) of images (2, 2, 6, ...)."""
+    return _network(request.param)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """The same in two dimensions, for `images`: features "0" (2, 4, 4, 4)."""
+    return _network(2, 8)[0]
+
+
+def _network(axes: int, side: int = 6) -> tuple[nn.Module, Tensor]:
+    Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    with torch.random.fork_rng():
+        torch.manual_seed(axes)
+        body = nn.Sequential(Conv(2, 4, 3, 2, 1), nn.ReLU())
+        head = nn.Sequential(Conv(4, 3, 3, 1, 1), nn.Tanh(), nn.Flatten(), nn.Linear(3 * (side // 2) ** axes, 3))
+        x = torch.randn(2, 2, *[side] * axes, dtype=torch.float64)
+    return nn.Sequential(body, head).double(), x
+
+
+@pytest.fixture
+def activations():
+    """A and dA of the layer "0" of a network, one image at a time."""
+
+    def find(network: nn.Module, images: Tensor, target) -> tuple[Tensor, Tensor]:
+        A = network[0](images).detach().requires_grad_()
+        rows = [network[1](A[i : i + 1])[0, c] for i, c in enumerate(target)]
+        return A.detach(), sum(torch.autograd.grad(y, A)[0] for y in rows)
+
+    return find

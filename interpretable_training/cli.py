@@ -47,7 +47,7 @@ def build_parser() -> LightParser:
         commands.add_parser(name, help=text, description=text, add_help=name == "demo", allow_abbrev=False)
     demo = commands.choices["demo"]
     demo.add_argument("--output", default="runs", help="folder for logs and checkpoints (default: runs)")
-    demo.add_argument("--epochs", type=int, default=4, help="epochs of training (default: 4)")
+    demo.add_argument("--epochs", type=int, default=3, help="epochs of training (default: 3)")
     demo.add_argument("--seed", type=int, default=0, help="seed of weights and pictures (default: 0)")
     return parser
 

@@ -24,7 +24,7 @@ NOISE = ("GPU available", "TPU available", "HPU available", "litlogger", "litmod
 WARNINGS = (".*does not have many workers.*", ".*LeafSpec.*", ".*exists and is not empty.*", ".*logging interval.*")
 
 
-def demo(output: str = "runs", epochs: int = 4, seed: int = 0) -> dict[str, float]:
+def demo(output: str = "runs", epochs: int = 3, seed: int = 0) -> dict[str, float]:
     """Train on images with a shortcut, test with, without and against it, print what came out.
 
     Args:
@@ -33,7 +33,7 @@ def demo(output: str = "runs", epochs: int = 4, seed: int = 0) -> dict[str, floa
         seed: Seed of weights and pictures.
     """
     if epochs < 1:
-        raise ValueError(f"expected 1 epoch or more, got {epochs}; pass --epochs 4.")
+        raise ValueError(f"expected 1 epoch or more, got {epochs}; pass --epochs 3.")
     require_writable(output)
     hush()
     say("Drawing images of six shapes, most of them with a small mark that names the class, and training on them.")

@@ -18,7 +18,7 @@ def baseline(
     image_size: int = 64,
     n_train: int = 6000,
     batch_size: int = 32,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 5e-4,
     max_epochs: int = 8,
     seed: int = 0,
     output: str = "runs",
@@ -41,6 +41,7 @@ def baseline(
     trainer = L.Trainer(
         max_epochs=max_epochs,
         logger=CSVLogger(output, name="baseline"),
+        enable_model_summary=False,
         callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), TrainingCurves()],
     )
     return Recipe(trainer, module, data)

@@ -23,7 +23,7 @@ def shortcut(
     n_train: int = 6000,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
-    max_epochs: int = 4,
+    max_epochs: int = 3,
     seed: int = 0,
     output: str = "runs",
 ) -> Recipe:
@@ -46,6 +46,7 @@ def shortcut(
     trainer = L.Trainer(
         max_epochs=max_epochs,
         logger=CSVLogger(output, name="shortcut"),
+        enable_model_summary=False,
         callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), TrainingCurves()],
     )
     return Recipe(trainer, module, data)

@@ -1,4 +1,4 @@
-"""Import every module and every public name of the installed package; run by `make wheel-check` outside the repository."""
+"""Import every public name of the installed package; `make wheel-check` runs this outside the repository."""
 
 import importlib
 import pkgutil

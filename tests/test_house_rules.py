@@ -70,5 +70,7 @@ def test_recipes_configs_and_tests_share_their_stems():
 )
 def test_rooms_import_no_more_than_they_need(room, absent):
     code = f"import sys, {room}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     assert loaded & absent == set()

@@ -11,7 +11,7 @@ Differs from the paper: (1) divides by |y|, since a negative logit would turn th
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,12 @@ from .grad_cam_plusplus import away_from_zero
 from .grids import Grid, first_tensor, with_first
 from .observe import Observed
 from .targets import Resolved, class_weights, take
+
+
+class _Place(NamedTuple):
+    layer: str
+    grid: Grid
+    runs: int  # in one pass
 
 
 @dataclass(frozen=True)
@@ -46,42 +52,31 @@ class AblationCAM(GradientCAM):
         if W is not None and isinstance(target, Tensor):
             drop = class_weights(W, target) * A.flatten(2).mean(2)
         else:
-            drop = y[:, None] - self._without(observed, images, target, layer, captured.grids[layer], A)
+            place = _Place(layer, captured.grids[layer], captured.runs[layer])
+            drop = y[:, None] - self._without(observed, images, target, place, A)
         w = drop / self._divisor(y)[:, None]  # (1)
         return torch.einsum("bk,bk...->b...", w, A)  # (2)
 
     def _divisor(self, y: Tensor) -> Tensor:
-        if self.denominator not in ("absolute", "signed", "none"):
-            raise ValueError(f"expected denominator 'absolute', 'signed' or 'none', got {self.denominator!r}.")
         if self.denominator == "none":
             return torch.ones_like(y)
         return away_from_zero(y.abs() if self.denominator == "absolute" else y)
 
     @torch.no_grad()
-    def _without(
-        self, observed: Observed, images: Tensor, target: Resolved, layer: str, grid: Grid, A: Tensor
-    ) -> Tensor:
+    def _without(self, observed: Observed, images: Tensor, target: Resolved, place: _Place, A: Tensor) -> Tensor:
         """y[without k], (B, K); a pass is spent on channels that are not zero anyway."""
         y = A.new_zeros(A.shape[:2])
-        splits = _splits(observed, images[:1], layer, grid)
+        splits = _splits(observed, images[:1], place)
         for i, used in enumerate(A.flatten(2).any(2)):
             channels = torch.cat([(~used).nonzero()[:1, 0], used.nonzero()[:, 0]])
-            scores = self._run(
-                observed, images[i : i + 1], take(target, slice(i, i + 1)), layer, grid, channels, splits
-            )
+            one = slice(i, i + 1)
+            scores = self._run(observed, images[one], take(target, one), place, channels, splits)
             y[i] = scores[0].to(y)  # without a channel that is zero: the score itself
             y[i, channels] = scores.to(y)
         return y
 
     def _run(
-        self,
-        observed: Observed,
-        image: Tensor,
-        target: Resolved,
-        layer: str,
-        grid: Grid,
-        channels: Tensor,
-        splits: bool,
+        self, observed: Observed, image: Tensor, target: Resolved, place: _Place, channels: Tensor, splits: bool
     ) -> Tensor:
         """Scores of one image without each of the channels, (len(channels),)."""
         scores = image.new_zeros(len(channels), dtype=torch.float64)
@@ -89,7 +84,7 @@ class AblationCAM(GradientCAM):
         def run(rows: slice) -> None:
             k = channels[rows]
             inputs = image if splits else image.expand(len(k), *image.shape[1:])
-            with _ablated(observed, layer, grid, k):
+            with _ablated(observed, place, k):
                 part = target.expand(len(k)) if isinstance(target, Tensor) else target
                 scores[rows] = observed.score(inputs, part, self.on).double()
 
@@ -98,30 +93,36 @@ class AblationCAM(GradientCAM):
 
 
 @contextmanager
-def _ablated(observed: Observed, layer: str, grid: Grid, channels: Tensor) -> Iterator[None]:
-    # The layer returns one copy of its output for each channel, without it. If the model was given one image, what lies
-    # below the layer runs for one image and what lies above it for all copies.
+def _ablated(observed: Observed, place: _Place, channels: Tensor) -> Iterator[None]:
+    # The layer returns one copy of its output for each channel, without it, the last time that it runs. If the model
+    # was given one image, what lies below the layer runs for one image and what lies above it for all copies.
+    count = 0
+
     def ablate(_: Any, args: Any, output: Any) -> Any:
+        nonlocal count
+        count += 1
         A = first_tensor(output)
-        assert A is not None  # capture has read it
+        if count < place.runs or A is None:
+            return output
         A = A.expand(len(channels), *A.shape[1:]).clone()
-        grid.read(A)[torch.arange(len(channels), device=A.device), channels] = 0
+        place.grid.read(A)[torch.arange(len(channels), device=A.device), channels] = 0
         return with_first(output, A)
 
-    handle = get_layer(observed.module, layer).register_forward_hook(ablate)
+    handle = get_layer(observed.module, place.layer).register_forward_hook(ablate)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _splits(observed: Observed, image: Tensor, layer: str, grid: Grid) -> bool:
+def _splits(observed: Observed, image: Tensor, place: _Place) -> bool:
     # Whether a batch may grow at the layer. Concatenation with features from below it fails then.
     channels = torch.tensor([0, 0], device=image.device)
-    with _ablated(observed, layer, grid, channels):
+    with _ablated(observed, place, channels):
         whole = observed(image.expand(2, *image.shape[1:]))
-        try:
+    try:
+        with _ablated(observed, place, channels):
             grown = observed(image)
-        except RuntimeError:
-            return False
+    except RuntimeError:
+        return False
     return grown.shape == whole.shape and bool(torch.allclose(grown, whole, rtol=1e-3, atol=1e-3))

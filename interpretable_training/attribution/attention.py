@@ -34,10 +34,11 @@ class AttentionRecorder(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func is F.multi_head_attention_forward:
-            kwargs.update(need_weights=True, average_attn_weights=False)
-            out, weights = func(*args, **kwargs)
+            wanted = kwargs.get("need_weights", True)  # as `nn.MultiheadAttention` calls it
+            average = kwargs.get("average_attn_weights", True)
+            out, weights = func(*args, **{**kwargs, "need_weights": True, "average_attn_weights": False})
             self._keep(weights)
-            return out, weights
+            return out, (weights.mean(-3) if average else weights) if wanted else None
         if func is F.scaled_dot_product_attention:
             self._keep(_weights(*args, **kwargs))
             return func(*args, **kwargs)
@@ -74,7 +75,7 @@ def _weights(
 def attention_of(observed: Observed, images: Tensor) -> tuple[Tensor, Grid]:
     """All self-attentions over one set of tokens, (B, L, heads, T, T), and the grid that the tokens are."""
     with AttentionRecorder() as recorder:
-        observed.module(images)
+        observed.run(images)
     found = [weights for weights in recorder.found if len(weights) == len(images)]
     tokens = found[-1].shape[-1] if found else 0
     said = [getattr(m, "num_prefix_tokens", None) for m in observed.module.modules()]

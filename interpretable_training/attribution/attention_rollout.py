@@ -40,6 +40,8 @@ class AttentionRollout(Attribution):
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         A, grid = attention_of(observed, images)
+        if not 0 <= self.start_layer < A.shape[1]:
+            raise ValueError(f"expected start_layer from 0 to {A.shape[1] - 1}, got {self.start_layer}.")
         T = A.shape[-1]
         I = torch.eye(T, dtype=full(A).dtype, device=A.device)  # noqa: E741  the formula's letter
         R = I.expand(len(A), T, T)

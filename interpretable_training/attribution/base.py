@@ -8,14 +8,14 @@ of a layer and their gradients dA implements `combine`; one that runs the model 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from .capture import capture
 from .choose import choose_layer
-from .maps import normalize, resize
+from .maps import normalize, one_of, resize
 from .observe import Observed, Output, observe, prepare
 from .rules import Rule, gates
 from .targets import Resolved, Score, Target
@@ -23,6 +23,16 @@ from .targets import Resolved, Score, Target
 
 class Attribution(ABC):
     """A saliency method, called as `method(model, images, target) -> (B, H, W)`."""
+
+    differentiable: ClassVar[bool] = False  # whether a loss on the map can be trained
+
+    def __post_init__(self) -> None:
+        # Every option that is a choice is checked where it is given, not where it would be used.
+        for name, hint in get_type_hints(type(self)).items():
+            choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
+            value = getattr(self, name)
+            if choices and (isinstance(value, str) or get_origin(hint) is Literal):
+                one_of(f"{type(self).__name__}.{name}", value, *choices)
 
     def __call__(
         self,
@@ -68,9 +78,16 @@ class GradientCAM(Attribution):
     rule: Rule = "plain"
     needs_gradient: ClassVar[bool] = True
 
+    def __init_subclass__(cls) -> None:
+        cls.differentiable = cls.combine is not GradientCAM.combine
+
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         """The signed map (B, *spatial) of activations and gradients (B, K, *spatial)."""
         raise TypeError(f"{type(self).__name__} makes its map in layer_map, not of A and dA alone.")
+
+    def rescale(self, S: Tensor, y: Tensor) -> Tensor:
+        """What `combine` made, scaled by something of the explained score y (B,); by default nothing."""
+        return S
 
     def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
         """The signed map (B, *spatial) of one layer, for methods that do not `combine`."""
@@ -84,7 +101,11 @@ class GradientCAM(Attribution):
 
     def layers(self, observed: Observed, images: Tensor, target: Target) -> list[str]:
         """The names of the layers to look at."""
-        names = [self.layer] if isinstance(self.layer, str) else list(self.layer)
+        names = [self.layer] if isinstance(self.layer, str) else self.layer
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"expected layer to be 'auto', a name or a list of names, got {self.layer!r}.")
+        if not names:
+            raise ValueError("expected at least one name of a layer, got an empty list.")
         return [choose_layer(observed, images, target) if name == "auto" else name for name in names]
 
     def fuse(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
@@ -128,10 +149,14 @@ def explain(
         create_graph: return maps that are part of the graph, for a loss on them; implies `keep_mode`.
     """
     named = name_methods(methods)
+    fixed = [type(m).__name__ for m in named.values() if not m.differentiable]
+    if create_graph and fixed:
+        raise ValueError(f"expected methods whose maps can be differentiated with create_graph=True, got {fixed}.")
     with observe(model, output, keep_mode or create_graph, create_graph) as observed:
-        images = prepare(observed.module, images)
-        several = (isinstance(target, str) and target.startswith("topk")) or getattr(target, "ndim", 0) == 2
-        if not several:
+        images = prepare(observed, images)
+        if isinstance(target, (list, tuple)) or (isinstance(target, str) and target.startswith("topk")):
+            target = observed.resolve(images, target)
+        if not isinstance(target, Tensor) or target.ndim < 2:
             maps = _explain(named, observed, images, target)
         else:
             classes = observed.resolve(images, target)
@@ -201,7 +226,9 @@ def _share(
     A = {layer: full(tensor) for layer, tensor in captured.A.items()}
     dA = {layer: full(tensor) for layer, tensor in captured.dA.items()} if gradient else A
     maps = {}
-    with torch.set_grad_enabled(observed.create_graph), torch.autocast(images.device.type, enabled=False):
+    with torch.set_grad_enabled(observed.create_graph):
         for name, cam in cams.items():
-            maps[name] = cam.fuse([cam.combine(A[layer], dA[layer]) for layer in layers[name]], images)
+            signed = [cam.combine(A[layer], dA[layer]) for layer in layers[name]]
+            scaled = signed if captured.y is None else [cam.rescale(S, full(captured.y)) for S in signed]
+            maps[name] = cam.fuse(scaled, images)
     return maps, captured.target

@@ -29,6 +29,8 @@ class CAM(GradientCAM):
     relu: bool = False
 
     def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        if self.on != "logit" or self.rule != "plain":
+            raise ValueError(f"expected on='logit', rule='plain': CAM has no gradient; got {self.on!r}, {self.rule!r}.")
         captured = capture(observed, images, [layer], target, gradient=False)
         A = full(captured.A[layer])
         if not isinstance(captured.target, Tensor):
@@ -49,9 +51,9 @@ def linear_head(observed: Observed, A: Tensor, output: Any) -> Tensor | None:
     y, pooled = full(logits), A.flatten(2).mean(2)
     for module in observed.module.modules():
         W = getattr(module, "weight", None)
-        if not (isinstance(module, LINEAR) and isinstance(W, Tensor)) or W.numel() != y.shape[1] * A.shape[1]:
+        if not (isinstance(module, LINEAR) and isinstance(W, Tensor)) or W.flatten(1).shape != (y.shape[1], A.shape[1]):
             continue
-        W = full(W.detach()).reshape(y.shape[1], A.shape[1])
+        W = full(W.detach()).flatten(1)
         b = 0 if module.bias is None else full(module.bias.detach())
         if ((pooled @ W.T + b - y).abs() <= tolerance * (1 + y.abs().amax())).all():  # (1)
             return W

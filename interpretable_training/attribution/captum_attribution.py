@@ -4,10 +4,13 @@ The algorithm runs on the prepared model; its volume (B, C, ...) becomes a map l
 summed over its channels and resized.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .base import Attribution
@@ -45,7 +48,10 @@ class CaptumAttribution(Attribution):
         if self.layer is not None:
             name = choose_layer(observed, images) if self.layer == "auto" else self.layer
             args.append(get_layer(observed.module, name))
-        found = self._class()(*args, **self.init_args).attribute(images, target=target, **self.call_args)
+        attribute = self._class()(*args, **self.init_args).attribute
+        takes_target = "target" in inspect.signature(attribute).parameters
+        with _same_attributes(observed.module):
+            found = attribute(images, **({"target": target} if takes_target else {}), **self.call_args)
         volume = (found[0] if isinstance(found, tuple) else found).detach()
         return resize(reduce_channels(volume, self.reduce), images.shape[2:])
 
@@ -62,6 +68,23 @@ class CaptumAttribution(Attribution):
         return getattr(captum.attr, self.algorithm)
 
 
+@contextmanager
+def _same_attributes(module: nn.Module) -> Iterator[None]:
+    # When they fail, some algorithms leave tensors, rules and hooks on the modules.
+    before = [
+        (m, dict(vars(m)), {k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks")}) for m in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for m, attributes, hooks in before:
+            vars(m).clear()
+            vars(m).update(attributes)
+            for name, values in hooks.items():
+                attributes[name].clear()
+                attributes[name].update(values)
+
+
 class _Logits(nn.Module):
     # captum wants a module; registering the model as its child makes its hooks reach the layers.
     def __init__(self, observed: Observed) -> None:
@@ -69,4 +92,5 @@ class _Logits(nn.Module):
         self.module, self.observed = observed.module, observed
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.observed(images)
+        logits = self.observed(images)
+        return torch.cat([-logits, logits], 1) if logits.shape[1] == 1 else logits  # as `score` reads one logit

@@ -4,6 +4,7 @@ One image goes through the model. Every output is a candidate that is a grid ove
 pooling, dropout or the inside of an attention block. The last one from which a gradient reaches the grid is chosen.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .grids import Grid, find_grid, first_tensor, prefix_tokens
+from .grids import Grid, find_grid, first_tensor, named_layers, prefix_tokens
 from .observe import Observed
 from .targets import Target, pick_logits
 
@@ -50,9 +51,10 @@ class Candidate:
 
 def choose_layer(observed: Observed, images: Tensor, target: Target = None) -> str:
     """The name of the last spatial layer that the score depends on."""
-    memo = _chosen.setdefault(observed.module, {})
+    ordinary = observed.output is None and not callable(target)  # one model may have several outputs to explain
+    memo = _chosen.setdefault(observed.module, {}) if ordinary else {}
     size = tuple(images.shape[1:])
-    if memo.get(size) in dict(observed.module.named_modules()):
+    if memo.get(size) in named_layers(observed.module):
         return memo[size]
     found = candidates(observed, images, target)
     if not found:
@@ -71,19 +73,18 @@ def candidates(observed: Observed, images: Tensor, target: Target = None) -> lis
     """All layers that could be explained, the last one to run first."""
     with torch.enable_grad():
         image = images[:1].detach().clone().requires_grad_()
-        outputs, result = _record(observed.module, image)
+        outputs, result = _record(observed, image)
         score = observed.score_in(result, target) if callable(target) else pick_logits(result, observed.output).amax(1)
-        spatial = _same_width([found for found in _last_of_each(outputs) if _grid(observed, found, image) is not None])
-        reached = _gradients(score, [found.tensor for found in spatial])
-    grids = [_grid(observed, found, image) for found in spatial]
+        made = _last_of_each(outputs)
+        spatial = _spatial(observed, made, image, strict=True) or _spatial(observed, made, image, strict=False)
+        reached = _gradients(score, [found.tensor for found, _ in spatial])
     return [
         Candidate(found.name, grid, g is not None and bool(grid.read(g).any()))
-        for found, grid, g in zip(spatial, grids, reached)
-        if grid is not None
+        for (found, grid), g in zip(spatial, reached)
     ][::-1]
 
 
-def _record(module: nn.Module, image: Tensor) -> tuple[list[_Output], Any]:
+def _record(observed: Observed, image: Tensor) -> tuple[list[_Output], Any]:
     outputs: list[_Output] = []
 
     def record(name: str, child: nn.Module) -> Any:
@@ -94,9 +95,10 @@ def _record(module: nn.Module, image: Tensor) -> tuple[list[_Output], Any]:
 
         return hook
 
-    handles = [child.register_forward_hook(record(name, child)) for name, child in module.named_modules() if name]
+    named = {child: name for name, child in named_layers(observed.module).items() if name}
+    handles = [child.register_forward_hook(record(name, child)) for child, name in named.items()]
     try:
-        return outputs, module(image)
+        return outputs, observed.run(image)
     finally:
         for handle in handles:
             handle.remove()
@@ -112,20 +114,22 @@ def _last_of_each(outputs: list[_Output]) -> list[_Output]:
     return [group[-1] for group in named if not isinstance(group[0].module, NO_FEATURE)]
 
 
-def _grid(observed: Observed, found: _Output, image: Tensor) -> Grid | None:
-    grid = find_grid(found.tensor.shape, image.shape[2:], prefix_tokens(observed.module, found.name))
-    return grid if grid is None or grid.layout == "first" or _on_stream(found.module) else None
+def _spatial(observed: Observed, outputs: list[_Output], image: Tensor, strict: bool) -> list[tuple[_Output, Grid]]:
+    spatial = []
+    for found in outputs:
+        prefix = prefix_tokens(observed.module, found.name)
+        grid = find_grid(found.tensor.shape, image.shape[2:], prefix, strict)
+        if grid is not None and (grid.layout == "first" or _on_stream(found.module)) and math.prod(grid.shape) > 1:
+            spatial.append((found, grid))
+    tokens = [found.tensor.shape[-1] for found, grid in spatial if grid.layout == "tokens"]
+    return [(f, grid) for f, grid in spatial if grid.layout != "tokens" or f.tensor.shape[-1] == tokens[-1]]
 
 
 def _on_stream(module: nn.Module) -> bool:
-    # Blocks and normalization layers carry the stream of tokens; single linear layers make queries, keys and values.
+    # Blocks and normalization layers carry the stream of tokens; single linear layers make queries, keys and values,
+    # and tokens of another width than the last are inside of a block.
     weight = getattr(module, "weight", None)
     return any(module.children()) or (isinstance(weight, Tensor) and weight.ndim == 1)
-
-
-def _same_width(spatial: list[_Output]) -> list[_Output]:
-    tokens = [found.tensor.shape[-1] for found in spatial if found.tensor.ndim == 3]
-    return [found for found in spatial if found.tensor.ndim != 3 or found.tensor.shape[-1] == tokens[-1]]
 
 
 def _gradients(score: Tensor, tensors: list[Tensor]) -> Sequence[Tensor | None]:

@@ -19,13 +19,13 @@ def in_chunks(run: Callable[[slice], None], total: int, chunk_size: int) -> None
         problem = _out_of_memory(run, chunk)
         if problem is None:
             start = chunk.stop
-        elif halved or chunk_size == 1:
+        elif halved or chunk.stop - start == 1:
             raise RuntimeError(
-                f"out of memory with chunks of {chunk_size} images, also after halving; pass a smaller chunk_size "
-                f"or explain fewer images at once. The first error: {problem}"
+                f"out of memory with {chunk.stop - start} images in a pass, also after halving; pass a smaller "
+                f"chunk_size or explain fewer images at once. The error: {problem}"
             )
         else:
-            chunk_size, halved = chunk_size // 2, True
+            chunk_size, halved = (chunk.stop - start) // 2, True
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 

@@ -7,6 +7,7 @@ x: image (C, H, W). y: logit of the target class. The rule (1) is `rules.py`'s.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,6 +31,8 @@ class DeconvNet(Attribution):
     reduce: Reduce = "max_abs"
     on: Score = "logit"
     scope: Scope = "all"
+
+    differentiable: ClassVar[bool] = True
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         g = input_gradient(observed, images, target, self.on, "deconv", self.scope)  # (1)

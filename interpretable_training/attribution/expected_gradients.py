@@ -7,7 +7,7 @@ x: image (C, H, W). x'[s]: drawn from `baselines`. a[s] ~ U(0, 1). y: logit of t
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class ExpectedGradients(Attribution):
     seed: int = 0
     chunk_size: int = 32
 
+    differentiable: ClassVar[bool] = True
+
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         if self.baselines.shape[1:] != images.shape[1:] or len(self.baselines) == 0:
             shape = (self.baselines.shape, images.shape[1:])
@@ -63,8 +65,8 @@ class ExpectedGradients(Attribution):
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """Which baselines, and a, (n,) each."""
-        if self.n < 1 or self.draws not in ("iid", "sequential"):
-            raise ValueError(f"expected n >= 1 and draws 'iid' or 'sequential', got {self.n} and {self.draws!r}.")
+        if self.n < 1:
+            raise ValueError(f"expected n of at least 1, got {self.n}.")
         generator = torch.Generator().manual_seed(self.seed)
         index = torch.randint(len(self.baselines), (self.n,), generator=generator)
         if self.draws == "sequential":

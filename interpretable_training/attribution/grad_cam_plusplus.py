@@ -8,7 +8,7 @@
                = mean over a, b of A[k, a, b] g[k, a, b]^3              (6) "mean_act_grad"
 
 g = dy/dA, y: logit. The paper differentiates exp(y); with y piecewise linear in A its second and third derivatives are
-exp(y) g^2 and exp(y) g^3, so that exp(y) cancels in (1) and is one positive factor of the map in (2), left out here.
+exp(y) g^2 and exp(y) g^3: exp(y) cancels in (1) and is one positive factor of the map in (2), left out unless `exp`.
 Differs from the paper: a[k] is not divided by its sum over g > 0; `alpha_norm=True` does that, as the authors' code.
 """
 
@@ -31,10 +31,15 @@ class GradCAMPlusPlus(GradientCAM):
     Args:
         denominator: the second term of (1): (4) as pytorch-grad-cam, (5) as torch-cam, (6) as the thesis.
         alpha_norm: divide a[k] by its sum over g > 0, as the authors' code does.
+        exp: keep the factor exp(y) of the weights, which changes the scale of the map alone.
     """
 
     denominator: Denominator = "sum_act"
     alpha_norm: bool = False
+    exp: bool = False
+
+    def rescale(self, S: Tensor, y: Tensor) -> Tensor:
+        return S * unflatten(y[:, None], S[:, None])[:, 0].exp() if self.exp else S
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         a = alpha(A, dA**2, dA**2, dA**3, self.denominator)  # (1)
@@ -51,11 +56,8 @@ def alpha(A: Tensor, top: Tensor, g2: Tensor, g3: Tensor, denominator: Denominat
         second = unflatten(A.flatten(2).sum(2), A) * g3  # (4)
     elif denominator == "sum_act_grad":
         second = unflatten((A * g3).flatten(2).sum(2), A)  # (5)
-    elif denominator == "mean_act_grad":
-        second = unflatten((A * g3).flatten(2).mean(2), A)  # (6)
     else:
-        expected = "'sum_act', 'sum_act_grad' or 'mean_act_grad'"
-        raise ValueError(f"expected denominator {expected}, got {denominator!r}.")
+        second = unflatten((A * g3).flatten(2).mean(2), A)  # (6)
     safe = torch.where(g2 == 0, 1, g2)
     # Divided by g^2 above and below: gradients of any size give the same ratio, no epsilon weighs against them.
     return torch.where(g2 == 0, 0, top / safe / away_from_zero(2 + second / safe))

@@ -8,12 +8,13 @@ x: image (C, H, W). y: logit of the target class.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import Attribution
+from .capture import gradients, refuse_no_grad
 from .observe import Observed
 from .rules import Rule, Scope, gates
 from .targets import Resolved, Score
@@ -34,6 +35,8 @@ class Gradient(Attribution):
     reduce: Reduce = "max_abs"
     on: Score = "logit"
 
+    differentiable: ClassVar[bool] = True
+
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         return reduce_channels(input_gradient(observed, images, target, self.on), self.reduce)
 
@@ -48,13 +51,25 @@ def input_gradient(
 ) -> Tensor:
     """The gradient of the score with respect to the images, (B, C, ...)."""
     with torch.enable_grad(), gates(rule, scope, observed.module) as mode:
-        x = images.detach().clone().requires_grad_()  # a copy: the first layer may work in place
+        x = images.detach().requires_grad_()
         with mode or nullcontext():
-            y = observed.score(x * 1, target, on)
+            y = observed.score(x, target, on)
         if not y.requires_grad:
-            return torch.zeros_like(images)
-        (g,) = torch.autograd.grad(y.sum(), x, create_graph=observed.create_graph, allow_unused=True)  # (1)
-    return torch.zeros_like(images) if g is None else g
+            _refuse_hidden(observed, images)
+        return gradients(y, {"x": x}, create_graph=observed.create_graph)["x"]  # (1)
+
+
+def _refuse_hidden(observed: Observed, images: Tensor) -> None:
+    # The score depends on nothing: either the model is constant, or a part of it runs without gradients.
+    def hook(module: nn.Module, args: Any) -> None:
+        refuse_no_grad(f"the model's {type(module).__name__}")
+
+    handles = [child.register_forward_pre_hook(hook) for child in observed.module.modules()]
+    try:
+        observed.run(images[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def reduce_channels(volume: Tensor, reduce: Reduce) -> Tensor:
@@ -67,7 +82,4 @@ def reduce_channels(volume: Tensor, reduce: Reduce) -> Tensor:
         return volume.abs().sum(1)
     if reduce == "l2":
         return volume.square().sum(1).sqrt()
-    if reduce in ("signed_sum", "abs_of_sum"):
-        return volume.sum(1) if reduce == "signed_sum" else volume.sum(1).abs()
-    names = "'max_abs', 'abs_sum', 'l2', 'signed_sum', 'abs_of_sum' or 'none'"
-    raise ValueError(f"expected reduce {names}, got {reduce!r}.")
+    return volume.sum(1) if reduce == "signed_sum" else volume.sum(1).abs()

@@ -40,7 +40,8 @@ def find_grid(shape: Sequence[int], size: Sequence[int], prefix: int | None = No
 
     Args:
         prefix: number of prefix tokens, where the model says so.
-        strict: refuse strides that differ between the axes, and a grid of one cell.
+        strict: believe in padded convolutions of one stride only; else a grid may have lost wide borders, have a stride
+            of its own along each axis, or be a single cell.
     """
     n = len(size)
     if len(shape) == n + 2:
@@ -48,7 +49,7 @@ def find_grid(shape: Sequence[int], size: Sequence[int], prefix: int | None = No
         for layout, grid in (("first", first), ("last", last)):
             if _one_stride(grid, size):
                 return Grid(layout, grid)
-        if not strict and (_cells(first) == 1 or all(_one_stride((g, g), (S, S)) for g, S in zip(first, size))):
+        if not strict and (_cells(first) == 1 or _without_borders(first, size) or _strides_of_their_own(first, size)):
             return Grid("first", first)
     if len(shape) == 3 and n == 2:
         return _find_tokens(shape[1], size, prefix)
@@ -77,8 +78,27 @@ def _strides(g: int, S: int) -> tuple[float, float]:
     return S / (g + slack), S / (g - slack) if g > slack else math.inf
 
 
+def _strides_of_their_own(grid: Sequence[int], size: Sequence[int]) -> bool:
+    return all(_one_stride((g, g), (S, S)) for g, S in zip(grid, size))
+
+
+def _without_borders(grid: Sequence[int], size: Sequence[int]) -> bool:
+    # Convolutions without padding take the same border a from both sides: S = s g + a, up to the rounding of s.
+    for s in range(1, min(S // g for g, S in zip(grid, size)) + 1) if min(grid) > 0 else ():
+        borders = [S - s * g for g, S in zip(grid, size)]
+        if max(borders) - min(borders) < s and max(borders) <= min(size) / 2:
+            return True
+    return False
+
+
 def _cells(grid: Sequence[int]) -> int:
     return math.prod(grid)
+
+
+def named_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """All submodules under all of their names; those of compiled modules as if they were not."""
+    named = module.named_modules(remove_duplicate=False)
+    return {".".join(part for part in name.split(".") if part != "_orig_mod"): child for name, child in named}
 
 
 def prefix_tokens(module: nn.Module, layer: str) -> int | None:
@@ -99,4 +119,6 @@ def first_tensor(output: Any) -> Tensor | None:
 
 def with_first(output: Any, tensor: Tensor) -> Any:
     """What a module returned, with `tensor` in the place of `first_tensor`."""
+    if hasattr(output, "_fields"):
+        return type(output)(tensor, *output[1:])
     return type(output)([tensor, *output[1:]]) if isinstance(output, (tuple, list)) else tensor

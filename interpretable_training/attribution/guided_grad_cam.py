@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .base import Attribution, full
-from .capture import grid_of, tap
+from .capture import gradients, grid_of, ran, tap
 from .grad_cam import GradCAM
 from .gradient import Reduce, reduce_channels
 from .maps import normalize
@@ -42,12 +42,13 @@ class GuidedGradCAM(Attribution):
         with gates("guided") as mode:
             assert mode is not None
             with torch.enable_grad(), tap(observed.module, [layer]) as kept, mode:
-                x = images.detach().clone().requires_grad_()
-                y = observed.score(x * 1, target)
+                x = images.detach().requires_grad_()
+                y = observed.score(x, target)
+            A = ran(kept, layer)[-1]
             mode.on = False
-            (dA,) = torch.autograd.grad(y.sum(), kept[layer], retain_graph=True)
+            dA = gradients(y, {"A": A}, retain_graph=True, create_graph=observed.create_graph)["A"]
             mode.on = True
-            (g,) = torch.autograd.grad(y.sum(), x)
-        grid = grid_of(observed, images, layer, kept[layer], target)
-        L = cam.fuse([cam.combine(full(grid.read(kept[layer].detach())), full(grid.read(dA)))], images)
+            g = gradients(y, {"x": x}, create_graph=observed.create_graph)["x"]
+        grid = grid_of(observed, images, layer, A, target)
+        L = cam.fuse([cam.combine(full(grid.read(A)), full(grid.read(dA)))], images)
         return reduce_channels(normalize(L)[:, None] * g, self.reduce)  # (1), (2)

@@ -8,6 +8,7 @@ x: image as the network gets it (C, H, W), or in pixel space with `mean` and `st
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,9 +35,12 @@ class InputXGradient(Attribution):
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
+    differentiable: ClassVar[bool] = True
+
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         x = images
         if self.mean is not None and self.std is not None:
-            mean, std = (torch.tensor(v).to(x).view(-1, *[1] * (x.ndim - 2)) for v in (self.mean, self.std))
+            mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (self.mean, self.std))
+            mean, std = (v.view(-1, *[1] * (x.ndim - 2)) for v in (mean, std))
             x = x * std + mean
         return reduce_channels(x * input_gradient(observed, images, target, self.on), self.reduce)  # (1), (2)

@@ -8,7 +8,7 @@ x: image (C, H, W). x': baseline. y: logit. Complete: the sum of phi is y(x) - y
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +48,15 @@ class IntegratedGradients(Attribution):
     std: Sequence[float] | None = None
     chunk_size: int = 32
 
+    differentiable: ClassVar[bool] = True
+
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         return reduce_channels(self._phi(observed, images, target), self.reduce)  # (2)
 
     def delta(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> Tensor:
         """What completeness misses, sum of phi - (y(x) - y(x')), (B,)."""
         with observe(model, output) as observed:
-            images = prepare(observed.module, images)
+            images = prepare(observed, images)
             target = observed.resolve(images, target)
             phi = self._phi(observed, images, target)
             with torch.no_grad():
@@ -79,18 +81,21 @@ class IntegratedGradients(Attribution):
 
     def _baseline(self, images: Tensor) -> Tensor:
         if isinstance(self.baseline, Tensor):
-            return self.baseline.to(images).expand_as(images)
+            base = self.baseline.to(images)
+            try:
+                return base.expand_as(images)
+            except RuntimeError as error:
+                came = tuple(base.shape)
+                raise ValueError(f"expected a baseline like images {tuple(images.shape)}, got {came}.") from error
         if self.baseline == "zeros":
             return torch.zeros_like(images)
         if self.baseline == "mean":
             return images.flatten(2).mean(2).reshape(*images.shape[:2], *[1] * (images.ndim - 2)).expand_as(images)
         if self.baseline == "blur":
             return blur(images)
-        if self.baseline == "black" and self.mean is not None and self.std is not None:
-            return mask_images(images, torch.zeros_like(images[:, 0]), self.mean, self.std)
-        if self.baseline == "black":
+        if self.mean is None or self.std is None:
             raise ValueError("expected mean= and std= of the normalization with baseline='black', got none.")
-        raise ValueError(f"expected baseline 'zeros', 'black', 'mean', 'blur' or a tensor, got {self.baseline!r}.")
+        return mask_images(images, torch.zeros_like(images[:, 0]), self.mean, self.std)
 
 
 def _points(quadrature: Quadrature, steps: int) -> tuple[Tensor, Tensor]:
@@ -108,8 +113,5 @@ def _points(quadrature: Quadrature, steps: int) -> tuple[Tensor, Tensor]:
         w = torch.full((steps,), 1 / (steps - 1), dtype=torch.float64)
         w[0] = w[-1] = w[0] / 2
         return s / (steps - 1), w
-    shift = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
-    if quadrature not in shift:
-        names = "'gauss_legendre', 'left', 'right', 'midpoint' or 'trapezoid'"
-        raise ValueError(f"expected quadrature {names}, got {quadrature!r}.")
-    return (s + shift[quadrature]) / steps, w
+    shift = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[quadrature]
+    return (s + shift) / steps, w

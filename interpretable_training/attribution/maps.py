@@ -19,10 +19,16 @@ EPS = 1e-8
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
+def one_of(name: str, value: object, *allowed: object) -> None:
+    """Refuse an option that does not exist."""
+    if value not in allowed:
+        raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}.")
+
+
 def normalize(saliency: Tensor, mode: Normalization = "range", constant: Literal["zeros", "ones"] = "zeros") -> Tensor:
     """Bring each map (B, ...) into [0, 1]; a constant one becomes all `constant`."""
-    if mode not in ("range", "max", "sigmoid"):
-        raise ValueError(f"expected mode 'range', 'max' or 'sigmoid', got {mode!r}.")
+    one_of("mode", mode, "range", "max", "sigmoid")
+    one_of("constant", constant, "zeros", "ones")
     if mode == "sigmoid":
         return saliency.sigmoid()  # (3)
     dims = tuple(range(1, saliency.ndim))
@@ -62,6 +68,8 @@ def mask_images(
     (x * std + mean) * mask is normalized again, which is x * mask - (1 - mask) * mean / std.
     """
     mask = mask[:, None].to(images.dtype)
+    if (mean is None) != (std is None):
+        raise ValueError(f"expected mean and std together, got mean={mean}, std={std}; pass both or neither.")
     if mean is None or std is None:
         return images * mask
     shape = (1, -1, *[1] * (images.ndim - 2))
@@ -71,6 +79,8 @@ def mask_images(
 
 def blur(images: Tensor, kernel: int = 11, sigma: float = 5.0) -> Tensor:
     """`images` (B, C, *spatial) under a normalized Gaussian of `kernel` cells a side, borders continued."""
+    if kernel % 2 == 0:
+        raise ValueError(f"expected an odd kernel, whose middle is a pixel, got {kernel}.")
     t = torch.arange(kernel, dtype=images.dtype, device=images.device) - (kernel - 1) / 2
     weight = (-(t**2) / (2 * sigma**2)).exp()
     weight = weight / weight.sum()

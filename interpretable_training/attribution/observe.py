@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .targets import Resolved, Score, Target, pick_logits, resolve, score
+from .targets import Resolved, Score, Target, as_classes, by_rank, pick_logits, score
 
+DEVICES = ("cpu", "cuda")  # whose autocast a caller may have entered
 Output = str | int | Callable[[Any], Tensor] | None
 
 
@@ -26,24 +27,41 @@ class Observed:
     module: nn.Module
     output: Output = None
     create_graph: bool = False
+    autocast: tuple[tuple[str, torch.dtype], ...] = ()
 
     def __call__(self, images: Tensor) -> Tensor:
-        return pick_logits(self.module(images), self.output)
+        return pick_logits(self.run(images), self.output)
+
+    def run(self, images: Tensor) -> Any:
+        """What the module returns; it gets a copy, since its first layer may work in place.
+
+        The module runs under the caller's autocast; the maths of maps does not.
+        """
+        with ExitStack() as stack:
+            for device, dtype in self.autocast:
+                stack.enter_context(torch.autocast(device, dtype))
+            return self.module(images.clone())
 
     def resolve(self, images: Tensor, target: Target) -> Resolved:
-        """One class per image for `target`; costs a forward pass."""
+        """One class per image for `target`; costs a forward pass only where the model has to say which."""
         if callable(target):
             return target
-        with torch.no_grad():
-            return resolve(target, self(images))
+        if target is None or isinstance(target, str):
+            with torch.no_grad():
+                return by_rank(target or "pred", self(images))
+        return as_classes(target, images)
 
     def resolve_in(self, output: Any, target: Target) -> Resolved:
         """One class per image for `target`, of what the module returned."""
-        return target if callable(target) else resolve(target, pick_logits(output, self.output))
+        if callable(target):
+            return target
+        logits = pick_logits(output, self.output)
+        named = target is None or isinstance(target, str)
+        return by_rank(target or "pred", logits.detach()) if named else as_classes(target, logits)  # type: ignore
 
     def score(self, images: Tensor, target: Resolved, on: Score = "logit") -> Tensor:
         """The explained number of each image, (B,); `target` is resolved."""
-        return self.score_in(self.module(images), target, on)
+        return self.score_in(self.run(images), target, on)
 
     def score_in(self, output: Any, target: Resolved, on: Score = "logit") -> Tensor:
         """The explained number in what the module returned, (B,); `target` is resolved."""
@@ -76,7 +94,10 @@ def observe(
         stack.enter_context(_same_generators())
         stack.enter_context(_same_tensors(module))
         stack.enter_context(_same_flags(module, keep_mode, create_graph))
-        yield Observed(module, output, create_graph)
+        autocast = tuple((d, torch.get_autocast_dtype(d)) for d in DEVICES if torch.is_autocast_enabled(d))
+        for device, _ in autocast:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield Observed(module, output, create_graph, autocast)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -91,7 +112,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def prepare(module: nn.Module, images: Tensor) -> Tensor:
+def prepare(observed: Observed, images: Tensor) -> Tensor:
     """`images` as the module needs them: floating, its dtype, outside inference mode and outside any graph."""
     if not isinstance(images, Tensor) or images.ndim < 3:
         came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
@@ -100,12 +121,12 @@ def prepare(module: nn.Module, images: Tensor) -> Tensor:
         raise TypeError(f"expected floating point images, normalized as in training, got {images.dtype}.")
     if len(images) == 0:
         raise ValueError("expected at least one image, got an empty batch.")
-    weight = next((p for p in module.parameters() if p.is_floating_point()), images)
+    weight = next((p for p in observed.module.parameters() if p.is_floating_point()), images)
     if weight.device != images.device:
         raise ValueError(
             f"expected images on the model's device {weight.device}, got {images.device}; move one of them."
         )
-    if not torch.is_autocast_enabled(images.device.type):  # autocast casts by itself
+    if images.device.type not in dict(observed.autocast):  # autocast casts by itself
         images = images.to(weight.dtype)
     return images.clone() if images.is_inference() else images.detach()
 
@@ -132,29 +153,25 @@ def _same_flags(module: nn.Module, keep_mode: bool, create_graph: bool) -> Itera
 def _same_tensors(module: nn.Module) -> Iterator[None]:
     # Tensors made under inference mode cannot be saved for backward: they are replaced by copies for the time of the
     # call. Buffers that the forward pass changes (batch norm in train mode, counters) get their values back.
-    tensors: list[tuple[dict[str, Any], str, Tensor]] = [
+    tensors: list[tuple[dict[str, Any], str, Tensor | None]] = [
         (holder, name, tensor)
         for m in module.modules()
         for holder in (m._parameters, m._buffers)
         for name, tensor in holder.items()
-        if tensor is not None
     ]
-    swapped = [(holder, name, tensor) for holder, name, tensor in tensors if tensor.is_inference()]
+    swapped = [(holder, name, t) for holder, name, t in tensors if t is not None and t.is_inference()]
     for holder, name, tensor in swapped:
         copy = tensor.clone()
         holder[name] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
-    buffers = [
-        (holder, name, t) for holder, name, t in tensors if not isinstance(t, nn.Parameter) and not t.is_inference()
-    ]
-    before = [(holder, name, t, t._version, t.clone()) for holder, name, t in buffers]
+    ours = [(h, n, t) for h, n, t in tensors if t is None or not (isinstance(t, nn.Parameter) or t.is_inference())]
+    before = [(holder, name, t, None if t is None else t.clone()) for holder, name, t in ours]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for holder, name, buffer, version, copy in before:
-                holder[name] = buffer
-                if buffer._version != version:
-                    buffer.copy_(copy)
+        for holder, name, buffer, values in before:
+            holder[name] = buffer
+            if buffer is not None and values is not None:
+                buffer.data.copy_(values)  # through .data: a graph that waits for its backward pass stays valid
         for holder, name, tensor in swapped:
             holder[name] = tensor
 

@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from .attention import attention_of, on_patches
-from .base import Attribution
+from .base import Attribution, full
 from .maps import resize
 from .observe import Observed
 from .targets import Resolved
@@ -37,12 +37,12 @@ class RawAttention(Attribution):
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         A, grid = attention_of(observed, images)
-        S = on_patches(fuse_heads(A[:, self.block], self.heads), grid)  # (1)
+        if not -A.shape[1] <= self.block < A.shape[1]:
+            raise ValueError(f"expected one of {A.shape[1]} blocks, the last is -1, got block {self.block}.")
+        S = on_patches(fuse_heads(full(A[:, self.block]), self.heads), grid)  # (1)
         return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
 
 
 def fuse_heads(A: Tensor, heads: Heads) -> Tensor:
     """(B, heads, T, T) -> (B, T, T)."""
-    if heads not in ("mean", "max", "min"):
-        raise ValueError(f"expected heads 'mean', 'max' or 'min', got {heads!r}.")
     return A.mean(1) if heads == "mean" else A.amax(1) if heads == "max" else A.amin(1)

@@ -10,6 +10,7 @@ The functional calls are intercepted while our forward pass runs, so that module
 in-place activations are all found and no module is touched.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -45,15 +46,8 @@ SMOOTH = {
     F.leaky_relu_,
     F.softplus,
 }
-CLAMPS = {
-    torch.clamp,
-    torch.clamp_,
-    torch.clamp_min,
-    torch.clamp_min_,
-    Tensor.clamp,
-    Tensor.clamp_,
-    Tensor.clamp_min,
-}
+CLAMPS = {torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_, torch.clip, torch.clip_}
+CLAMPS |= {Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_min_, Tensor.clip, Tensor.clip_}
 MODULES = (
     nn.ReLU,
     nn.Hardtanh,
@@ -76,6 +70,7 @@ class Gates(TorchFunctionMode):
         super().__init__()
         self.rule, self.scope, self.on = rule, scope, True
         self.count = 0
+        self.extended = False  # whether the rule was used beyond ReLU
         self.inside = 0  # depth inside registered activation modules
 
     def __torch_function__(
@@ -92,6 +87,7 @@ class Gates(TorchFunctionMode):
         if not (torch.is_grad_enabled() and z.requires_grad):
             return func(z, *args, **kwargs)
         self.count += 1
+        self.extended |= func in SMOOTH and self.rule == "guided"
         gate = self._deconv if self.rule == "deconv" else self._guided
         return gate(func, z, args, kwargs)
 
@@ -99,8 +95,8 @@ class Gates(TorchFunctionMode):
         positive = z.detach() > 0 if func in SMOOTH else None  # the derivative of the others is zero there already
         out = func(z, *args, **kwargs)
 
-        def gate(g: Tensor) -> Tensor:
-            if not self.on:
+        def gate(g: Tensor | None) -> Tensor | None:
+            if not self.on or g is None:  # None: a branch that a second derivative does not reach
                 return g
             g = g.clamp(min=0)  # (1)
             return g if positive is None else g * positive
@@ -113,13 +109,14 @@ class Gates(TorchFunctionMode):
         value = func(copy, *args, **kwargs)
         shift = value - z.detach()
         out = z.add_(shift) if value is copy else z + shift  # the value of psi(z), the gradient of z
-        out.register_hook(lambda g: g.clamp(min=0))  # (2)
+        out.register_hook(lambda g: None if g is None else g.clamp(min=0))  # (2)
         return out
 
 
 def _is_activation(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if func in CLAMPS:
-        return (args[1] if len(args) > 1 else kwargs.get("min")) == 0
+        low = args[1] if len(args) > 1 else kwargs.get("min")
+        return isinstance(low, (int, float)) and low == 0
     if func in (F.hardtanh, F.hardtanh_):
         return (args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)) == 0  # ReLU6 runs as one
     return func in RELUS or func in SMOOTH
@@ -133,10 +130,6 @@ def gates(rule: Rule, scope: Scope = "all", module: nn.Module | None = None) -> 
         scope: gate "all" activations, or only those of registered "modules" of `module`, as libraries that replace
             modules do: activations called as functions keep their gradient.
     """
-    if rule not in ("plain", "guided", "deconv") or scope not in ("all", "modules"):
-        raise ValueError(
-            f"expected rule 'plain', 'guided' or 'deconv' and scope 'all' or 'modules', got {rule!r}, {scope!r}."
-        )
     if rule == "plain":
         yield None
         return
@@ -147,10 +140,14 @@ def gates(rule: Rule, scope: Scope = "all", module: nn.Module | None = None) -> 
     finally:
         for handle in handles:
             handle.remove()
+    if mode.extended:
+        warnings.warn(
+            "guided gates at activations other than ReLU follow an extension of the paper's rule", stacklevel=2
+        )
     if mode.count == 0:
         raise ValueError(
-            f"expected activations (ReLU, GELU, SiLU, ...) between the score and the explained, none ran "
-            f"with scope={scope!r}: the {rule} gradient would be the plain one. Explain an earlier layer or use rule 'plain'."
+            f"expected activations (ReLU, GELU, SiLU, ...) between the score and the explained, none ran with "
+            f"scope={scope!r}: the {rule} gradient would be the plain one. Explain an earlier layer or pass 'plain'."
         )
 
 

@@ -73,6 +73,4 @@ class ScoreCAM(GradientCAM):
         if self.weights == "increase":
             black = mask_images(images, torch.zeros_like(images[:, 0]), self.mean, self.std)
             y = y - observed.score(black, target, self.on)[:, None]  # (2)
-        elif self.weights != "raw":
-            raise ValueError(f"expected weights 'softmax', 'raw' or 'increase', got {self.weights!r}.")
         return y.masked_fill(~live, 0)

@@ -46,6 +46,8 @@ class SmoothGradCAMPlusPlus(GradientCAM):
     chunk_size: int = 32
 
     def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        if self.n < 1:
+            raise ValueError(f"expected n of at least 1, got {self.n}.")
         A = full(capture(observed, images, [layer], target, gradient=False).A[layer])
         noise = self.sigma * seeded_noise(self.seed, (self.n, *images.shape[1:]), images)
         D1, D2, D3, last = (torch.zeros_like(A) for _ in range(4))

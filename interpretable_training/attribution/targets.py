@@ -63,47 +63,47 @@ def _describe(output: Any) -> str:
     return type(output).__name__
 
 
-def resolve(target: Target, logits: Tensor) -> Resolved:
-    """Class indices (B,), or (B, T) for T maps per image; checked against `logits` (B, N)."""
-    B, N = logits.shape
-    if callable(target):
-        return target
-    if target is None or isinstance(target, str):
-        return _by_rank(target or "pred", logits.detach())
-    classes = torch.as_tensor(target, device=logits.device)
+def as_classes(target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
+    """Given class indices as a tensor (B,), or (B, T) for T maps per image; B and the device are those of `like`."""
+    classes = torch.as_tensor(target, device=like.device)
     if classes.is_floating_point() or classes.dtype == torch.bool:
         raise TypeError(f"expected class indices as target, got {classes.dtype}.")
     classes = (classes.clone() if classes.is_inference() else classes).long()
     if classes.ndim == 0:
-        classes = classes.expand(B)
-    if len(classes) != B:
-        raise ValueError(f"expected one target per image, got {len(classes)} targets for {B} images.")
-    last = max(N, 2) - 1  # one logit stands for two classes
-    if not 0 <= int(classes.min()) <= int(classes.max()) <= last:
-        came = f"{int(classes.min())} to {int(classes.max())}"
-        raise ValueError(f"expected a target from 0 to {last}, since the model has {N} logits, got {came}.")
+        classes = classes.expand(len(like))
+    if classes.ndim > 2 or len(classes) != len(like):
+        raise ValueError(
+            f"expected one target per image, got {len(classes)} targets for {len(like)} images; several per image "
+            f"are (B, T), here came {tuple(classes.shape)}."
+        )
     return classes
 
 
-def _by_rank(policy: str, logits: Tensor) -> Tensor:
+def by_rank(policy: str, logits: Tensor) -> Tensor:
+    """The classes that a policy names: (B,), or (B, K) for "topk:K"."""
     B, N = logits.shape
-    if N == 1:
-        return torch.ones(B, dtype=torch.long, device=logits.device)
-    if policy == "pred":
-        return logits.argmax(1)
-    if policy == "least":
-        return logits.argmin(1)
     name, _, k = policy.partition(":")
-    if name == "topk" and k.isdigit() and 1 <= int(k) <= N:
-        return logits.topk(int(k), 1).indices
-    raise ValueError(
-        f"expected target None, 'pred', 'least', 'topk:K' with K up to {N}, class indices or a callable, got {policy!r}"
-        + ("; pass the labels themselves." if policy == "label" else ".")
-    )
+    top = int(k) if name == "topk" and k.isdigit() else 0
+    if policy not in ("pred", "least") and not 1 <= top <= N:
+        raise ValueError(
+            f"expected target None, 'pred', 'least', 'topk:K' with K up to {N}, class indices or a callable, "
+            f"got {policy!r}" + ("; pass the labels themselves." if policy == "label" else ".")
+        )
+    if N == 1:
+        return torch.ones((B, 1) if top else (B,), dtype=torch.long, device=logits.device)
+    if top:
+        return logits.topk(top, 1).indices
+    return logits.argmax(1) if policy == "pred" else logits.argmin(1)
 
 
 def score(logits: Tensor, target: Tensor, on: Score = "logit") -> Tensor:
     """The explained number of each image: logits (B, N), target (B,) -> (B,)."""
+    last = max(logits.shape[1], 2) - 1  # one logit stands for two classes
+    if not 0 <= int(target.min()) <= int(target.max()) <= last:
+        came = f"{int(target.min())} to {int(target.max())}"
+        raise ValueError(
+            f"expected a target from 0 to {last}, since the model has {logits.shape[1]} logits, got {came}."
+        )
     if logits.shape[1] == 1:
         logits = torch.cat([-logits, logits], 1) if on in ("logit", "sigmoid") else _two_classes(logits)
     if on in ("prob", "logprob", "loss"):
@@ -111,8 +111,6 @@ def score(logits: Tensor, target: Tensor, on: Score = "logit") -> Tensor:
         logits = {"prob": logprob.exp(), "logprob": logprob, "loss": -logprob}[on]
     elif on == "sigmoid":
         logits = logits.sigmoid()
-    elif on != "logit":
-        raise ValueError(f"expected on= one of 'logit', 'prob', 'logprob', 'loss', 'sigmoid', got {on!r}.")
     return logits.gather(1, target[:, None])[:, 0]
 
 

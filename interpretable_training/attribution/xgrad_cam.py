@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .base import GradientCAM
+from .grad_cam_plusplus import away_from_zero
 
 
 @dataclass(frozen=True)
@@ -20,5 +21,6 @@ class XGradCAM(GradientCAM):
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         active = A.flatten(2).sum(2)
-        w = torch.where(active == 0, 0, (A * dA).flatten(2).sum(2) / torch.where(active == 0, 1, active))  # (1)
+        w = (A * dA).flatten(2).sum(2) / away_from_zero(active)  # (1)
+        w = w.masked_fill(active == 0, 0)
         return torch.einsum("bk,bk...->b...", w, A)  # (2)

@@ -26,4 +26,5 @@ def test_it_falls_for_the_marks(tmp_path):
     recipe.trainer.fit(recipe.module, recipe.data)
     accuracy = measure(recipe)
     assert accuracy["same"] > 0.9
-    assert accuracy["swapped"] < accuracy["none"] < 0.6
+    assert accuracy["swapped"] < 0.5
+    assert accuracy["swapped"] < accuracy["none"] < accuracy["same"] - 0.1

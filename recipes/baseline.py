@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from interpretable_training.callbacks import TrainingCurves
 from interpretable_training.data import ShapesDataModule
@@ -18,7 +19,7 @@ def baseline(
     image_size: int = 64,
     n_train: int = 6000,
     batch_size: int = 32,
-    learning_rate: float = 5e-4,
+    learning_rate: float = 1e-3,
     max_epochs: int = 8,
     seed: int = 0,
     output: str = "runs",
@@ -30,14 +31,19 @@ def baseline(
         image_size: Side of the images.
         n_train: Number of training images.
         batch_size: Images per batch.
-        learning_rate: Step size of AdamW.
+        learning_rate: Step size of AdamW in the first epoch.
         max_epochs: Number of epochs.
         seed: Seed of weights, pictures and order.
         output: Folder for logs and checkpoints.
     """
     L.seed_everything(seed, workers=True, verbose=False)
     data = ShapesDataModule(image_size=image_size, n_train=n_train, batch_size=batch_size, seed=seed)
-    module = Classifier(network, data.num_classes, optimizer=partial(torch.optim.AdamW, lr=learning_rate))
+    module = Classifier(
+        network,
+        data.num_classes,
+        optimizer=partial(torch.optim.AdamW, lr=learning_rate),
+        scheduler=partial(CosineAnnealingLR, T_max=max_epochs),  # without it validation jumps up and down
+    )
     trainer = L.Trainer(
         max_epochs=max_epochs,
         logger=CSVLogger(output, name="baseline"),

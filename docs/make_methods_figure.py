@@ -1,0 +1,101 @@
+"""Draw the maps of all methods on the same images into docs/images/methods.png.
+
+    python docs/make_methods_figure.py    # some minutes: two small networks are trained on generated shapes
+
+The objects' masks are known. For each method the share of its map that lies on the object is printed; a map without any
+idea would have the object's share of the image.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from matplotlib.figure import Figure
+
+from interpretable_training import attribution as a
+from interpretable_training.data import ShapesDataModule
+from interpretable_training.modules import Classifier
+from interpretable_training.visual import overlay
+
+IMAGES = Path(__file__).parent / "images"
+
+
+def methods(baselines):
+    cams = [a.CAM(relu=True), a.GradCAM(), a.GradCAMPlusPlus(), a.SmoothGradCAMPlusPlus(), a.XGradCAM(), a.HiResCAM()]
+    cams += [a.LayerCAM(), a.ScoreCAM(), a.AblationCAM(), a.EigenCAM(), a.OptiCAM(), a.FakeCAM()]
+    gradients = [a.Gradient(), a.InputXGradient(), a.IntegratedGradients(), a.ExpectedGradients(baselines)]
+    gradients += [a.SmoothGrad(), a.GuidedBackprop(), a.DeconvNet(), a.GuidedGradCAM()]
+    captum = a.CaptumAttribution("Occlusion", call_args={"sliding_window_shapes": (3, 8, 8), "strides": (3, 4, 4)})
+    return [*cams, *gradients, captum]
+
+
+def train(network, epochs, data):
+    L.seed_everything(0, verbose=False)
+    module = Classifier(network, data.num_classes, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+    trainer = L.Trainer(max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer.fit(module, data)
+    print(f"{network}: validation accuracy {trainer.callback_metrics['val/accuracy']:.3f}")
+    return module.network
+
+
+def one_of_each_class(data):
+    data.setup("test")
+    items = {}
+    for item in data.splits["test"]:
+        items.setdefault(item["target"], item)
+    chosen = [items[target] for target in sorted(items)]
+    return {name: torch.stack([torch.as_tensor(item[name]) for item in chosen]) for name in chosen[0]}
+
+
+def on_object(saliency, mask):
+    S = saliency.relu()
+    return float(((S * mask).sum((1, 2)) / S.sum((1, 2)).clamp(min=1e-12)).mean())
+
+
+def draw(rows, path):
+    half = -(-len(rows) // 2)
+    count = len(rows[0][1])
+    figure = Figure(figsize=(2 * count * 0.8 + 3.2, half * 0.8), layout=None)
+    axes = figure.subplots(half, 2 * count + 1, width_ratios=[1] * count + [1.7] + [1] * count, squeeze=False)
+    figure.subplots_adjust(left=0.115, right=0.995, top=0.995, bottom=0.005, wspace=0.03, hspace=0.03)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for index, (name, pictures) in enumerate(rows):
+        line, start = index % half, 0 if index < half else count + 1
+        for column, picture in enumerate(pictures):
+            axes[line, start + column].imshow(picture)
+        axes[line, start].text(-0.08, 0.5, name, transform=axes[line, start].transAxes, ha="right", va="center", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    data = ShapesDataModule(image_size=64, annotations=True, batch_size=32)
+    batch = one_of_each_class(data)
+    images, target, mask = batch["image"], batch["target"], batch["mask"]
+    pictures = images * torch.tensor(data.std)[:, None, None] + torch.tensor(data.mean)[:, None, None]
+    cnn = train("tiny_cnn", 8, data)
+    baselines = torch.stack([data.splits["train"][i]["image"] for i in range(50)])
+    rows = [("image", pictures.permute(0, 2, 3, 1).clamp(0, 1).mul(255).byte())]
+    print(f"{'the object itself':28s} {float(mask.float().mean()):.2f}")
+    for method in methods(baselines):
+        name = getattr(method, "algorithm", type(method).__name__)
+        saliency = method(cnn, images, target)
+        print(f"{name:28s} {on_object(saliency, mask):.2f}", flush=True)
+        rows.append((name, overlay(pictures, saliency)))
+    vit = train("tiny_vit", 12, data)
+    for method in (a.RawAttention(), a.AttentionRollout(), a.GradCAM()):
+        name = f"{type(method).__name__} (ViT)"
+        saliency = method(vit, images, target)
+        print(f"{name:28s} {on_object(saliency, mask):.2f}")
+        rows.append((name, overlay(pictures, saliency)))
+    IMAGES.mkdir(exist_ok=True)
+    draw(rows, IMAGES / "methods.png")
+    print(f"wrote {IMAGES / 'methods.png'}")
+
+
+if __name__ == "__main__":
+    main()

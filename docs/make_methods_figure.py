@@ -8,16 +8,16 @@ idea would have the object's share of the image.
 
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
-from matplotlib.figure import Figure
 
 from interpretable_training import attribution as a
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.modules import Classifier
-from interpretable_training.visual import overlay
+from interpretable_training.visual import denormalize, draw_panel, overlay
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -33,7 +33,12 @@ def methods(baselines):
 
 def train(network, epochs, data):
     L.seed_everything(0, verbose=False)
-    module = Classifier(network, data.num_classes, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+    module = Classifier(
+        network,
+        data.num_classes,
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs),
+    )
     trainer = L.Trainer(max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.fit(module, data)
     print(f"{network}: validation accuracy {trainer.callback_metrics['val/accuracy']:.3f}")
@@ -54,46 +59,30 @@ def on_object(saliency, mask):
     return float(((S * mask).sum((1, 2)) / S.sum((1, 2)).clamp(min=1e-12)).mean())
 
 
-def draw(rows, path):
-    half = -(-len(rows) // 2)
-    count = len(rows[0][1])
-    figure = Figure(figsize=(2 * count * 0.8 + 3.2, half * 0.8), layout=None)
-    axes = figure.subplots(half, 2 * count + 1, width_ratios=[1] * count + [1.7] + [1] * count, squeeze=False)
-    figure.subplots_adjust(left=0.115, right=0.995, top=0.995, bottom=0.005, wspace=0.03, hspace=0.03)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for index, (name, pictures) in enumerate(rows):
-        line, start = index % half, 0 if index < half else count + 1
-        for column, picture in enumerate(pictures):
-            axes[line, start + column].imshow(picture)
-        axes[line, start].text(-0.08, 0.5, name, transform=axes[line, start].transAxes, ha="right", va="center", fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
 def main():
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = ShapesDataModule(image_size=64, annotations=True, batch_size=32)
     batch = one_of_each_class(data)
     images, target, mask = batch["image"], batch["target"], batch["mask"]
-    pictures = images * torch.tensor(data.std)[:, None, None] + torch.tensor(data.mean)[:, None, None]
+    pictures = denormalize(images, data.mean, data.std)
     cnn = train("tiny_cnn", 8, data)
     baselines = torch.stack([data.splits["train"][i]["image"] for i in range(50)])
-    rows = [("image", pictures.permute(0, 2, 3, 1).clamp(0, 1).mul(255).byte())]
+    rows = {"image": pictures.permute(0, 2, 3, 1).mul(255).byte()}
     print(f"{'the object itself':28s} {float(mask.float().mean()):.2f}")
     for method in methods(baselines):
         name = getattr(method, "algorithm", type(method).__name__)
         saliency = method(cnn, images, target)
         print(f"{name:28s} {on_object(saliency, mask):.2f}", flush=True)
-        rows.append((name, overlay(pictures, saliency)))
+        rows[name] = overlay(pictures, saliency)
     vit = train("tiny_vit", 12, data)
     for method in (a.RawAttention(), a.AttentionRollout(), a.GradCAM()):
         name = f"{type(method).__name__} (ViT)"
         saliency = method(vit, images, target)
         print(f"{name:28s} {on_object(saliency, mask):.2f}")
-        rows.append((name, overlay(pictures, saliency)))
+        rows[name] = overlay(pictures, saliency)
     IMAGES.mkdir(exist_ok=True)
-    draw(rows, IMAGES / "methods.png")
+    draw_panel(rows, IMAGES / "methods.png", blocks=2, inch=0.8)
     print(f"wrote {IMAGES / 'methods.png'}")
 
 

@@ -12,61 +12,21 @@ from interpretable_training.attribution.choose import candidates, choose_layer
 from interpretable_training.attribution.observe import observe, prepare
 
 FILE = Path(__file__).parent / "layers.md"
-MODELS = [
-    "resnet18",
-    "resnext50_32x4d",
-    "seresnet18",
-    "res2net50_14w_8s",
-    "resnetv2_50",
-    "resnet50_clip",
-    "vgg11_bn",
-    "densenet121",
-    "dpn48b",
-    "mobilenetv2_050",
-    "mobilenetv3_small_050",
-    "mobilenetv4_conv_small",
-    "efficientnet_b0",
-    "regnety_002",
-    "convnext_atto",
-    "convnextv2_atto",
-    "nfnet_f0",
-    "ghostnet_100",
-    "hrnet_w18_small",
-    "inception_v3",
-    "xception41",
-    "dla34",
-    "cspresnet50",
-    "repvgg_a0",
-    "ese_vovnet19b_dw",
-    "vit_tiny_patch16_224",
-    "deit_tiny_distilled_patch16_224",
-    "deit3_small_patch16_224",
-    "beit_base_patch16_224",
-    "eva02_tiny_patch14_224",
-    "vit_base_patch16_siglip_224",
-    "vit_tiny_r_s16_p8_224",
-    "cait_xxs24_224",
-    "xcit_nano_12_p16_224",
-    "swin_tiny_patch4_window7_224",
-    "swinv2_cr_tiny_ns_224",
-    "pvt_v2_b0",
-    "mixer_s32_224",
-    "poolformer_s12",
-    "maxvit_rmlp_pico_rw_256",
-    "coatnet_nano_rw_224",
-    "mobilevit_xxs",
-    "levit_128s",
-    "efficientformer_l1",
-    "focalnet_tiny_srf",
-    "davit_tiny",
-    "hiera_tiny_224",
-]
+MODELS = """
+resnet18 resnext50_32x4d seresnet18 res2net50_14w_8s resnetv2_50 resnet50_clip vgg11_bn densenet121 dpn48b
+mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small efficientnet_b0 regnety_002 convnext_atto convnextv2_atto
+nfnet_f0 ghostnet_100 hrnet_w18_small inception_v3 xception41 dla34 cspresnet50 repvgg_a0 ese_vovnet19b_dw
+vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224 beit_base_patch16_224
+eva02_tiny_patch14_224 vit_base_patch16_siglip_224 vit_tiny_r_s16_p8_224 cait_xxs24_224 xcit_nano_12_p16_224
+swin_tiny_patch4_window7_224 swinv2_cr_tiny_ns_224 pvt_v2_b0 mixer_s32_224 poolformer_s12 maxvit_rmlp_pico_rw_256
+coatnet_nano_rw_224 mobilevit_xxs levit_128s efficientformer_l1 focalnet_tiny_srf davit_tiny hiera_tiny_224
+"""
 HEAD = """# What `layer="auto"` chooses
 
-One image goes through the model. Every output that is a grid over the image is a candidate, unless pooling or dropout made
-it; the last one from which a gradient reaches the grid is explained. Where a class token is read, the last blocks drop out:
-behind the last attention nothing of the patches reaches the score. Models of timm with random weights, made by
-`python docs/make_layer_table.py`:
+One image goes through the model. Every output that is a grid over the image is a candidate, unless pooling or dropout
+made it; the last one from which a gradient reaches the grid is explained. Where a class token is read, the last blocks
+drop out: behind the last attention nothing of the patches reaches the score. Models of timm with random weights, made
+by `python docs/make_layer_table.py`:
 
 | model | layer | grid | prefix tokens dropped | later candidates without gradient |
 |---|---|---|---|---|
@@ -88,7 +48,7 @@ def describe(name: str) -> str:
 
 def table() -> str:
     """The whole page."""
-    return HEAD + "\n".join(map(describe, MODELS)) + "\n"
+    return HEAD + "\n".join(map(describe, MODELS.split())) + "\n"
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class AblationCAM(GradientCAM):
                 part = target.expand(len(k)) if isinstance(target, Tensor) else target
                 scores[rows] = observed.score(inputs, part, self.on).double()
 
-        in_chunks(run, len(channels), self.chunk_size)
+        in_chunks(run, len(channels), self.chunk_size, image)
         return scores
 
 

@@ -1,16 +1,26 @@
 """Run much work in bounded chunks, seeded noise for it, and what to do when memory runs out."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+# Pixels in one pass. Measured with ResNet-18 on two cores: 8 images of 224 x 224 at once take a sixth less time each
+# than 32, whose features are too large for the cache and the allocator. A GPU wants more.
+PIXELS = {"cpu": 8 * 224 * 224}
+PIXELS_ELSEWHERE = 64 * 224 * 224
 
-def in_chunks(run: Callable[[slice], None], total: int, chunk_size: int) -> None:
+
+def in_chunks(run: Callable[[slice], None], total: int, chunk_size: int | None, images: Tensor) -> None:
     """Call `run` with slices that cover `total` rows; when memory runs out the chunk is halved once.
 
-    `run` must write its result last, so that a call that failed can be repeated.
+    `run` must write its result last, so that a call that failed can be repeated. Without a `chunk_size` it is what
+    suits the device and the size of `images`.
     """
+    if chunk_size is None:
+        pixels = PIXELS.get(images.device.type, PIXELS_ELSEWHERE)
+        chunk_size = max(1, pixels // math.prod(images.shape[2:]))
     if chunk_size < 1:
         raise ValueError(f"expected chunk_size of at least 1, got {chunk_size}.")
     start, halved = 0, False

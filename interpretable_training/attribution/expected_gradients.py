@@ -31,7 +31,7 @@ class ExpectedGradients(Attribution):
         reduce: of the channels, see `Gradient`.
         on: what is explained, see `Gradient`.
         seed: the draws; they are the same for every image.
-        chunk_size: images per pass.
+        chunk_size: images per pass; by default what suits the device and the image size.
     """
 
     baselines: Tensor
@@ -41,7 +41,7 @@ class ExpectedGradients(Attribution):
     reduce: Reduce = "abs_of_sum"
     on: Score = "logit"
     seed: int = 0
-    chunk_size: int = 32
+    chunk_size: int | None = None
 
     differentiable: ClassVar[bool] = True
 

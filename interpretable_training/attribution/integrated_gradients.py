@@ -36,7 +36,7 @@ class IntegratedGradients(Attribution):
         on: what is explained, see `Gradient`.
         mean: the normalization's, for the black baseline.
         std: see `mean`.
-        chunk_size: images per pass.
+        chunk_size: images per pass; by default what suits the device and the image size.
     """
 
     steps: int = 50
@@ -46,7 +46,7 @@ class IntegratedGradients(Attribution):
     on: Score = "logit"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
-    chunk_size: int = 32
+    chunk_size: int | None = None
 
     differentiable: ClassVar[bool] = True
 

@@ -19,7 +19,7 @@ def sum_over_inputs(
     make: Callable[[Tensor, Tensor], Tensor],
     weigh: Callable[[Tensor, Tensor, Tensor], Tensor],
     on: Score = "logit",
-    chunk_size: int = 32,
+    chunk_size: int | None = None,
 ) -> Tensor:
     """For each image the sum over s < n of `weigh(g[s], i, s)`, g[s] the gradient at `make(i, s)`.
 
@@ -36,7 +36,7 @@ def sum_over_inputs(
         before = part.new_zeros(len(images), *part.shape[1:]) if total is None else total
         total = before.index_add(0, i, part)
 
-    in_chunks(add, n * len(images), chunk_size)
+    in_chunks(add, n * len(images), chunk_size, images)
     assert total is not None  # there is at least one image and n >= 1
     return total
 

@@ -35,14 +35,14 @@ class ScoreCAM(GradientCAM):
         skip_constant: leave channels out that are constant on the image; no pass is spent on them.
         mean: the normalization's, to mask with black instead of the mean color; with `std`.
         std: see `mean`.
-        chunk_size: masked images per forward pass.
+        chunk_size: images per pass; by default what suits the device and the image size.
     """
 
     weights: Literal["softmax", "raw", "increase"] = "softmax"
     skip_constant: bool = True
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
-    chunk_size: int = 32
+    chunk_size: int | None = None
 
     def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
         A = full(capture(observed, images, [layer], target, gradient=False).A[layer])
@@ -62,7 +62,7 @@ class ScoreCAM(GradientCAM):
             part = take(target, i)
             y[i, k] = full(observed.score(mask_images(images[i], M, self.mean, self.std), part, self.on)).to(y)
 
-        in_chunks(score, len(image), self.chunk_size)
+        in_chunks(score, len(image), self.chunk_size, images)
         return y
 
     @torch.no_grad()

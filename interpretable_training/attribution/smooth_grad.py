@@ -35,7 +35,7 @@ class SmoothGrad(Attribution):
         reduce: of the channels, see `Gradient`; without `method`.
         on: what is explained, see `Gradient`; without `method`.
         seed: the noise; it is the same for every image.
-        chunk_size: images per pass.
+        chunk_size: images per pass; by default what suits the device and the image size.
     """
 
     n: int = 25
@@ -46,7 +46,7 @@ class SmoothGrad(Attribution):
     reduce: Reduce = "max_abs"
     on: Score = "logit"
     seed: int = 0
-    chunk_size: int = 32
+    chunk_size: int | None = None
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         if self.n < 1:

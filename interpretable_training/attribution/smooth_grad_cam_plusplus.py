@@ -35,7 +35,7 @@ class SmoothGradCAMPlusPlus(GradientCAM):
         numerator: what stands on top of (3).
         relu_of: the gradients in (4): their "mean", or those of the "last" copy as in torch-cam.
         seed: the noise; it is the same for every image.
-        chunk_size: images per pass.
+        chunk_size: images per pass; by default what suits the device and the image size.
     """
 
     n: int = 4
@@ -43,7 +43,7 @@ class SmoothGradCAMPlusPlus(GradientCAM):
     numerator: Literal["D1", "D2"] = "D2"
     relu_of: Literal["mean", "last"] = "mean"
     seed: int = 0
-    chunk_size: int = 32
+    chunk_size: int | None = None
 
     def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
         if self.n < 1:
@@ -62,7 +62,7 @@ class SmoothGradCAMPlusPlus(GradientCAM):
                 D.index_add_(0, i, g**power / self.n)  # (2)
             last[i[s == self.n - 1]] = g[s == self.n - 1]
 
-        in_chunks(add, self.n * len(images), self.chunk_size)
+        in_chunks(add, self.n * len(images), self.chunk_size, images)
         a = alpha(A, D1 if self.numerator == "D1" else D2, D2, D3, "sum_act_grad")  # (3)
         w = (a * (D1 if self.relu_of == "mean" else last).relu()).flatten(2).sum(2)  # (4)
         return torch.einsum("bk,bk...->b...", w, A)  # (5)

@@ -236,7 +236,7 @@ def test_chunks_cover_all_rows_and_are_halved_once():
                 raise torch.OutOfMemoryError("out of memory")
             rows.extend(range(chunk.start, chunk.stop))
 
-        in_chunks(run, total, size)
+        in_chunks(run, total, size, torch.zeros(1, 3, 8, 8))
         assert rows == list(range(total)), f"{total} rows in chunks of {size}, memory for {most}"
 
 

@@ -1,11 +1,9 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
     """Small tensors gain little from threads, which on a busy machine wait for each other ten times longer."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

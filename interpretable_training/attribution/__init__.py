@@ -24,6 +24,7 @@ from .integrated_gradients import IntegratedGradients
 from .layer_cam import LayerCAM
 from .maps import degenerate, mask_images, normalize
 from .opti_cam import OptiCAM
+from .random_map import RandomMap
 from .raw_attention import RawAttention
 from .score_cam import ScoreCAM
 from .smooth_grad import SmoothGrad
@@ -51,6 +52,7 @@ __all__ = [
     "IntegratedGradients",
     "LayerCAM",
     "OptiCAM",
+    "RandomMap",
     "RawAttention",
     "ScoreCAM",
     "SmoothGrad",

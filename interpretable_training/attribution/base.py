@@ -157,11 +157,11 @@ def explain(
         if isinstance(target, (list, tuple)) or (isinstance(target, str) and target.startswith("topk")):
             target = observed.resolve(images, target)
         if not isinstance(target, Tensor) or target.ndim < 2:
-            maps = _explain(named, observed, images, target)
+            maps = explain_prepared(named, observed, images, target)
         else:
             classes = observed.resolve(images, target)
             assert isinstance(classes, Tensor)
-            found = [_explain(named, observed, images, column) for column in classes.unbind(1)]
+            found = [explain_prepared(named, observed, images, column) for column in classes.unbind(1)]
             maps = {name: torch.stack([maps[name] for maps in found], 1) for name in named}
         return {name: full(maps[name] if create_graph else maps[name].detach()) for name in named}
 
@@ -189,7 +189,10 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _explain(named: dict[str, Attribution], observed: Observed, images: Tensor, target: Target) -> dict[str, Tensor]:
+def explain_prepared(
+    named: dict[str, Attribution], observed: Observed, images: Tensor, target: Target
+) -> dict[str, Tensor]:
+    """`explain` inside `observe`: raw maps (B, H, W) of prepared images, one target each."""
     maps: dict[str, Tensor] = {}
     resolved: Resolved | None = None
     for cams in _passes(named):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Normalization = Literal["range", "max", "sigmoid"]
+Borders = Literal["replicate", "reflect", "constant"]
 EPS = 1e-8
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -77,15 +78,25 @@ def mask_images(
     return images * mask + black * (1 - mask)
 
 
-def blur(images: Tensor, kernel: int = 11, sigma: float = 5.0) -> Tensor:
-    """`images` (B, C, *spatial) under a normalized Gaussian of `kernel` cells a side, borders continued."""
-    if kernel % 2 == 0:
+def blur(images: Tensor, kernel: int = 11, sigma: float = 5.0, borders: Borders = "replicate") -> Tensor:
+    """`images` (B, C, *spatial) under a normalized Gaussian of `kernel` cells a side."""
+    if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"expected an odd kernel, whose middle is a pixel, got {kernel}.")
-    t = torch.arange(kernel, dtype=images.dtype, device=images.device) - (kernel - 1) / 2
+    t = torch.arange(kernel, dtype=torch.float64) - (kernel - 1) / 2
     weight = (-(t**2) / (2 * sigma**2)).exp()
-    weight = weight / weight.sum()
+    return smooth(images, weight / weight.sum(), borders)
+
+
+def smooth(images: Tensor, weight: Tensor, borders: Borders) -> Tensor:
+    """`images` (B, C, *spatial) under a kernel that is the product of `weight` (k,) along each axis.
+
+    Around the images lie their borders continued ("replicate"), mirrored ("reflect") or zeros ("constant").
+    """
+    reach = len(weight) // 2
     for dim in range(2, images.ndim):
         lines = images.movedim(dim, -1)
-        flat = F.pad(lines.reshape(-1, 1, lines.shape[-1]), [kernel // 2] * 2, mode="replicate")
-        images = F.conv1d(flat, weight.view(1, 1, -1)).reshape(lines.shape).movedim(-1, dim)
+        n = lines.shape[-1]
+        mode = "replicate" if borders == "reflect" and n <= reach else borders  # too small to mirror that far
+        flat = F.pad(lines.reshape(-1, 1, n), [reach] * 2, mode=mode)
+        images = F.conv1d(flat, weight.to(images).view(1, 1, -1)).reshape(lines.shape).movedim(-1, dim)
     return images

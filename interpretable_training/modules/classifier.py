@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
+from interpretable_training.batch import images_and_target
 from interpretable_training.models import build_network
 
-from .checks import check_datamodule, check_logits, check_range, check_target, images_and_target
+from .checks import check_datamodule, check_logits, check_range, check_target
 
 OBJECT = "object of class "  # how checkpoints name what they cannot rebuild
 
@@ -94,17 +95,25 @@ class Classifier(L.LightningModule):
         """Loss of a batch, logged together with the metrics."""
         images, target = images_and_target(batch)
         logits = self(images)
+        loss = self.criterion(logits, target, batch_idx)
+        self.log_step(metrics, logits, target, loss)
+        return loss
+
+    def criterion(self, logits: Tensor, target: Tensor, batch_idx: int = 0) -> Tensor:
+        """Loss of logits, which are compared with the target first."""
         check_logits(logits, self.num_classes)
         check_target(target, logits, self.multilabel)
         # Reading values waits for the GPU, so there only the first batch of an epoch is looked at.
         if not self.multilabel and (batch_idx == 0 or target.device.type == "cpu"):
             check_range(target, self.num_classes)
-        loss = self.loss(logits, target.to(logits.dtype) if self.multilabel else target)
+        return self.loss(logits, target.to(logits.dtype) if self.multilabel else target)
+
+    def log_step(self, metrics: MetricCollection, logits: Tensor, target: Tensor, loss: Tensor) -> None:
+        """Update the metrics, and log them and the loss."""
         metrics.update(logits, target)
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(images)}
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(target)}
         self.log(f"{metrics.prefix}loss", loss, sync_dist=True, **options)
         self.log_dict(metrics, **options)
-        return loss
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.step(batch, batch_idx, self.train_metrics)

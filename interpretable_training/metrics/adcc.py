@@ -1,0 +1,177 @@
+"""Coherency, complexity, and their harmonic mean with the drop. Poppi et al., CVPR-W 2021, https://arxiv.org/abs/2104.10252
+
+    Coherency  = (1 + corr(S(mask(x, S)), S(x))) / 2                              (1)
+    Complexity = sum over pixels of S / (H W)                                     (2)
+    ADCC       = 3 / (1 / Coherency + 1 / (1 - Complexity) + 1 / (1 - Drop))      (3)
+    Drop       = relu(p(x) - p(mask(x, S))) / p(x)                                (4)
+
+S(x): the map of x. corr: Pearson correlation over pixels. p: probability of the class. (3) is 0 if a term is not
+above 0. Constant maps have no correlation: two equal ones count as 1, anything else as 0.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.maps import degenerate, one_of
+from interpretable_training.attribution.targets import Target
+
+from .base import Fact, ImageMetric, again_by, as_tuple
+from .confidence import ConfidenceMetric, share
+from .evidence import Evidence, wide
+from .masking import Masking, Space
+from .similarity import pearson
+
+
+class Complexity(ImageMetric):
+    """How much of the image the map shows, from 0 to 1 (2)."""
+
+    higher_is_better = False
+    formula = "mean over pixels of S"
+    unit = "fraction"
+    bounds = (0.0, 1.0)
+
+    def update(self, saliency: Tensor | None = None) -> None:
+        """Add maps (B, H, W) in [0, 1]."""
+        self.collect(saliency=saliency)
+
+    def values(self, evidence: Evidence) -> Tensor:
+        return complexity(evidence)
+
+
+def complexity(evidence: Evidence) -> Tensor:
+    """(2), (B,)."""
+    S = evidence.saliency
+    return S.to(wide(S)).flatten(1).mean(1)
+
+
+def coherency(evidence: Evidence, masking: Masking) -> Tensor:
+    """corr of (1), (B,)."""
+    S = evidence.saliency
+    again = evidence.known.get("saliency_masked")
+    if again is None:
+        again = evidence.once(("again", masking), lambda: evidence.explain_again(masking(evidence.images, S)))
+    if again.shape != S.shape:
+        raise ValueError(f"expected saliency_masked {tuple(S.shape)} as saliency, got {tuple(again.shape)}.")
+    rho = pearson(again, S)
+    equal = (again.flatten(1) == S.flatten(1)).all(1)
+    constant = degenerate(again) | degenerate(S)
+    rho = torch.where(constant, equal.to(rho), rho)
+    return rho.masked_fill(again.flatten(1).isnan().any(1) | S.flatten(1).isnan().any(1), torch.nan)
+
+
+class Coherency(ImageMetric):
+    """Whether the map stays when the image is seen through it, from 0 to 1 (1).
+
+    Args:
+        attribution: the method that made the maps, to explain again; `evaluate` knows it.
+        rescale: from the correlation's [-1, 1] to [0, 1].
+        space: whether what the map hides is black ("pixel") or the mean color ("normalized", as the authors do).
+        mean: the normalization's, without which black cannot be told; with `std`.
+        std: see `mean`.
+    """
+
+    higher_is_better = True
+    unit = "fraction"
+
+    def __init__(
+        self,
+        attribution: Attribution | None = None,
+        rescale: bool = True,
+        space: Space = "normalized",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.attribution, self.rescale = attribution, rescale
+        self.masking = Masking(space, as_tuple(mean), as_tuple(std))
+        self.formula = "(1 + corr(S(mask(x, S)), S(x))) / 2" if rescale else "corr(S(mask(x, S)), S(x))"
+        self.bounds = (0.0, 1.0) if rescale else (-1.0, 1.0)
+        super().__init__(**kwargs)
+
+    def options(self) -> dict[str, Fact]:
+        return {**self.masking.facts(), "explained_again_by": again_by(self.attribution)}
+
+    def update(
+        self,
+        model: nn.Module | None = None,
+        images: Tensor | None = None,
+        saliency: Tensor | None = None,
+        target: Target = None,
+        saliency_masked: Tensor | None = None,
+    ) -> None:
+        """Add a batch; `saliency_masked` are the maps of the masked images, where the caller has them."""
+        self.collect(model=model, images=images, saliency=saliency, target=target, saliency_masked=saliency_masked)
+
+    def values(self, evidence: Evidence) -> Tensor:
+        rho = coherency(evidence, self.masking)
+        return (rho + 1) / 2 if self.rescale else rho  # (1)
+
+
+class ADCC(ConfidenceMetric):
+    """The harmonic mean of coherency, 1 - complexity and 1 - drop, from 0 to 1 (3).
+
+    Args:
+        attribution: the method that made the maps, to explain again; `evaluate` knows it.
+        average: the mean over images of (3) ("images"), or (3) of the means over images ("dataset").
+    """
+
+    higher_is_better = True
+    formula = "3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop))"
+    unit = "fraction"
+    bounds = (0.0, 1.0)
+
+    def __init__(
+        self,
+        attribution: Attribution | None = None,
+        average: Literal["images", "dataset"] = "images",
+        preset: Literal["thesis", "adcc"] = "adcc",
+        **kwargs: Any,
+    ) -> None:
+        one_of("average", average, "images", "dataset")
+        one_of("preset", preset, "thesis", "adcc")
+        self.attribution, self.average = attribution, average
+        self.columns = 1 if average == "images" else 3
+        super().__init__(preset, **kwargs)
+
+    def options(self) -> dict[str, Fact]:
+        return {**super().options(), "average": self.average, "explained_again_by": again_by(self.attribution)}
+
+    def update(  # type: ignore[override]
+        self,
+        model: nn.Module | None = None,
+        images: Tensor | None = None,
+        saliency: Tensor | None = None,
+        target: Target = None,
+        prob: Tensor | None = None,
+        prob_masked: Tensor | None = None,
+        saliency_masked: Tensor | None = None,
+    ) -> None:
+        """Add a batch; scores (B,) and the maps of the masked images may be given instead of the model."""
+        self.collect(
+            model=model,
+            images=images,
+            saliency=saliency,
+            target=target,
+            prob=prob,
+            prob_masked=prob_masked,
+            saliency_masked=saliency_masked,
+        )
+
+    def values(self, evidence: Evidence) -> Tensor:
+        p, o = self.scores(evidence)
+        drop = share((p - o).relu(), p)  # (4)
+        parts = torch.stack([(coherency(evidence, self.masking) + 1) / 2, complexity(evidence), drop], 1)
+        return self.harmonic(parts) if self.average == "images" else parts
+
+    def aggregate(self, means: Tensor) -> Tensor:
+        return super().aggregate(means) if self.average == "images" else self.harmonic(means)
+
+    def harmonic(self, parts: Tensor) -> Tensor:
+        """(3) of coherency, complexity and drop (..., 3)."""
+        terms = torch.stack([parts[..., 0], 1 - parts[..., 1], 1 - parts[..., 2]], -1)
+        mean = 3 / (1 / terms.clamp(min=torch.finfo(terms.dtype).tiny)).sum(-1)
+        return mean.masked_fill((terms <= 0).any(-1), 0)  # (3)

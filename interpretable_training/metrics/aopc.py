@@ -1,0 +1,99 @@
+"""AOPC, the area over the perturbation curve. Samek et al., IEEE TNNLS 2017, https://arxiv.org/abs/1509.06321
+
+    AOPC = 100/(L + 1) * mean over images of sum over k = 0..L of (s(x[0]) - s(x[k]))    (1)
+
+x[k]: the image without its k most salient patches. s: probability of the class.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.targets import Target
+
+from .base import Fact, ImageMetric, as_tuple
+from .evidence import Evidence, Kind, kind_index
+from .perturb import Replacement, Substrate, rank_patches
+
+
+class AOPC(ImageMetric):
+    """How much of the class probability the most salient patches carry (1), in percent.
+
+    Args:
+        patch: side of a patch in pixels; those at the border may be smaller.
+        steps: L, how many patches are removed one after the other.
+        substrate: what they are replaced by: "min", the image's lowest value (Quantus calls it black), "uniform"
+            random values (the authors), "mean", "black", "blur", "gaussian" or a tensor.
+        mean: the normalization's, which the substrate "black" needs; with `std`.
+        std: see `mean`.
+        on: the score that is followed: "prob" of a softmax, "sigmoid" for several labels, or "logit".
+        seed: of the "uniform" substrate.
+        chunk_size: images per pass; by default what suits the device and the image size.
+    """
+
+    higher_is_better = True
+    formula = "mean over k = 0..L of p(x) - p(x without its k most salient patches)"
+    bounds = (-100.0, 100.0)
+
+    def __init__(
+        self,
+        patch: int = 14,
+        steps: int = 10,
+        substrate: Substrate | Tensor = "min",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        on: Literal["prob", "sigmoid", "logit"] = "prob",
+        seed: int = 0,
+        chunk_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        one_of("on", on, "prob", "sigmoid", "logit")
+        if patch < 1 or steps < 1:
+            raise ValueError(f"expected patch and steps of at least 1, got patch={patch}, steps={steps}.")
+        self.patch, self.steps = patch, steps
+        self.replacement = Replacement(substrate, mean=as_tuple(mean), std=as_tuple(std), seed=seed)
+        self.on: Kind = on
+        self.chunk_size = chunk_size
+        super().__init__(**kwargs)
+
+    def options(self) -> dict[str, Fact]:
+        return {
+            "score": self.on,
+            "patch": self.patch,
+            "steps": self.steps,
+            **self.replacement.facts(),
+        }
+
+    def update(
+        self,
+        model: nn.Module | None = None,
+        images: Tensor | None = None,
+        saliency: Tensor | None = None,
+        target: Target = None,
+    ) -> None:
+        """Add a batch: images (B, C, H, W), their maps (B, H, W) in [0, 1] and classes (B,)."""
+        self.collect(model=model, images=images, saliency=saliency, target=target)
+
+    def values(self, evidence: Evidence) -> Tensor:
+        x = evidence.images
+        rank = rank_patches(evidence.saliency, self.patch)
+        patches = int(rank.max()) + 1
+        if patches < self.steps:
+            raise ValueError(
+                f"expected at least {self.steps} patches of {self.patch} pixels a side in images "
+                f"{tuple(x.shape[2:])}, got {patches}; pass a smaller patch or fewer steps."
+            )
+        r = self.replacement(x)
+        image = torch.arange(len(x), device=x.device).repeat_interleave(self.steps)
+        removed = torch.arange(1, self.steps + 1, device=x.device).repeat(len(x))[:, None, None]
+
+        def make(rows: slice) -> Tensor:
+            gone = rank[image[rows]] < removed[rows]
+            return torch.where(gone[:, None], r[image[rows]], x[image[rows]])
+
+        s = evidence.rescore(make, image)[:, kind_index(self.on)].view(len(x), self.steps)
+        s0 = evidence.clean_scores()[:, kind_index(self.on)]
+        return 100 * (s0[:, None] - s).sum(1) / (self.steps + 1)  # (1), whose term k = 0 is 0

@@ -1,0 +1,161 @@
+"""What the metrics share: one number per image, averaged over images, with its passport."""
+
+import copy
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from interpretable_training.attribution.base import Attribution
+
+from .evidence import Evidence, gather
+
+Fact = str | float | bool | None
+
+
+class ImageMetric(Metric):
+    """The mean over images of a number that each image gets.
+
+    Images whose number is not one (NaN logits, a map of NaN) are left out and counted in `n_invalid`; constant maps,
+    whose number says little, are counted in `n_degenerate`.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    formula: str
+    unit: str = "percent"
+    bounds: tuple[float, float] = (0.0, 100.0)
+    columns: int = 1  # numbers per image; `aggregate` makes one of their means
+    total: Tensor
+    count: Tensor
+    n_invalid: Tensor
+    n_degenerate: Tensor
+    chunk_size: int | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        """To be called when the options are set: the passport is made of them."""
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(self.columns, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("count", "n_invalid", "n_degenerate"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        # A collection takes metrics with equal states for one and then updates only the first of them; this state
+        # differs wherever the facts do.
+        digest = zlib.crc32(repr(self.passport()).encode()).to_bytes(4, "big")
+        self.add_state("facts", torch.tensor(list(digest)), dist_reduce_fx="max")
+
+    def values(self, evidence: Evidence) -> Tensor:
+        """The number of each image, (B,) or (B, columns); NaN where there is none."""
+        raise NotImplementedError(f"expected {type(self).__name__} to implement values(evidence).")
+
+    def options(self) -> dict[str, Fact]:
+        """The facts that the constructor's arguments decide."""
+        return {}
+
+    def aggregate(self, means: Tensor) -> Tensor:
+        """One number (...) of the means (..., columns)."""
+        return means[..., 0]
+
+    def curves(self, evidence: Evidence) -> dict[str, Tensor]:
+        """The scores (B, J) that the number summarizes, by the name of their curve, for metrics that have such."""
+        return {}
+
+    def passport(self) -> dict[str, Fact]:
+        """Everything that decides what the number means."""
+        low, high = self.bounds
+        return {
+            "metric": type(self).__name__,
+            "formula": self.formula,
+            "direction": "higher is better" if self.higher_is_better else "lower is better",
+            "range": f"{low:g} to {high:g}",
+            "unit": self.unit,
+            **self.options(),
+        }
+
+    def adapted(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, multilabel: bool) -> "ImageMetric":
+        """A copy that knows the data's normalization, where none was given, and takes the sigmoid of several labels."""
+        other = copy.deepcopy(self)
+        for name, value in list(vars(other).items()):
+            if hasattr(value, "with_normalization"):
+                setattr(other, name, value.with_normalization(mean, std))
+        if multilabel and getattr(other, "on", None) == "prob":
+            other.on = "sigmoid"
+        return other
+
+    def rows(self, evidence: Evidence) -> Tensor:
+        """`values` as (B, columns); a row is NaN as a whole, also where the map is."""
+        rows = self.values(evidence)
+        rows = rows[:, None] if rows.ndim == 1 else rows
+        unknown = rows.isnan().any(1)
+        if evidence.unknown is not None:
+            unknown = unknown | evidence.unknown.to(rows.device)
+        return rows.masked_fill(unknown[:, None], torch.nan)
+
+    def measure(self, **facts: Any) -> Tensor:
+        """The number of each image, (B,), of the keywords that `update` takes; no state changes."""
+        with gather(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts) as evidence:
+            return self.aggregate(self.rows(evidence))
+
+    def collect(self, **facts: Any) -> None:
+        """Add the numbers of a batch to the sums."""
+        with gather(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts) as evidence:
+            rows, degenerate = self.rows(evidence), evidence.degenerate
+        valid = ~rows.isnan().any(1)
+        self.total = self.total + rows[valid].sum(0).to(self.total)
+        self.count = self.count + valid.sum().to(self.count)
+        self.n_invalid = self.n_invalid + (~valid).sum().to(self.count)
+        if degenerate is not None:
+            self.n_degenerate = self.n_degenerate + degenerate.sum().to(self.count)
+
+    def compute(self) -> Tensor:
+        if self.n_invalid:
+            warnings.warn(
+                f"{type(self).__name__} leaves out {int(self.n_invalid)} of {int(self.count + self.n_invalid)} images, "
+                "whose scores or maps are not numbers",
+                stacklevel=2,
+            )
+        return self.aggregate(self.total / self.count).float()
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the sums of another metric of the same passport."""
+        if isinstance(incoming_state, ImageMetric):
+            same_passport(self.passport(), incoming_state.passport())
+        super().merge_state(incoming_state)
+
+
+def same_passport(ours: Mapping[str, Fact], theirs: Mapping[str, Fact]) -> None:
+    """Refuse to put numbers together that mean different things."""
+    differ = {key: (ours.get(key), theirs.get(key)) for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)}
+    if differ:
+        listed = ", ".join(f"{key}: {a!r} and {b!r}" for key, (a, b) in sorted(differ.items()))
+        raise ValueError(
+            f"expected numbers with the same passport, got {listed}; measure both with the same options before you "
+            "merge or compare them."
+        )
+
+
+def as_tuple(values: Sequence[float] | Tensor | None) -> tuple[float, ...] | None:
+    """Numbers that can be compared and hashed."""
+    return None if values is None else tuple(float(v) for v in torch.as_tensor(values).flatten())
+
+
+def again_by(method: Attribution | None) -> str:
+    """The fact which method explains again."""
+    return "the method that made the maps" if method is None else repr(method)
+
+
+def text(values: Any) -> str | None:
+    """Several numbers as one fact."""
+    return None if values is None else " ".join(f"{float(v):g}" for v in values)
+
+
+def resolve(presets: Mapping[str, Mapping[str, Any]], preset: str, **given: Any) -> dict[str, Any]:
+    """The options of a preset, replaced by those that are given."""
+    if preset not in presets:
+        raise ValueError(f"expected preset to be one of {list(presets)}, got {preset!r}.")
+    unknown = {name for name in given if name not in presets[preset]}
+    assert not unknown, unknown
+    return {**presets[preset], **{name: value for name, value in given.items() if value is not None}}

@@ -1,0 +1,102 @@
+"""What is done of an evaluation, batch by batch, kept in a folder so that it can go on after a stop."""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Fact
+from .feed import Feed
+
+
+@dataclass
+class Part:
+    """The numbers of one batch, as `Table` has them of all."""
+
+    number: int
+    images: Tensor
+    classes: Tensor
+    values: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    degenerate: dict[str, Tensor] = field(default_factory=dict)
+    curves: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
+
+
+class Cache:
+    """Parts in a folder; without a folder nothing is kept.
+
+    Args:
+        folder: where; made if it is not there.
+        facts: what was evaluated; a folder that holds something else is refused.
+        passports: metric -> what its number means.
+        feed: the data, of which the first batch is remembered.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        facts: Mapping[str, Fact],
+        passports: Mapping[str, Mapping[str, Fact]],
+        feed: Feed,
+    ) -> None:
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is None:
+            return
+        if feed.plan is None:
+            raise ValueError("expected data with a length and an index for cache=, got a stream of batches.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ours: dict[str, Any] = {**facts, "data": fingerprint(feed)}
+        for name, passport in passports.items():
+            ours |= {f"{name}: {key}": value for key, value in passport.items()}
+        described = self.folder / "evaluation.json"
+        if described.exists():
+            refuse_other(ours, json.loads(described.read_text(encoding="utf-8")), self.folder)
+        else:
+            self._write(described, json.dumps(ours, indent=2).encode())
+
+    def files(self) -> list[Path]:
+        return [] if self.folder is None else sorted(self.folder.glob("part-*.pt"))
+
+    def numbers(self) -> set[int]:
+        """Of the batches that are done."""
+        return {int(path.stem.partition("-")[2]) for path in self.files()}
+
+    def load(self) -> list[Part]:
+        """What is done."""
+        return [Part(**torch.load(path, weights_only=True)) for path in self.files()]
+
+    def keep(self, part: Part) -> None:
+        """Write a part, whole or not at all."""
+        if self.folder is not None:
+            path = self.folder / f"part-{part.number:06d}.pt"
+            torch.save(vars(part), path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        beside = path.with_suffix(f".{os.getpid()}.tmp")
+        beside.write_bytes(content)
+        os.replace(beside, path)
+
+
+def fingerprint(feed: Feed) -> str:
+    """A number that changes with the choice of images and with those of the first batch."""
+    crc = zlib.crc32(repr(feed.plan).encode())
+    for _, _, images, _ in feed.read(lambda number: number == 0):
+        crc = zlib.crc32(images.float().contiguous().numpy().tobytes(), crc)
+    return f"{crc:08x}"
+
+
+def refuse_other(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:
+    """An error that names what differs from the evaluation in the folder."""
+    differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if differ:
+        listed = ", ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in sorted(differ)[:5])
+        raise ValueError(
+            f"expected a cache of the same evaluation in {str(folder)!r}, got one of another ({listed}); choose "
+            "another folder, or delete this one."
+        )

@@ -1,0 +1,218 @@
+"""How the class probability changes when the map decides what stays of the image.
+
+    AD  = 100/N * sum over i of relu(p[i] - o[i]) / p[i]          (1)
+    AI  = 100/N * sum over i of 1[o[i] > p[i]]                    (2)
+    AG  = 100/N * sum over i of relu(o[i] - p[i]) / (1 - p[i])    (3)
+    ADD = 100/N * sum over i of (p[i] - d[i]) / p[i]              (4)
+
+p: probability of the class. o: of the image seen through its map S. d: seen through 1 - S.
+(1), (2): Chattopadhay et al., WACV 2018, https://arxiv.org/abs/1710.11063. (3): Zhang et al., Opti-CAM, CVIU 2024,
+https://arxiv.org/abs/2301.07002. (4): Jung and Oh, LIFT-CAM, ICCV 2021, https://arxiv.org/abs/2102.05228.
+0/0 is 0: a probability of 0 cannot drop, one of 1 cannot gain.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.targets import Target
+
+from .base import Fact, ImageMetric, as_tuple, resolve
+from .evidence import Evidence, Kind, kind_index, wide
+from .masking import Masking, Space
+
+Preset = Literal["thesis", "adcc", "polycam", "pytorch_grad_cam", "torchcam"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "thesis": {"space": "pixel", "on": "prob", "relative": True},  # as CA-Stream's and Opti-CAM's code do
+    "adcc": {"space": "normalized", "on": "prob", "relative": True},
+    "polycam": {"space": "normalized", "on": "prob", "relative": True},
+    "pytorch_grad_cam": {"space": "normalized", "on": "prob", "relative": False},
+    "torchcam": {"space": "normalized", "on": "logit", "relative": True},
+}
+
+
+class ConfidenceMetric(ImageMetric):
+    """Compares the scores of images with those of the images seen through their maps.
+
+    Args:
+        preset: whose conventions are followed where the other arguments say nothing.
+        space: whether what the map hides is black ("pixel") or the mean color ("normalized").
+        mean: the normalization's, without which black cannot be told; with `std`.
+        std: see `mean`.
+        topk: keep this percentage of the pixels instead of fading by the map.
+        on: the score that is compared: "prob" of a softmax, "sigmoid" for several labels, or "logit".
+        chunk_size: images per pass; by default what suits the device and the image size.
+    """
+
+    def __init__(
+        self,
+        preset: Preset = "thesis",
+        space: Space | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        topk: float | None = None,
+        on: Kind | None = None,
+        chunk_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        chosen = resolve(PRESETS, preset, space=space, on=on)
+        one_of("on", chosen["on"], "prob", "sigmoid", "logit")
+        self.on: Kind = chosen["on"]
+        self.masking = Masking(chosen["space"], as_tuple(mean), as_tuple(std), topk)
+        self.chunk_size = chunk_size
+        super().__init__(**kwargs)
+
+    def options(self) -> dict[str, Fact]:
+        return {"score": self.on, **self.masking.facts()}
+
+    def update(
+        self,
+        prob: Tensor | None = None,
+        prob_masked: Tensor | None = None,
+        model: nn.Module | None = None,
+        images: Tensor | None = None,
+        saliency: Tensor | None = None,
+        target: Target = None,
+    ) -> None:
+        """Add a batch, of its scores (B,) or of what they are computed from."""
+        self.collect(prob=prob, prob_masked=prob_masked, model=model, images=images, saliency=saliency, target=target)
+
+    def scores(self, evidence: Evidence, name: str = "prob_masked", inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """p and o, or d, (B,), given or computed."""
+        return self._clean(evidence), self._masked(evidence, name, inverse)
+
+    def _clean(self, evidence: Evidence) -> Tensor:
+        if "prob" in evidence.known:
+            return checked("prob", evidence.known["prob"], self.on)
+        return evidence.clean_scores()[:, kind_index(self.on)]
+
+    def _masked(self, evidence: Evidence, name: str, inverse: bool) -> Tensor:
+        if name in evidence.known:
+            return checked(name, evidence.known[name], self.on)
+        return self.masking.scores(evidence, inverse)[:, kind_index(self.on)]
+
+
+class AverageDrop(ConfidenceMetric):
+    """Percentage of the class probability that is lost when only what the map shows stays (1).
+
+    Args:
+        relative: relative to p; else the difference itself, relu(p - o).
+    """
+
+    higher_is_better = False
+    formula = "mean of relu(p - o) / p"
+
+    def __init__(self, preset: Preset = "thesis", relative: bool | None = None, **kwargs: Any) -> None:
+        self.relative: bool = resolve(PRESETS, preset, relative=relative)["relative"]
+        super().__init__(preset, **kwargs)
+
+    def options(self) -> dict[str, Fact]:
+        return {**super().options(), "relative": self.relative}
+
+    def values(self, evidence: Evidence) -> Tensor:
+        p, o = self.scores(evidence)
+        drop = (p - o).relu()
+        return 100 * (share(drop, p) if self.relative else drop)  # (1)
+
+
+class AverageIncrease(ConfidenceMetric):
+    """Percentage of the images whose class becomes more probable when only what the map shows stays (2).
+
+    A map that hides nearly nothing scores well; read it together with another metric.
+
+    Args:
+        signed: count images whose class becomes less probable as -1 instead of 0.
+    """
+
+    higher_is_better = True
+    formula = "mean of 1[o > p]"
+
+    def __init__(self, signed: bool = False, **kwargs: Any) -> None:
+        self.signed = signed
+        if signed:
+            self.formula, self.bounds = "mean of sign(o - p)", (-100.0, 100.0)
+        super().__init__(**kwargs)
+
+    def values(self, evidence: Evidence) -> Tensor:
+        p, o = self.scores(evidence)
+        change = (o - p).sign()
+        return 100 * (change if self.signed else change.relu())  # (2)
+
+
+class AverageGain(ConfidenceMetric):
+    """Percentage gained, of what the class probability could still gain, when only what the map shows stays (3)."""
+
+    higher_is_better = True
+    formula = "mean of relu(o - p) / (1 - p)"
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.on == "logit":
+            raise ValueError(
+                "expected on='prob' or 'sigmoid' for AverageGain, got 'logit', which has no highest value."
+            )
+
+    def values(self, evidence: Evidence) -> Tensor:
+        p, o = self.scores(evidence)
+        return 100 * share((o - p).relu(), 1 - p)  # (3)
+
+
+class AverageDropInDeletion(ConfidenceMetric):
+    """Percentage of the class probability that is lost when what the map shows is taken away (4).
+
+    Not clamped: an image whose class becomes more probable counts as a negative loss.
+
+    Args:
+        clamp: count such images as 0.
+    """
+
+    higher_is_better = True
+    formula = "mean of (p - d) / p"
+    bounds = (-torch.inf, 100.0)
+
+    def __init__(self, clamp: bool = False, **kwargs: Any) -> None:
+        self.clamp = clamp
+        if clamp:
+            self.formula, self.bounds = "mean of relu(p - d) / p", (0.0, 100.0)
+        super().__init__(**kwargs)
+
+    def update(
+        self,
+        prob: Tensor | None = None,
+        prob_deleted: Tensor | None = None,
+        model: nn.Module | None = None,
+        images: Tensor | None = None,
+        saliency: Tensor | None = None,
+        target: Target = None,
+    ) -> None:
+        self.collect(prob=prob, prob_deleted=prob_deleted, model=model, images=images, saliency=saliency, target=target)
+
+    def values(self, evidence: Evidence) -> Tensor:
+        p, d = self.scores(evidence, "prob_deleted", inverse=True)
+        drop = (p - d).relu() if self.clamp else p - d
+        return 100 * share(drop, p)  # (4)
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole; 0 where the whole is 0, and not a number where it is negative, as logits may be."""
+    ratio = part / whole.masked_fill(whole == 0, 1)
+    return ratio.masked_fill(whole == 0, 0).masked_fill(whole < 0, torch.nan).masked_fill(part.isnan(), torch.nan)
+
+
+def checked(name: str, scores: Tensor, on: Kind) -> Tensor:
+    """Scores (B,) that the caller computed, in float64; what is not finite becomes NaN."""
+    if not isinstance(scores, Tensor) or scores.ndim != 1:
+        came = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"expected {name} (B,), one score per image, got {came}; pick those of the target class.")
+    scores = scores.detach().to(wide(scores))
+    scores = scores.masked_fill(~scores.isfinite(), torch.nan)
+    known = scores[~scores.isnan()]
+    if on != "logit" and known.numel() and not -1e-6 <= float(known.min()) <= float(known.max()) <= 1 + 1e-6:
+        raise ValueError(
+            f"expected {name} as probabilities in [0, 1], got {float(known.min()):.4g} to {float(known.max()):.4g}; "
+            "pass logits.softmax(1) of the target class, or on='logit'."
+        )
+    return scores if on == "logit" else scores.clamp(0, 1)

@@ -1,0 +1,127 @@
+"""Where images come from: whatever a user has at hand, in numbered batches that know the index of each image."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
+
+from interpretable_training.attribution.maps import one_of
+from interpretable_training.batch import describe, images_and_target
+
+Split = Literal["val", "test"]
+BATCH = 32  # images, where the data do not come in batches
+
+
+class Feed:
+    """Batches of images with their targets and indices.
+
+    A data set that can be indexed is read in its own order, whatever the loader's; `max_images` of it are those that
+    the seed chooses. Another source is read as it comes, up to `max_images`.
+
+    Args:
+        data: a data module, a loader, a data set, a pair of tensors (images, target) or an iterable of batches.
+        max_images: how many images at most.
+        split: of a data module.
+        seed: of the choice of images.
+    """
+
+    def __init__(self, data: Any, max_images: int | None = None, split: Split = "val", seed: int = 0) -> None:
+        one_of("split", split, "val", "test")
+        if max_images is not None and max_images < 1:
+            raise ValueError(f"expected max_images of at least 1, got {max_images}; None takes all.")
+        self.mean, self.std = (getattr(data, name, None) for name in ("mean", "std"))
+        self.max_images, self.source = max_images, source_of(data, split)
+        self.plan: list[list[int]] | None = None
+        if isinstance(self.source, DataLoader) and can_be_indexed(self.source):
+            chosen = torch.arange(len(self.source.dataset))  # type: ignore[arg-type]
+            if max_images is not None and max_images < len(chosen):
+                order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+                chosen = order[:max_images].sort().values
+            self.plan = [part.tolist() for part in chosen.split(self.source.batch_size or BATCH) if len(part)]
+
+    def size(self) -> int | None:
+        """How many images there are, where that is known."""
+        return None if self.plan is None else sum(map(len, self.plan))
+
+    def read(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Tensor, Tensor | None]]:
+        """Number, indices, images and target of each batch whose number is wanted."""
+        if self.plan is None:
+            yield from self._stream(wanted)
+            return
+        numbers = [number for number in range(len(self.plan)) if wanted(number)]
+        for number, batch in zip(numbers, again(self.source, [self.plan[number] for number in numbers])):
+            images, target = taken_apart(batch)
+            yield number, self.plan[number], images, target
+
+    def _stream(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Tensor, Tensor | None]]:
+        seen = 0
+        for number, batch in enumerate(self.source):
+            images, target = taken_apart(batch)
+            if self.max_images is not None and seen + len(images) > self.max_images:
+                left = self.max_images - seen
+                images, target = images[:left], None if target is None else target[:left]
+            indices = list(range(seen, seen + len(images)))
+            seen += len(images)
+            if len(images) and wanted(number):
+                yield number, indices, images, target
+            if seen == self.max_images:
+                return
+
+
+def source_of(data: Any, split: Split) -> Any:
+    """A loader, or an iterable of batches."""
+    loaders = getattr(data, f"{split}_dataloader", None)
+    if callable(loaders):
+        data.prepare_data()
+        data.setup("validate" if split == "val" else "test")
+        return source_of(loaders(), split)
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        images, target = data
+        if len(images) != len(target):
+            raise ValueError(f"expected as many targets as images, got {len(target)} for {len(images)} images.")
+        data = TensorDataset(images, target)
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size=BATCH)
+    if not hasattr(data, "__iter__") or isinstance(data, (Tensor, str, dict)):
+        raise TypeError(
+            f"expected a data module, a loader, a data set, (images, target) or batches as data, got {describe(data)}."
+        )
+    return data
+
+
+def can_be_indexed(loader: DataLoader) -> bool:
+    """Whether the loader reads all of a data set that gives each item by its index."""
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
+        return False
+    whole = isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler))
+    shares = isinstance(loader.sampler, DistributedSampler) or len(loader.sampler) == len(loader.dataset)  # type: ignore[arg-type]
+    return whole and shares and type(loader.batch_sampler) is BatchSampler
+
+
+def again(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
+    """The same loader for other batches."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
+def taken_apart(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Images and target of a batch, which may be images alone."""
+    return (batch, None) if isinstance(batch, Tensor) else images_and_target(batch)

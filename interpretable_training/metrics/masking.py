@@ -1,0 +1,82 @@
+"""Explanation images: an image seen through its map.
+
+    mask(x, S) = norm(denorm(x) * S)    (1)  in pixel space: S = 0 is black
+    mask(x, S) = x * S                  (2)  in normalized space: S = 0 is the mean color
+
+x: normalized image. S: map in [0, 1]. Without the mean and std of the normalization, (1) cannot be told from (2).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from interpretable_training.attribution.maps import mask_images, one_of
+
+from .base import Fact, text
+from .evidence import Evidence
+from .perturb import both_or_none, rank_pixels
+
+Space = Literal["pixel", "normalized"]
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How an image is seen through its map.
+
+    Args:
+        space: where the product is taken, (1) or (2).
+        mean: the normalization's, one per channel.
+        std: the normalization's, one per channel.
+        topk: keep this percentage of the pixels as they are and none of the others, instead of fading by S.
+    """
+
+    space: Space = "pixel"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    topk: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of("space", self.space, "pixel", "normalized")
+        both_or_none(self.mean, self.std)
+        if self.topk is not None and not 0 < self.topk <= 100:
+            raise ValueError(f"expected topk as a percentage above 0 and up to 100, got {self.topk}.")
+
+    def __call__(self, images: Tensor, saliency: Tensor) -> Tensor:
+        """`images` (B, C, *spatial) through maps (B, *spatial)."""
+        if self.space == "normalized":
+            return mask_images(images, saliency)  # (2)
+        return mask_images(images, saliency, self.mean, self.std)  # (1)
+
+    def mask_of(self, saliency: Tensor) -> Tensor:
+        """What images are multiplied with: the map, or its highest pixels."""
+        if self.topk is None:
+            return saliency
+        kept = rank_pixels(saliency) < round(self.topk / 100 * saliency[0].numel())
+        return torch.where(saliency.isnan(), torch.nan, kept.to(saliency))
+
+    def with_normalization(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> "Masking":
+        """The same with the mean and std of the data, where none were given."""
+        return self if self.mean is not None else replace(self, mean=mean, std=std)
+
+    def scores(self, evidence: Evidence, inverse: bool = False) -> Tensor:
+        """Scores (B, S) of the images through their maps, or through what the maps leave out."""
+
+        def compute() -> Tensor:
+            M = self.mask_of(evidence.saliency)
+            M = 1 - M if inverse else M
+            rows = torch.arange(len(M), device=M.device)
+            return evidence.rescore(lambda part: self(evidence.images[part], M[part]), rows)
+
+        return evidence.once((self, inverse), compute)
+
+    def facts(self) -> dict[str, Fact]:
+        """What the passport says of it."""
+        known = self.space == "pixel" and self.mean is not None
+        return {
+            "mask_space": "pixel" if known else "normalized",
+            "mask_mean": text(self.mean) if known else None,
+            "mask_std": text(self.std) if known else None,
+            "mask": "map" if self.topk is None else f"highest {self.topk:g} percent of the pixels",
+        }

@@ -1,0 +1,110 @@
+"""ROAD, remove and debias. Rong et al., ICML 2022, https://arxiv.org/abs/2202.00449
+
+    ROAD = 1/2 * mean over q of (s(x without the q % least salient pixels) - s(x without the q % most salient))    (1)
+
+s: probability of the class, or 1 where it is the predicted one. Removed pixels are imputed from their neighbors
+(`impute`), with a little noise, so that the shape of what is missing gives nothing away.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from interpretable_training.attribution.chunks import seeded_noise
+from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.targets import Target
+
+from .base import Fact, ImageMetric, text
+from .evidence import Evidence, Kind, kind_index
+from .impute import impute
+from .perturb import rank_pixels
+
+PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
+
+
+class ROAD(ImageMetric):
+    """How much more the most salient pixels matter than the least salient ones (1), in percent.
+
+    Args:
+        percentages: q, each above 0 and below 100.
+        on: the score: "prob" of a softmax, "accuracy" (the authors), "sigmoid" for several labels, or "logit".
+        noise: standard deviation of what is added to imputed pixels.
+        seed: of the noise, which is the same for all images.
+        chunk_size: images per pass; by default what suits the device and the image size.
+    """
+
+    higher_is_better = True
+    formula = "half the mean over q of s(without the q % least salient) - s(without the q % most salient)"
+    bounds = (-50.0, 50.0)
+
+    def __init__(
+        self,
+        percentages: Sequence[float] = PERCENTAGES,
+        on: Literal["prob", "accuracy", "sigmoid", "logit"] = "prob",
+        noise: float = 0.01,
+        seed: int = 0,
+        chunk_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        one_of("on", on, "prob", "accuracy", "sigmoid", "logit")
+        if not percentages or not all(0 < q < 100 for q in percentages):
+            raise ValueError(f"expected percentages above 0 and below 100, got {tuple(percentages)}.")
+        self.percentages, self.noise, self.seed = tuple(percentages), noise, seed
+        self.on: Kind = on
+        self.chunk_size = chunk_size
+        super().__init__(**kwargs)
+
+    def options(self) -> dict[str, Fact]:
+        return {
+            "score": self.on,
+            "percentages": text(self.percentages),
+            "imputation": "linear",
+            "noise": self.noise,
+            "seed": self.seed,
+        }
+
+    def update(
+        self,
+        model: nn.Module | None = None,
+        images: Tensor | None = None,
+        saliency: Tensor | None = None,
+        target: Target = None,
+    ) -> None:
+        """Add a batch: images (B, C, H, W), their maps (B, H, W) in [0, 1] and classes (B,)."""
+        self.collect(model=model, images=images, saliency=saliency, target=target)
+
+    def values(self, evidence: Evidence) -> Tensor:
+        scores = self.curves(evidence)
+        return 100 * (scores["least salient removed"] - scores["most salient removed"]).mean(1) / 2  # (1)
+
+    def curves(self, evidence: Evidence) -> dict[str, Tensor]:
+        """s (B, Q) after each percentage, by what was removed."""
+        key = ("road", self.percentages, self.noise, self.seed)
+        both = evidence.once(key, lambda: self._scores(evidence))[..., kind_index(self.on)]
+        return {"most salient removed": both[:, 0], "least salient removed": both[:, 1]}
+
+    def _scores(self, evidence: Evidence) -> Tensor:
+        """(B, 2, Q, S)."""
+        x = evidence.images
+        pixels = x[0, 0].numel()
+        removed = torch.tensor([round(q / 100 * pixels) for q in self.percentages], device=x.device)
+        if not 0 < int(removed.min()) <= int(removed.max()) < pixels:
+            raise ValueError(
+                f"expected percentages that remove some of the {pixels} pixels and not all, got {self.percentages}."
+            )
+        rank = rank_pixels(evidence.saliency)
+        noise = self.noise * seeded_noise(self.seed, x.shape[1:], x)
+        B, Q = len(x), len(removed)
+        image = torch.arange(B, device=x.device).repeat_interleave(2 * Q)
+        least = torch.arange(2, device=x.device).repeat_interleave(Q).repeat(B).bool()
+        count = removed.repeat(2 * B)
+
+        def make(rows: slice) -> Tensor:
+            place = rank[image[rows]]
+            place = torch.where(least[rows, None, None], pixels - 1 - place, place)
+            gone = place < count[rows, None, None]
+            return impute(x[image[rows]], gone) + noise * gone[:, None]
+
+        return evidence.rescore(make, image).view(B, 2, Q, -1)

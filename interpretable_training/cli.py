@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": "evaluate a model on the validation split",
     "test": "evaluate a model on the test split",
     "predict": "compute the model's predictions",
+    "evaluate": "measure how good a model's explanations are",
     "demo": "train a small network on images with a shortcut, and see whether it fell for it (about a minute)",
 }
 EXAMPLES = """examples:

@@ -1,10 +1,12 @@
-"""The commands fit, validate, test and predict: Lightning's command line, which finds our classes by their names."""
+"""The commands of Lightning's command line, which finds our classes by their names, and evaluate."""
 
 from argparse import ArgumentError
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -12,14 +14,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 # Imported for their names: a configuration may use the short name of any class that is known by then.
+import interpretable_training.attribution
 import interpretable_training.callbacks
 import interpretable_training.data
+import interpretable_training.metrics
 import interpretable_training.models
 import interpretable_training.modules
+from interpretable_training.attribution import Attribution
+from interpretable_training.metrics.base import ImageMetric
 
+from .evaluation import Trainer
 from .paragraphs import MistakeError, explain, require_writable
 
-NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, LRScheduler)
+NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, LRScheduler, Attribution, ImageMetric)
 
 
 def run(argv: list[str]) -> None:
@@ -28,11 +35,12 @@ def run(argv: list[str]) -> None:
         ShortErrorsCLI(
             L.LightningModule,
             L.LightningDataModule,
+            trainer_class=Trainer,
             save_config_kwargs={"overwrite": True},  # a second run in the same folder must not end in an error
             trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}},
             parser_kwargs={
                 "exit_on_error": False,
-                **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()},
+                **{name: {"exit_on_error": False} for name in ShortErrorsCLI.subcommands()},
             },
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -46,8 +54,13 @@ def run(argv: list[str]) -> None:
 class ShortErrorsCLI(LightningCLI):
     """Lightning's command line, whose errors name the mistake in one paragraph."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "evaluate": {"model", "datamodule"}}
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)  # what `run` passes
+        self.command = next(word for word in args if word in self._subcommand_parsers)
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
@@ -58,9 +71,18 @@ class ShortErrorsCLI(LightningCLI):
                 raise MistakeError(" ".join(message.split())) from error
             raise MistakeError(explain(message, self.option_names(), class_names())) from error
 
+    def _parse_ckpt_path(self) -> None:
+        # Lightning takes the model's options from the checkpoint. One that was made in Python does not name its class,
+        # which Lightning would not survive; the options of the command line count then.
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and Path(path).is_file():
+            hparams = torch.load(path, weights_only=True, map_location="cpu").get("hyper_parameters", {})
+            if "_class_path" in hparams:
+                super()._parse_ckpt_path()
+
     def option_names(self) -> set[str]:
-        """Dotted names of the options of all commands."""
-        return {action.dest for parser in self._subcommand_parsers.values() for action in parser._actions}
+        """Dotted names of the options of the command."""
+        return {action.dest for action in self._subcommand_parsers[self.command]._actions}
 
     def instantiate_classes(self) -> None:
         try:

@@ -157,7 +157,7 @@ def test_a_mistake_in_the_shell_is_one_paragraph(mistake, words, message):
         (
             "TrainingCurves",
             "TrainingCurvs",
-            "a class at 'trainer.callbacks', got 'TrainingCurvs'; closest: ['TrainingCurves']",
+            "a class at 'trainer.callbacks', got 'TrainingCurvs'; closest: ['TrainingCurves'",
         ),
         ("tiny_cnn", "{class_path: TinyCN}", "a class at 'model.network', got 'TinyCN'; closest: ['TinyCNN'"),
         ("seed_everything: 0", "seed_everything: [", "edited.yaml']: Problems parsing config: while parsing a flow"),

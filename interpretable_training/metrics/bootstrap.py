@@ -56,8 +56,8 @@ def interval(m: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def p_value(d: Tensor) -> float:
-    """(3) of draws of a difference (R,)."""
+def p_value(d: Tensor, rounding: float = 0.0) -> float:
+    """(3) of draws of a difference (R,), which counts as 0 up to `rounding`."""
     d = d[~d.isnan()]
-    least = min(int((d <= 0).sum()), int((d >= 0).sum()))
+    least = min(int((d <= rounding).sum()), int((d >= -rounding).sum()))
     return min(1.0, 2 * (1 + least) / (len(d) + 1))

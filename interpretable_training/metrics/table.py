@@ -14,6 +14,10 @@ from . import render
 from .base import Fact, ImageMetric, same_passport
 from .bootstrap import Draws, interval, p_value
 
+# Maps that are equal on paper differ in their last bits, which may turn the order of two pixels: differences up to this
+# share of a metric's largest value are no differences.
+ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -103,6 +107,7 @@ class Table:
         columns = torch.cat(blocks, 1)
         drawn = [aggregate(part) for part in draws.means(columns).split(k, 1)]
         means = [aggregate(part) for part in columns.nanmean(0).split(k)]
+        rounding = ROUNDING * float(columns.abs().nan_to_num().max())
         for i, method in enumerate(self.values):
             own, d = drawn[3 * i], drawn[3 * i + 1] - drawn[3 * i + 2]
             difference = float(means[3 * i + 1] - means[3 * i + 2])
@@ -115,9 +120,9 @@ class Table:
                 len(self) - invalid,
                 invalid,
                 int(self.degenerate[method].sum()),
-                difference,
+                0.0 if abs(difference) <= rounding else difference,
                 *interval(d),
-                math.nan if method == self.reference else p_value(d),
+                math.nan if method == self.reference else p_value(d, rounding),
             )
 
     def to_text(self) -> str:

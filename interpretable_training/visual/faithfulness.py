@@ -1,0 +1,44 @@
+"""The score of the class while pixels appear or go, averaged over images, with its band of confidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from interpretable_training.metrics import Table
+
+
+def draw_faithfulness(table: Table, path: str | Path) -> None:
+    """Draw a PNG with one panel for each curve that was measured, a line for each method; controls are dashed.
+
+    Bands are the mean's 95 % interval, 1.96 standard errors at each side.
+    """
+    from matplotlib.figure import Figure  # here, because it takes a second; Figure has no global state
+
+    first = next(iter(table.curves.values()))
+    panels = [(metric, kind) for metric, kinds in first.items() for kind in kinds]
+    if not panels:
+        raise ValueError(
+            f"expected a table with curves, got one of {list(table.metrics)}; add Insertion() or Deletion() to the "
+            "metrics."
+        )
+    figure = Figure(figsize=(4.5 * len(panels), 3.8), layout="constrained")
+    for axes, (metric, kind) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for color, (method, curves) in enumerate(table.curves.items()):
+            n, total, squares = curves[metric][kind].double()
+            mean = total / n
+            error = ((squares / n - mean**2).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
+            x = [100 * j / (len(mean) - 1) for j in range(len(mean))]
+            style = {"color": f"C{color}", "linestyle": "-"}
+            if method in table.controls:
+                style = {"color": "0.5", "linestyle": ("--", ":", "-.")[table.controls.index(method) % 3]}
+            label = f"{method}  {table[method, metric].mean:.1f}"
+            axes.plot(x, mean, label=label, **style)
+            axes.fill_between(x, mean - 1.96 * error, mean + 1.96 * error, color=style["color"], alpha=0.15, lw=0)
+        passport = table.passports[metric]
+        axes.set(title=f"{kind} ({metric})" if kind != metric else kind, xlabel="% of the pixels")
+        axes.set_ylabel(f"{passport['score']} of the class")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, title=f"{passport['direction']}", title_fontsize=8)
+    figure.savefig(path, dpi=120)

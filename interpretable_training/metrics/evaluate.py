@@ -150,10 +150,12 @@ class Work:
             ids, images, classes = self._labeled(ids, images, target)
         with observe(self.model, self.output) as observed:
             images = prepare(observed, images)
-            chosen = observed.resolve(images, classes.to(device) if self.target == "label" else self.target)
-            clean: dict[Hashable, Tensor] = {}
+            with torch.no_grad():
+                output = observed.run(images)  # once, for the predicted class and the clean scores
+            chosen = observed.resolve_in(output, classes.to(device) if self.target == "label" else self.target)
+            clean: dict[Hashable, Tensor] = {"images": Evidence(observed).scores_in(output, chosen)}
             if check:
-                refuse_not_numbers(Evidence(observed, images, None, chosen, clean=clean, chunk_size=self.chunk_size))
+                refuse_not_numbers(clean["images"])
             maps = explain_prepared(self.methods, observed, images, chosen)
             part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
             for name in self.methods:
@@ -249,12 +251,12 @@ def name_metrics(
     return named
 
 
-def refuse_not_numbers(evidence: Evidence) -> None:
+def refuse_not_numbers(scores: Tensor) -> None:
     """An error where the model returns nothing but NaN; single images are counted instead."""
-    if len(evidence.images) and bool(evidence.clean_scores()[:, 0].isnan().all()):
+    if len(scores) and bool(scores[:, 0].isnan().all()):
         raise RuntimeError(
-            f"expected numbers from the model, got NaN or infinity for each of the {len(evidence.images)} images of "
-            "the first batch; are the weights of this checkpoint numbers, and the images normalized as in training?"
+            f"expected numbers from the model, got NaN or infinity for each of the {len(scores)} images of the first "
+            "batch; are the weights of this checkpoint numbers, and the images normalized as in training?"
         )
 
 

@@ -108,17 +108,21 @@ class Evidence:
     def rescore(self, make: Callable[[slice], Tensor], image: Tensor) -> Tensor:
         """Scores (R, S) of R images that `make` builds from slices of the rows; row r is of image[r] of the batch.
 
-        Their S kinds are `SCORES`, of the target class; what is not finite becomes NaN.
+        Their S kinds are `SCORES`, of the target class.
         """
         scores = torch.full((len(image), len(SCORES)), torch.nan, dtype=wide(self.images), device=self.images.device)
 
         def run(rows: slice) -> None:
-            output = self.observed.run(make(rows))
-            target = take(self.target, image[rows])
-            found = [self._score(output, target, kind) for kind in SCORES]
-            scores[rows] = torch.stack(found, 1).to(scores.dtype)
+            found = self.scores_in(self.observed.run(make(rows)), take(self.target, image[rows]))
+            scores[rows] = found.to(scores)
 
         in_chunks(run, len(image), self.chunk_size, self.images)
+        return scores
+
+    def scores_in(self, output: Any, target: Resolved) -> Tensor:
+        """Scores (R, S) of what the module returned; what is not finite becomes NaN."""
+        scores = torch.stack([self._score(output, target, kind) for kind in SCORES], 1)
+        scores = scores.to(wide(scores))
         return scores.masked_fill(~scores.isfinite(), torch.nan)
 
     def _score(self, output: Any, target: Resolved, kind: Kind) -> Tensor:

@@ -15,7 +15,7 @@ from interpretable_training.models import TinyCNN
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes import shortcut
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (Path(__file__).parents[1] / "configs").glob("*.yaml") if path.stem != "evaluate")
 BASELINE = next(path for path in CONFIGS if path.stem == "baseline")
 TINY = [f"--data.{key}={value}" for key, value in {"image_size": 16, "n_train": 12, "n_val": 12, "n_test": 12}.items()]
 TINY += ["--trainer.accelerator", "cpu"]

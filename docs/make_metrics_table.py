@@ -167,7 +167,9 @@ def of_quantus(model: nn.Module, images: Tensor, maps: Tensor, target: Tensor) -
     flipped = np.array(flipping(model, **data))
     flipped = np.concatenate([model(images).softmax(1).gather(1, target[:, None]).detach().numpy(), flipped], 1)
     return {
-        "Deletion": {"Quantus pixel flipping (48 steps of features, not pixels; lowest value)": 100 * trapezoid(flipped)},
+        "Deletion": {
+            "Quantus pixel flipping (48 steps of features, not pixels; lowest value)": 100 * trapezoid(flipped)
+        },
         "AOPC": {"Quantus region perturbation, mean of its curve": 100 * float(np.mean(regions(model, **data)))},
         "MaxSensitivity": {"Quantus": float(np.mean(sensitivity(model, **data, explain_func=again)))},
     }
@@ -197,7 +199,9 @@ def main() -> None:
             rows[name] |= found
     lines = ["| metric | with | value |", "|---|---|---:|"]
     for name, found in rows.items():
-        lines += [f"| {f'`{name}`' if i == 0 else ''} | {what} | {x:.4g} |" for i, (what, x) in enumerate(found.items())]
+        lines += [
+            f"| {f'`{name}`' if i == 0 else ''} | {what} | {x:.4g} |" for i, (what, x) in enumerate(found.items())
+        ]
     before, _, after = FILE.read_text().split(MARK)
     FILE.write_text(f"{before}{MARK}\n" + "\n".join(lines) + f"\n{MARK}{after}")
 

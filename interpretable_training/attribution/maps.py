@@ -73,6 +73,8 @@ def mask_images(
         raise ValueError(f"expected mean and std together, got mean={mean}, std={std}; pass both or neither.")
     if mean is None or std is None:
         return images * mask
+    if len(mean) not in (1, images.shape[1]):
+        raise ValueError(f"expected one mean and std per channel, {images.shape[1]} of them, got mean={mean}.")
     shape = (1, -1, *[1] * (images.ndim - 2))
     black = torch.as_tensor([-m / s for m, s in zip(mean, std)], dtype=images.dtype, device=images.device).view(shape)
     return images * mask + black * (1 - mask)

@@ -104,6 +104,8 @@ def score(logits: Tensor, target: Tensor, on: Score = "logit") -> Tensor:
         raise ValueError(
             f"expected a target from 0 to {last}, since the model has {logits.shape[1]} logits, got {came}."
         )
+    if on != "logit" and logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()  # probabilities near 1 have few bits left in half precision
     if logits.shape[1] == 1:
         logits = torch.cat([-logits, logits], 1) if on in ("logit", "sigmoid") else _two_classes(logits)
     if on in ("prob", "logprob", "loss"):

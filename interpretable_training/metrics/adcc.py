@@ -53,7 +53,9 @@ def coherency(evidence: Evidence, masking: Masking) -> Tensor:
     S = evidence.saliency
     again = evidence.known.get("saliency_masked")
     if again is None:
-        again = evidence.once(("again", masking), lambda: evidence.explain_again(masking(evidence.images, S)))
+        again = evidence.once(
+            ("again", *masking.key), lambda: evidence.explain_again(masking(evidence.images, masking.mask_of(S)))
+        )
     if again.shape != S.shape:
         raise ValueError(f"expected saliency_masked {tuple(S.shape)} as saliency, got {tuple(again.shape)}.")
     rho = pearson(again, S)

@@ -15,7 +15,7 @@ from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.targets import Target
 
 from .base import Fact, ImageMetric, as_tuple
-from .evidence import Evidence, Kind, kind_index
+from .evidence import Evidence, Kind, kind_index, only_images
 from .perturb import Replacement, Substrate, rank_patches
 
 
@@ -78,7 +78,7 @@ class AOPC(ImageMetric):
         self.collect(model=model, images=images, saliency=saliency, target=target)
 
     def values(self, evidence: Evidence) -> Tensor:
-        x = evidence.images
+        x = only_images(evidence.images)
         rank = rank_patches(evidence.saliency, self.patch)
         patches = int(rank.max()) + 1
         if patches < self.steps:

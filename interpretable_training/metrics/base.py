@@ -1,9 +1,11 @@
 """What the metrics share: one number per image, averaged over images, with its passport."""
 
 import copy
+import math
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -29,11 +31,13 @@ class ImageMetric(Metric):
     formula: str
     unit: str = "percent"
     bounds: tuple[float, float] = (0.0, 100.0)
+    logit_bounds: tuple[float, float] | None = (-math.inf, math.inf)  # where the score is a logit, if they differ
     columns: int = 1  # numbers per image; `aggregate` makes one of their means
     total: Tensor
     count: Tensor
     n_invalid: Tensor
     n_degenerate: Tensor
+    facts: Tensor
     chunk_size: int | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -42,8 +46,13 @@ class ImageMetric(Metric):
         self.add_state("total", torch.zeros(self.columns, dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("count", "n_invalid", "n_degenerate"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
-        # A collection takes metrics with equal states for one and then updates only the first of them; this state
-        # differs wherever the facts do.
+        self.remember_facts()
+
+    def remember_facts(self) -> None:
+        """Keep a state that differs wherever the passport does.
+
+        A collection takes metrics with equal states for one and then updates only the first of them.
+        """
         digest = zlib.crc32(repr(self.passport()).encode()).to_bytes(4, "big")
         self.add_state("facts", torch.tensor(list(digest)), dist_reduce_fx="max")
 
@@ -65,14 +74,15 @@ class ImageMetric(Metric):
 
     def passport(self) -> dict[str, Fact]:
         """Everything that decides what the number means."""
-        low, high = self.bounds
+        options = self.options()
+        low, high = (options.get("score") == "logit" and self.logit_bounds) or self.bounds
         return {
             "metric": type(self).__name__,
             "formula": self.formula,
             "direction": "higher is better" if self.higher_is_better else "lower is better",
             "range": f"{low:g} to {high:g}",
             "unit": self.unit,
-            **self.options(),
+            **options,
         }
 
     def adapted(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, multilabel: bool) -> "ImageMetric":
@@ -83,6 +93,7 @@ class ImageMetric(Metric):
                 setattr(other, name, value.with_normalization(mean, std))
         if multilabel and getattr(other, "on", None) == "prob":
             other.on = "sigmoid"
+        other.remember_facts()
         return other
 
     def rows(self, evidence: Evidence) -> Tensor:
@@ -104,7 +115,7 @@ class ImageMetric(Metric):
         with gather(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts) as evidence:
             rows, degenerate = self.rows(evidence), evidence.degenerate
         valid = ~rows.isnan().any(1)
-        self.total = self.total + rows[valid].sum(0).to(self.total)
+        self.total = self.total.to(rows) + rows[valid].sum(0)  # wide again where true half precision converted it
         self.count = self.count + valid.sum().to(self.count)
         self.n_invalid = self.n_invalid + (~valid).sum().to(self.count)
         if degenerate is not None:
@@ -123,6 +134,13 @@ class ImageMetric(Metric):
         """Add the sums of another metric of the same passport."""
         if isinstance(incoming_state, ImageMetric):
             same_passport(self.passport(), incoming_state.passport())
+        elif isinstance(incoming_state, dict) and not torch.equal(
+            torch.as_tensor(incoming_state["facts"]).to(self.facts), self.facts
+        ):
+            raise ValueError(
+                f"expected the state of a {type(self).__name__} with the same passport, got that of another; measure "
+                "both with the same options before you merge them."
+            )
         super().merge_state(incoming_state)
 
 
@@ -144,7 +162,23 @@ def as_tuple(values: Sequence[float] | Tensor | None) -> tuple[float, ...] | Non
 
 def again_by(method: Attribution | None) -> str:
     """The fact which method explains again."""
-    return "the method that made the maps" if method is None else repr(method)
+    return "the method that made the maps" if method is None else described(method)
+
+
+def described(value: object) -> str:
+    """A method or an option as text that differs where they do, also inside a tensor, of which repr shows corners."""
+    inside = [getattr(value, f.name) for f in fields(value)] if is_dataclass(value) else [value]
+    checksums = "".join(f", checksum {checksum(part)}" for part in inside if isinstance(part, Tensor))
+    return f"tensor {tuple(value.shape)}{checksums}" if isinstance(value, Tensor) else f"{value!r}{checksums}"
+
+
+def checksum(*tensors: Tensor) -> str:
+    """A number that changes with any of the bits."""
+    crc = 0
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        crc = zlib.crc32(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", crc)
+    return f"{crc:08x}"
 
 
 def text(values: Any) -> str | None:

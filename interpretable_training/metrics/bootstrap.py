@@ -57,7 +57,9 @@ def interval(m: Tensor) -> tuple[float, float]:
 
 
 def p_value(d: Tensor, rounding: float = 0.0) -> float:
-    """(3) of draws of a difference (R,), which counts as 0 up to `rounding`."""
+    """(3) of draws of a difference (R,), which counts as 0 up to `rounding`; NaN where there is none."""
     d = d[~d.isnan()]
+    if not len(d):
+        return float("nan")
     least = min(int((d <= rounding).sum()), int((d >= -rounding).sum()))
     return min(1.0, 2 * (1 + least) / (len(d) + 1))

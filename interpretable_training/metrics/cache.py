@@ -2,8 +2,9 @@
 
 import json
 import os
+import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Fact
+from .base import Fact, checksum
 from .feed import Feed
 
 
@@ -54,21 +55,21 @@ class Cache:
         for name, passport in passports.items():
             ours |= {f"{name}: {key}": value for key, value in passport.items()}
         described = self.folder / "evaluation.json"
-        if described.exists():
+        if described.exists() and any(self.folder.glob("part-*.pt")):  # one that failed at once left nothing
             refuse_other(ours, json.loads(described.read_text(encoding="utf-8")), self.folder)
         else:
             self._write(described, json.dumps(ours, indent=2).encode())
 
-    def files(self) -> list[Path]:
-        return [] if self.folder is None else sorted(self.folder.glob("part-*.pt"))
-
-    def numbers(self) -> set[int]:
-        """Of the batches that are done."""
-        return {int(path.stem.partition("-")[2]) for path in self.files()}
-
-    def load(self) -> list[Part]:
-        """What is done."""
-        return [Part(**torch.load(path, weights_only=True)) for path in self.files()]
+    def load(self, wanted: Callable[[int], bool]) -> list[Part]:
+        """What is done of the batches whose number is wanted; files that cannot be read count as not done."""
+        found = []
+        for path in [] if self.folder is None else sorted(self.folder.glob("part-*.pt")):
+            if wanted(int(path.stem.partition("-")[2])):
+                try:
+                    found.append(Part(**torch.load(path, weights_only=True)))
+                except Exception as error:  # whatever half a file makes of torch.load
+                    warnings.warn(f"{path} cannot be read ({error}); its images are measured again", stacklevel=4)
+        return found
 
     def keep(self, part: Part) -> None:
         """Write a part, whole or not at all."""
@@ -84,11 +85,10 @@ class Cache:
 
 
 def fingerprint(feed: Feed) -> str:
-    """A number that changes with the choice of images and with those of the first batch."""
-    crc = zlib.crc32(repr(feed.plan).encode())
-    for _, _, images, _ in feed.read(lambda number: number == 0):
-        crc = zlib.crc32(images.float().contiguous().numpy().tobytes(), crc)
-    return f"{crc:08x}"
+    """A number that changes with the choice of images and with those of the first batch and their targets."""
+    plan = zlib.crc32(repr(feed.plan).encode())
+    first = [part for _, _, *batch in feed.read(lambda number: number == 0) for part in batch if part is not None]
+    return f"{plan:08x} {checksum(*first)}"
 
 
 def refuse_other(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:

@@ -11,6 +11,7 @@ https://arxiv.org/abs/2301.07002. (4): Jung and Oh, LIFT-CAM, ICCV 2021, https:/
 0/0 is 0: a probability of 0 cannot drop, one of 1 cannot gain.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -82,7 +83,10 @@ class ConfidenceMetric(ImageMetric):
 
     def scores(self, evidence: Evidence, name: str = "prob_masked", inverse: bool = False) -> tuple[Tensor, Tensor]:
         """p and o, or d, (B,), given or computed."""
-        return self._clean(evidence), self._masked(evidence, name, inverse)
+        p, o = self._clean(evidence), self._masked(evidence, name, inverse)
+        if len(p) != len(o):
+            raise ValueError(f"expected as many scores {name} as prob, got {len(o)} and {len(p)}.")
+        return p, o
 
     def _clean(self, evidence: Evidence) -> Tensor:
         if "prob" in evidence.known:
@@ -104,9 +108,12 @@ class AverageDrop(ConfidenceMetric):
 
     higher_is_better = False
     formula = "mean of relu(p - o) / p"
+    logit_bounds = (0.0, math.inf)
 
     def __init__(self, preset: Preset = "thesis", relative: bool | None = None, **kwargs: Any) -> None:
         self.relative: bool = resolve(PRESETS, preset, relative=relative)["relative"]
+        if not self.relative:
+            self.formula = "mean of relu(p - o)"
         super().__init__(preset, **kwargs)
 
     def options(self) -> dict[str, Fact]:
@@ -129,6 +136,7 @@ class AverageIncrease(ConfidenceMetric):
 
     higher_is_better = True
     formula = "mean of 1[o > p]"
+    logit_bounds = None
 
     def __init__(self, signed: bool = False, **kwargs: Any) -> None:
         self.signed = signed
@@ -138,7 +146,7 @@ class AverageIncrease(ConfidenceMetric):
 
     def values(self, evidence: Evidence) -> Tensor:
         p, o = self.scores(evidence)
-        change = (o - p).sign()
+        change = (o - p).sign().masked_fill((o - p).isnan(), torch.nan)
         return 100 * (change if self.signed else change.relu())  # (2)
 
 
@@ -177,6 +185,7 @@ class AverageDropInDeletion(ConfidenceMetric):
         self.clamp = clamp
         if clamp:
             self.formula, self.bounds = "mean of relu(p - d) / p", (0.0, 100.0)
+            self.logit_bounds = (0.0, math.inf)
         super().__init__(**kwargs)
 
     def update(

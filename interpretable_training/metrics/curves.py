@@ -20,7 +20,7 @@ from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.targets import Target
 
 from .base import Fact, ImageMetric, as_tuple, resolve
-from .evidence import Evidence, Kind, kind_index
+from .evidence import SCORES, Evidence, Kind, kind_index
 from .perturb import Replacement, Substrate, Ties, rank_pixels
 
 Preset = Literal["rise", "ca_stream", "polycam", "tgrad", "torchcam"]
@@ -77,7 +77,8 @@ class Curve:
     def counts(self, spatial: Sequence[int]) -> Tensor:
         """How many pixels have changed after each step, (n + 1,)."""
         pixels = torch.Size(spatial).numel()
-        g = spatial[-1] if self.steps is None else -(-pixels // self.steps)
+        row = spatial[-1] if len(spatial) > 1 else 1  # of a signal, one by one
+        g = row if self.steps is None else -(-pixels // self.steps)
         return torch.cat([torch.arange(0, pixels, g), torch.tensor([pixels])])
 
     def scores(self, evidence: Evidence, on: Kind) -> Tensor:
@@ -99,7 +100,7 @@ class Curve:
             i, changed = image[rows], step[rows].view(-1, *[1] * S.ndim)
             return torch.where(rank[i][:, None] < changed, after[i], before[i])  # (1), (2)
 
-        s = evidence.rescore(make, image).view(len(x), len(inner), -1)
+        s = evidence.rescore(make, image).view(len(x), len(inner), len(SCORES))
         clean, blank = evidence.clean_scores(), self._blank(evidence, r)
         ends = (clean, blank) if self.kind == "deletion" else (blank, clean)
         return torch.cat([ends[0][:, None], s, ends[1][:, None]], 1)

@@ -2,7 +2,6 @@
 
 import re
 import warnings
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +9,15 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from interpretable_training.attribution import FakeCAM, RandomMap, degenerate, normalize
 from interpretable_training.attribution.base import Attribution, explain_prepared, full, name_methods
 from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.observe import Observed, Output, observe, prepare
+from interpretable_training.attribution.observe import Observed, Output, _same_generators, observe, prepare, unwrap
 
-from .base import Fact, ImageMetric, as_tuple
+from .base import Fact, ImageMetric, as_tuple, checksum, described
 from .cache import Cache, Part
 from .evidence import Evidence
 from .feed import Feed, Split
@@ -26,6 +26,7 @@ from .table import Table
 CONTROLS: dict[str, Attribution] = {"fakecam": FakeCAM(), "random": RandomMap()}
 
 
+@_same_generators()
 def evaluate(
     model: nn.Module,
     methods: Attribution | Mapping[str, Attribution] | Sequence[Attribution],
@@ -75,6 +76,9 @@ def evaluate(
         progress: whether to show a progress bar.
     """
     one_of("target", target, "label", "pred", "least")
+    if resamples < 1:
+        raise ValueError(f"expected resamples of at least 1, got {resamples}.")
+    torch.default_generator.manual_seed(seed)  # what a loader draws is the same in every process and every time
     feed = Feed(data, max_images, split, seed)
     if multilabel is None:
         multilabel = bool(getattr(data, "multilabel", False))
@@ -85,7 +89,12 @@ def evaluate(
     named |= added
     if first not in named:
         raise ValueError(f"expected at least one method, and a reference among {list(named)}, got {first!r}.")
+    for name, method in named.items():
+        of_package("attribution", name, method, Attribution)
     measured = {name: metric.adapted(mean, std, multilabel) for name, metric in name_metrics(metrics).items()}
+    for metric in measured.values():
+        if hasattr(metric, "attribution"):
+            metric.attribution = None  # the passport's "explained again by": here each method explains its own maps
     work = Work(model, named, measured, target, multilabel, output, chunk_size)
     facts = {**work.facts(), "images": max_images, "split": split, "seed": seed}
     parts, complete = work.run(feed, Cache(cache, facts, work.passports(), feed), progress)
@@ -110,8 +119,14 @@ class Work:
 
     def facts(self) -> dict[str, Fact]:
         """What decides the numbers beside the metrics."""
-        methods = {f"method {name}": repr(method) for name, method in self.methods.items()}
-        model: dict[str, Fact] = {"model": type(self.model).__name__, "weights": checksum(self.model)}
+        methods = {f"method {name}": described(method) for name, method in self.methods.items()}
+        module = unwrap(self.model)
+        output = None if self.output is None else getattr(self.output, "__qualname__", str(self.output))
+        model: dict[str, Fact] = {
+            "model": type(module).__name__,
+            "weights": checksum(*module.parameters(), *module.buffers()),
+            "output": output,
+        }
         return {**model, "target": self.target, "multilabel": self.multilabel, **methods}
 
     def passports(self) -> dict[str, dict[str, Fact]]:
@@ -119,20 +134,22 @@ class Work:
 
     def run(self, feed: Feed, cache: Cache, progress: bool) -> tuple[list[Part], bool]:
         """The parts of all processes, in order, and whether none is missing."""
-        rank, world = (dist.get_rank(), dist.get_world_size()) if distributed() else (0, 1)
-        parts, complete = cache.load() if rank == 0 else [], True
-        done = cache.numbers()
+        shared = dist.is_available() and dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
+        parts, complete = cache.load(lambda n: n % world == rank), True
+        done = {part.number for part in parts}
         bar = tqdm(desc="evaluate", unit=" images", total=feed.size(), disable=not progress or rank > 0)
-        bar.update(sum(len(part.images) for part in parts))
+        bar.update(sum(len(part.images) for part in parts) * world)
         try:
             for number, indices, images, target in feed.read(lambda n: n not in done and n % world == rank):
-                part = self.measure(number, indices, images, target, check=not parts)
+                check = not any(len(part.images) for part in parts)
+                part = self.measure(number, indices, images, target, check)
                 cache.keep(part)
                 parts.append(part)
                 bar.update(len(indices) * world)
         except KeyboardInterrupt:
             complete = False
-            warnings.warn("interrupted: the table holds the images that were done", stacklevel=3)
+            warnings.warn("interrupted: the table holds the images that were done", stacklevel=4)
         finally:
             bar.close()
         if world > 1:
@@ -148,6 +165,8 @@ class Work:
         ids, images = torch.tensor(indices), images.to(device)
         if self.target == "label":
             ids, images, classes = self._labeled(ids, images, target)
+            if not len(ids):
+                return Part(number, ids, classes)
         with observe(self.model, self.output) as observed:
             images = prepare(observed, images)
             with torch.no_grad():
@@ -155,7 +174,7 @@ class Work:
             chosen = observed.resolve_in(output, classes.to(device) if self.target == "label" else self.target)
             clean: dict[Hashable, Tensor] = {"images": Evidence(observed).scores_in(output, chosen)}
             if check:
-                refuse_not_numbers(clean["images"])
+                refuse_not_numbers(clean["images"], images)
             maps = explain_prepared(self.methods, observed, images, chosen)
             part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
             for name in self.methods:
@@ -185,7 +204,7 @@ class Work:
         if target.ndim != 1 + self.multilabel or (target.is_floating_point() and not self.multilabel):
             raise ValueError(
                 f"expected targets {'(B, N) of zeros and ones' if self.multilabel else '(B,) of class numbers'}, got "
-                f"{tuple(target.shape)} of {target.dtype}; pass multilabel={not self.multilabel} if that is meant."
+                f"{tuple(target.shape)} of {target.dtype}; see the argument multilabel, here {self.multilabel}."
             )
         if not self.multilabel:
             return ids, images, target
@@ -205,8 +224,10 @@ def table_of(
 ) -> Table:
     """Parts of an evaluation as a table."""
     parts = [part for part in parts if len(part.images)]
+    if not parts and not complete:
+        raise KeyboardInterrupt("stopped before the first batch was done")
     if not parts:
-        raise ValueError("expected at least one image to evaluate, got none; is the data set or the loader empty?")
+        raise ValueError("expected at least one image with a class, got none; is the data set or the loader empty?")
     methods = list(parts[0].values)
     return Table(
         torch.cat([part.images for part in parts]),
@@ -234,25 +255,30 @@ def name_metrics(
     metrics: ImageMetric | Mapping[str, ImageMetric] | Sequence[ImageMetric],
 ) -> dict[str, ImageMetric]:
     """name -> metric; a list gets the names of the classes in snake case."""
-    if isinstance(metrics, Mapping):
-        named = dict(metrics)
+    if isinstance(metrics, (Mapping, MetricCollection)):
+        named = dict(metrics.items())
     else:
-        listed = [metrics] if isinstance(metrics, ImageMetric) else list(metrics)
+        listed = [metrics] if isinstance(metrics, Metric) else list(metrics)
         named = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(metric).__name__).lower(): metric for metric in listed}
         if len(named) < len(listed):
             raise ValueError("expected metrics of different classes in a list; name them in a dict: {'name': metric}.")
     if not named:
         raise ValueError("expected at least one metric, got none.")
     for name, metric in named.items():
-        if not isinstance(metric, ImageMetric):
-            raise TypeError(
-                f"expected a metric of interpretable_training.metrics as {name!r}, got {type(metric).__name__}."
-            )
+        of_package("metrics", name, metric, ImageMetric)
     return named
 
 
-def refuse_not_numbers(scores: Tensor) -> None:
-    """An error where the model returns nothing but NaN; single images are counted instead."""
+def of_package(room: str, name: str, given: object, base: type) -> None:
+    """Refuse what is not of ours."""
+    if not isinstance(given, base):
+        hint = f"the class {given.__name__}; write {given.__name__}()" if isinstance(given, type) else repr(given)
+        raise TypeError(f"expected an object of interpretable_training.{room} as {name!r}, got {hint}.")
+
+
+def refuse_not_numbers(scores: Tensor, images: Tensor) -> None:
+    """An error where the model returns nothing but NaN for images of numbers; single images are counted instead."""
+    scores = scores[images.flatten(1).isfinite().all(1)]
     if len(scores) and bool(scores[:, 0].isnan().all()):
         raise RuntimeError(
             f"expected numbers from the model, got NaN or infinity for each of the {len(scores)} images of the first "
@@ -264,19 +290,3 @@ def moments(s: Tensor) -> Tensor:
     """How many curves (B, J) there are, their sum and sum of squares, (3, J); without those that are not numbers."""
     s = s[~s.isnan().any(1)].cpu()
     return torch.stack([torch.full_like(s[:1].sum(0), len(s)), s.sum(0), (s**2).sum(0)])
-
-
-def checksum(module: nn.Module) -> str:
-    """A number that changes with any weight or buffer."""
-    crc = 0
-    for name, tensor in module.state_dict().items():
-        crc = zlib.crc32(name.encode(), crc)
-        if isinstance(tensor, Tensor):
-            flat = tensor.detach().cpu().contiguous().flatten()
-            crc = zlib.crc32(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", crc)
-    return f"{crc:08x}"
-
-
-def distributed() -> bool:
-    """Whether there are processes to share the work with."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -159,6 +159,13 @@ def kind_index(kind: Kind) -> int:
     return SCORES.index(kind)
 
 
+def only_images(images: Tensor) -> Tensor:
+    """Refuse signals and volumes where the metric is defined on images."""
+    if images.ndim != 4:
+        raise ValueError(f"expected images (B, C, H, W), got {tuple(images.shape)}; use another metric for them.")
+    return images
+
+
 def wide(like: Tensor) -> torch.dtype:
     """float64, in which sums over many images stay exact, where the device has it."""
     return torch.float32 if like.device.type == "mps" else torch.float64
@@ -174,13 +181,14 @@ def check_saliency(saliency: Tensor, images: Tensor | None) -> Tensor:
             f"expected saliency {(len(images), *images.shape[2:])}, one map per image at its resolution, got "
             f"{tuple(saliency.shape)}; methods upsample by themselves unless upsample=False."
         )
+    saliency = saliency.detach()
     known = saliency[~saliency.isnan()]
     if known.numel() and not -SLACK <= float(known.min()) <= float(known.max()) <= 1 + SLACK:
         raise ValueError(
             f"expected saliency in [0, 1], got {float(known.min()):.4g} to {float(known.max()):.4g}; "
             "pass normalize(saliency)."
         )
-    return saliency.detach().clamp(0, 1)
+    return saliency.clamp(0, 1)
 
 
 @contextmanager
@@ -203,4 +211,8 @@ def gather(
     with observe(model, output) as observed:
         images = prepare(observed, images)
         resolved = None if target is None else observed.resolve(images, target)
+        if isinstance(resolved, Tensor) and resolved.ndim > 1:
+            raise ValueError(
+                f"expected one class per image, (B,), got {tuple(resolved.shape)}; repeat images and maps for several."
+            )
         yield Evidence(observed, images, saliency, resolved, method, given, None, chunk_size)

@@ -1,6 +1,6 @@
 """Where images come from: whatever a user has at hand, in numbered batches that know the index of each image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    SubsetRandomSampler,
     TensorDataset,
 )
 
@@ -43,11 +44,11 @@ class Feed:
         self.mean, self.std = (getattr(data, name, None) for name in ("mean", "std"))
         self.max_images, self.source = max_images, source_of(data, split)
         self.plan: list[list[int]] | None = None
-        if isinstance(self.source, DataLoader) and can_be_indexed(self.source):
-            chosen = torch.arange(len(self.source.dataset))  # type: ignore[arg-type]
+        chosen = indices_of(self.source) if isinstance(self.source, DataLoader) else None
+        if chosen is not None:
             if max_images is not None and max_images < len(chosen):
                 order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
-                chosen = order[:max_images].sort().values
+                chosen = chosen[order[:max_images].sort().values]
             self.plan = [part.tolist() for part in chosen.split(self.source.batch_size or BATCH) if len(part)]
 
     def size(self) -> int | None:
@@ -86,7 +87,8 @@ def source_of(data: Any, split: Split) -> Any:
         data.prepare_data()
         data.setup("validate" if split == "val" else "test")
         return source_of(loaders(), split)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+    pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    if pair and data[1].ndim < 3:  # else two batches of images
         images, target = data
         if len(images) != len(target):
             raise ValueError(f"expected as many targets as images, got {len(target)} for {len(images)} images.")
@@ -100,13 +102,16 @@ def source_of(data: Any, split: Split) -> Any:
     return data
 
 
-def can_be_indexed(loader: DataLoader) -> bool:
-    """Whether the loader reads all of a data set that gives each item by its index."""
-    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
-        return False
-    whole = isinstance(loader.sampler, (SequentialSampler, RandomSampler, DistributedSampler))
-    shares = isinstance(loader.sampler, DistributedSampler) or len(loader.sampler) == len(loader.dataset)  # type: ignore[arg-type]
-    return whole and shares and type(loader.batch_sampler) is BatchSampler
+def indices_of(loader: DataLoader) -> Tensor | None:
+    """Of what the loader reads of a data set that gives each item by its index, in order; None where it may be else."""
+    data, sampler = loader.dataset, loader.sampler
+    own = type(loader).__iter__ is not DataLoader.__iter__ or type(loader.batch_sampler) is not BatchSampler
+    if own or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        return None
+    if isinstance(sampler, SubsetRandomSampler):
+        return torch.tensor(sorted(sampler.indices), dtype=torch.long)
+    whole = isinstance(sampler, (SequentialSampler, RandomSampler)) and len(sampler) == len(data)
+    return torch.arange(len(data)) if whole or isinstance(sampler, DistributedSampler) else None
 
 
 def again(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
@@ -124,4 +129,9 @@ def again(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
 
 def taken_apart(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Images and target of a batch, which may be images alone."""
-    return (batch, None) if isinstance(batch, Tensor) else images_and_target(batch)
+    alone = batch
+    if isinstance(batch, Mapping) and "target" not in batch:
+        alone = batch.get("image")
+    elif isinstance(batch, (tuple, list)) and len(batch) == 1:
+        alone = batch[0]
+    return (alone, None) if isinstance(alone, Tensor) else images_and_target(batch)

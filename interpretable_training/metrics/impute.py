@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interpretable_training.attribution.base import full
+
 ROUNDS = 2000
 LOOK = 10  # rounds between two looks at the error, each of which waits for the device
 
 
 def impute(images: Tensor, missing: Tensor) -> Tensor:
     """Fill the missing pixels (B, H, W) of `images` (B, C, H, W) by (1), without noise."""
-    hole = missing[:, None]
+    dtype, images, hole = images.dtype, full(images), missing[:, None]
     if bool(hole.flatten(1).all(1).any()):
         raise ValueError("expected a known pixel in each image, got one of which all are missing; remove fewer.")
     known = torch.where(hole, 0, images)
@@ -37,7 +39,7 @@ def impute(images: Tensor, missing: Tensor) -> Tensor:
         z, r = z + alpha * p, r - alpha * Ap
         rr, before = dot(r, r), rr
         p = r + rr / before.clamp(min=torch.finfo(rr.dtype).tiny) * p
-    return torch.where(hole, z, images)
+    return torch.where(hole, z, images).to(dtype)
 
 
 def neighbors(z: Tensor) -> Tensor:

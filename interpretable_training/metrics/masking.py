@@ -43,11 +43,9 @@ class Masking:
         if self.topk is not None and not 0 < self.topk <= 100:
             raise ValueError(f"expected topk as a percentage above 0 and up to 100, got {self.topk}.")
 
-    def __call__(self, images: Tensor, saliency: Tensor) -> Tensor:
-        """`images` (B, C, *spatial) through maps (B, *spatial)."""
-        if self.space == "normalized":
-            return mask_images(images, saliency)  # (2)
-        return mask_images(images, saliency, self.mean, self.std)  # (1)
+    def __call__(self, images: Tensor, mask: Tensor) -> Tensor:
+        """`images` (B, C, *spatial) through what `mask_of` made of the maps."""
+        return mask_images(images, mask, *(self.black or ()))  # (1), (2)
 
     def mask_of(self, saliency: Tensor) -> Tensor:
         """What images are multiplied with: the map, or its highest pixels."""
@@ -60,6 +58,16 @@ class Masking:
         """The same with the mean and std of the data, where none were given."""
         return self if self.mean is not None else replace(self, mean=mean, std=std)
 
+    @property
+    def black(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and std where they decide something."""
+        return (self.mean, self.std) if self.space == "pixel" and self.mean and self.std else None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same for equal masked images."""
+        return ("masked", self.black, self.topk)
+
     def scores(self, evidence: Evidence, inverse: bool = False) -> Tensor:
         """Scores (B, S) of the images through their maps, or through what the maps leave out."""
 
@@ -69,14 +77,14 @@ class Masking:
             rows = torch.arange(len(M), device=M.device)
             return evidence.rescore(lambda part: self(evidence.images[part], M[part]), rows)
 
-        return evidence.once((self, inverse), compute)
+        return evidence.once((*self.key, inverse), compute)
 
     def facts(self) -> dict[str, Fact]:
         """What the passport says of it."""
-        known = self.space == "pixel" and self.mean is not None
+        mean, std = self.black or (None, None)
         return {
-            "mask_space": "pixel" if known else "normalized",
-            "mask_mean": text(self.mean) if known else None,
-            "mask_std": text(self.std) if known else None,
+            "mask_space": "normalized" if self.black is None else "pixel",
+            "mask_mean": text(mean),
+            "mask_std": text(std),
             "mask": "map" if self.topk is None else f"highest {self.topk:g} percent of the pixels",
         }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interpretable_training.attribution.maps import blur, mask_images, one_of, smooth
 
-from .base import Fact, text
+from .base import Fact, described, text
 
 Ties = Literal["index", "reverse", "random"]
 Substrate = Literal["mean", "black", "min", "uniform", "blur", "gaussian"]
@@ -87,7 +87,13 @@ class Replacement:
         """r (B, C, *spatial) of `images`."""
         dims = tuple(range(1, images.ndim))
         if isinstance(self.substrate, Tensor):
-            return self.substrate.to(images).expand_as(images)
+            try:
+                return self.substrate.to(images).expand_as(images)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"expected a substrate that broadcasts to images {tuple(images.shape)}, got a tensor "
+                    f"{tuple(self.substrate.shape)}."
+                ) from error
         if self.substrate == "min":
             return images.amin(dims, keepdim=True).expand_as(images)
         if self.substrate == "uniform":
@@ -109,9 +115,10 @@ class Replacement:
     def facts(self) -> dict[str, Fact]:
         """What the passport says of it."""
         named = self.substrate if isinstance(self.substrate, str) else None
+        named = "mean" if named == "black" and self.mean is None else named  # which cannot be told apart
         blurred = named in ("blur", "gaussian")
         return {
-            "substrate": named or f"tensor {text(self.substrate.flatten()[:4])} ...",  # type: ignore[union-attr]
+            "substrate": named or described(self.substrate),
             "kernel": self.kernel if blurred else None,
             "sigma": self.sigma if blurred else None,
             "black_mean": text(self.mean) if named == "black" else None,
@@ -120,10 +127,10 @@ class Replacement:
         }
 
 
-def both_or_none(mean: object, std: object) -> None:
+def both_or_none(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
     """Refuse half of a normalization."""
-    if (mean is None) != (std is None):
-        raise ValueError(f"expected mean and std together, got mean={mean}, std={std}; pass both or neither.")
+    if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
+        raise ValueError(f"expected mean and std together, one of each per channel, got mean={mean}, std={std}.")
 
 
 def rise_kernel(kernel: int, sigma: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from .table import Cell, Table
 
 WIDTH = 120  # of a terminal
+LATEX = {sign: rf"\{sign}" for sign in "_%&#${}"}
+LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "*": "$^*$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+LATEX |= {"^": r"\textasciicircum{}"}
 ARROWS = {True: "↑", False: "↓", None: ""}
 
 
@@ -58,7 +62,8 @@ def to_text(table: Table) -> str:
     """Means with intervals, then the differences from the reference, then what both are made of."""
     means = aligned([["", *headings(table)], *body(table, mean_of)])
     differences = aligned([[f"minus {table.reference}", *headings(table)], *body(table, difference_of)[1:]])
-    return "\n".join([means, "", differences, "", *notes(table)]) + "\n"
+    lines = [line for note in notes(table) for line in textwrap.wrap(note, WIDTH)]
+    return "\n".join([means, "", differences, "", *lines]) + "\n"
 
 
 def to_markdown(table: Table) -> str:
@@ -67,7 +72,7 @@ def to_markdown(table: Table) -> str:
     for corner, rows in (("", body(table, mean_of)), (f"minus {table.reference}", body(table, difference_of)[1:])):
         head = [corner, *headings(table)]
         lines = [head, ["---", *["---:"] * len(table.metrics)], *rows]
-        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        parts.append("\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines))
     return "\n\n".join([*parts, "  \n".join(notes(table))]) + "\n"
 
 
@@ -75,9 +80,7 @@ def to_latex(table: Table) -> str:
     """Means with intervals as a LaTeX tabular."""
 
     def escaped(text: str) -> str:
-        for sign, command in (("_", r"\_"), ("%", r"\%"), ("↑", r"$\uparrow$"), ("↓", r"$\downarrow$"), ("*", "$^*$")):
-            text = text.replace(sign, command)
-        return text
+        return "".join(LATEX.get(sign, sign) for sign in text)
 
     rows = [["", *headings(table)], *body(table, mean_of)]
     lines = [" & ".join(map(escaped, row)) + r" \\" for row in rows]
@@ -133,7 +136,7 @@ def notes(table: Table) -> list[str]:
         found.append("Stopped before the end: some images are missing.")
     for method, flags in table.degenerate.items():
         if int(flags.sum()) and method not in table.controls:
-            found.append(f"{method}: {int(flags.sum())} of {len(flags)} maps are constant.")
+            found.append(f"{method}: {int(flags.sum())} of {len(flags)} maps are constant or not numbers.")
     for cell in table.cells.values():
         if cell.n_invalid:
             found.append(f"{cell.method}, {cell.metric}: {cell.n_invalid} rows are not numbers and left out.")

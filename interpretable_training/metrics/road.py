@@ -17,7 +17,7 @@ from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.targets import Target
 
 from .base import Fact, ImageMetric, text
-from .evidence import Evidence, Kind, kind_index
+from .evidence import Evidence, Kind, kind_index, only_images
 from .impute import impute
 from .perturb import rank_pixels
 
@@ -87,7 +87,7 @@ class ROAD(ImageMetric):
 
     def _scores(self, evidence: Evidence) -> Tensor:
         """(B, 2, Q, S)."""
-        x = evidence.images
+        x = only_images(evidence.images)
         pixels = x[0, 0].numel()
         removed = torch.tensor([round(q / 100 * pixels) for q in self.percentages], device=x.device)
         if not 0 < int(removed.min()) <= int(removed.max()) < pixels:

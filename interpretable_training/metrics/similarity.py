@@ -103,7 +103,8 @@ def hog(maps: Tensor) -> Tensor:
     dy, dx = torch.zeros_like(maps), torch.zeros_like(maps)  # 0 at the border, which has one neighbor only
     dy[:, 1:-1], dx[:, :, 1:-1] = maps[:, 2:] - maps[:, :-2], maps[:, :, 2:] - maps[:, :, :-2]
     angle = torch.atan2(dy, dx).rad2deg() % 180
-    orientation = (angle / (180 / ORIENTATIONS)).long().clamp(max=ORIENTATIONS - 1)
+    # A little is added so that 0 degrees and what rounding makes of it, just below 180, get the same bin.
+    orientation = (angle / (180 / ORIENTATIONS) + 1e-6).long() % ORIENTATIONS
     votes = maps.new_zeros(len(maps), ORIENTATIONS, *maps.shape[1:])
     votes.scatter_(1, orientation[:, None], torch.hypot(dy, dx)[:, None])
     cells = F.avg_pool2d(votes, cell)  # pixels that fill no cell are left out
@@ -119,7 +120,8 @@ def size(blocks: Tensor) -> Tensor:
 
 
 def scaled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps in [0, 1], in float64."""
+    """Both maps in [0, 1], in float64; what is no map, since it is constant or not a number, becomes zero."""
     if a.shape != b.shape or a.ndim < 2:
         raise ValueError(f"expected maps (B, H, W) of the same shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
-    return normalize(a.to(wide(a))), normalize(b.to(wide(b)))
+    zero = [degenerate(v).view(-1, *[1] * (v.ndim - 1)) for v in (a, b)]
+    return normalize(a.to(wide(a)).masked_fill(zero[0], 0)), normalize(b.to(wide(b)).masked_fill(zero[1], 0))

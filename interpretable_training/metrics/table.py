@@ -172,13 +172,16 @@ def join(tables: Mapping[str, Table], reference: str | None = None) -> Table:
 
     Differences are those from `reference`, by default the first method of the first table.
     """
+    if not tables:
+        raise ValueError("expected at least one table to join, got none.")
     first = next(iter(tables.values()))
     for name, table in tables.items():
         if list(table.metrics) != list(first.metrics):
             raise ValueError(f"expected the metrics {list(first.metrics)} in each table, got {list(table.metrics)}.")
         for metric, passport in table.passports.items():
             same_passport(first.passports[metric], passport)
-        if not (torch.equal(table.images, first.images) and torch.equal(table.classes, first.classes)):
+        same = torch.equal(table.images, first.images) and torch.equal(table.classes, first.classes)
+        if not same or table.facts["target"] != first.facts["target"]:
             raise ValueError(
                 f"expected the same images and classes in each table, got others in {name!r}; evaluate with the same "
                 "data, max_images, seed and target."
@@ -187,15 +190,18 @@ def join(tables: Mapping[str, Table], reference: str | None = None) -> Table:
     def renamed(part: str) -> dict[str, Any]:
         return {f"{name}/{key}": value for name, table in tables.items() for key, value in getattr(table, part).items()}
 
+    values = renamed("values")
+    if reference is not None and reference not in values:
+        raise ValueError(f"expected a reference among {list(values)}, got {reference!r}.")
     return Table(
         first.images,
         first.classes,
-        renamed("values"),
+        values,
         renamed("degenerate"),
         first.metrics,
-        renamed("facts"),
+        {**renamed("facts"), "target": first.facts["target"]},
         renamed("curves"),
-        reference or next(iter(renamed("values"))),
+        reference or next(iter(values)),
         [f"{name}/{key}" for name, table in tables.items() for key in table.controls],
         all(table.complete for table in tables.values()),
         first.resamples,

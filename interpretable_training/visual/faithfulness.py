@@ -29,7 +29,7 @@ def draw_faithfulness(table: Table, path: str | Path) -> None:
             n, total, squares = curves[metric][kind].double()
             mean = total / n
             error = ((squares / n - mean**2).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
-            x = [100 * j / (len(mean) - 1) for j in range(len(mean))]
+            x = share_of_pixels(table, metric, len(mean))
             style = {"color": f"C{color}", "linestyle": "-"}
             if method in table.controls:
                 style = {"color": "0.5", "linestyle": ("--", ":", "-.")[table.controls.index(method) % 3]}
@@ -42,3 +42,9 @@ def draw_faithfulness(table: Table, path: str | Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, title=f"{passport['direction']}", title_fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def share_of_pixels(table: Table, metric: str, points: int) -> list[float]:
+    """Which percentage of the pixels has changed at each point of a curve: all of them at the last, unless it says."""
+    told = table.passports[metric].get("percentages")
+    return [float(q) for q in str(told).split()] if told else [100 * j / (points - 1) for j in range(points)]

@@ -1,0 +1,246 @@
+"""What every metric is as a torchmetrics metric: sums, exact under any batching, that can be copied and kept."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from every_metric import MAKE, WITHOUT_MODEL, batch, same_sums, sums
+from torch import nn
+from torch.testing import assert_close
+from torchmetrics import MetricCollection
+
+from interpretable_training.metrics import AverageDrop, AverageDropInDeletion, AverageIncrease, Complexity, Deletion
+from interpretable_training.metrics.base import ImageMetric
+
+
+@pytest.fixture(params=MAKE)
+def make(request):
+    return MAKE[request.param]
+
+
+@pytest.fixture
+def whole(network, images, saliency, target):
+    """All that update may be given."""
+    return {"model": network, "images": images, "saliency": saliency, "target": target}
+
+
+def rows(whole, index):
+    return {name: value if isinstance(value, nn.Module) else value[index] for name, value in whole.items()}
+
+
+def updated(make, whole, *parts):
+    metric = make()
+    for part in parts or (slice(None),):
+        metric.update(**batch(metric, **rows(whole, part)))
+    return metric
+
+
+@pytest.mark.parametrize("parts", [[[0, 1], [2, 3, 4]], [[0], [1], [2], [3], [4]], [[4, 2, 0, 3, 1]]], ids=str)
+def test_any_batching_and_any_order_give_the_same_sums(make, whole, parts):
+    same_sums(updated(make, whole, *parts), updated(make, whole))
+
+
+def test_the_mean_is_that_of_the_values(make, whole):
+    metric = make()
+    values = metric.measure(**batch(metric, **whole))
+    assert values.shape == (5,)
+    assert not sums(metric)["count"]  # nothing was added
+    if metric.columns == 1:
+        assert_close(updated(make, whole).compute(), values.mean().float())
+
+
+def test_chunks_do_not_matter(make, whole):
+    one = updated(make, whole)
+    metric = make()
+    metric.chunk_size = 2
+    metric.update(**batch(metric, **whole))
+    same_sums(metric, one)
+
+
+def test_forward_returns_the_value_of_the_batch_and_adds_it(make, whole):
+    metric = make()
+    first = metric(**batch(metric, **rows(whole, slice(2))))
+    assert_close(first, updated(make, whole, slice(2)).compute())
+    second = metric(**batch(metric, **rows(whole, slice(2, 5))))
+    assert_close(second, updated(make, whole, slice(2, 5)).compute())
+    same_sums(metric, updated(make, whole))
+
+
+def test_reset_starts_again(make, whole):
+    metric = updated(make, whole)
+    metric.reset()
+    same_sums(metric, make())
+    metric.update(**batch(metric, **whole))
+    same_sums(metric, updated(make, whole))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: m.clone(), lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_go_on_where_the_original_was(make, whole, copied):
+    metric = updated(make, whole, slice(2))
+    twin = copied(metric)
+    assert twin.passport() == metric.passport()
+    twin.update(**batch(twin, **rows(whole, slice(2, 5))))
+    same_sums(twin, updated(make, whole))
+    same_sums(metric, updated(make, whole, slice(2)))
+
+
+def test_a_state_dict_restores_the_sums(make, whole):
+    metric = updated(make, whole, slice(2))
+    assert metric.state_dict() == {}
+    metric.persistent(True)
+    twin = make()
+    twin.persistent(True)
+    twin.load_state_dict(metric.state_dict())
+    twin.update(**batch(twin, **rows(whole, slice(2, 5))))
+    same_sums(twin, updated(make, whole))
+
+
+def test_merging_equals_one_metric(make, whole):
+    metric = updated(make, whole, slice(2))
+    metric.merge_state(updated(make, whole, slice(2, 5)))
+    same_sums(metric, updated(make, whole))
+
+
+def test_only_equal_passports_merge():
+    p, o = torch.tensor([0.5]), torch.tensor([0.25])
+    metric, absolute = AverageDrop(), AverageDrop(relative=False)
+    metric.update(p, o)
+    absolute.update(p, o)
+    with pytest.raises(ValueError, match=r"same passport, got .*relative: True and False"):
+        metric.merge_state(absolute)
+    with pytest.raises(ValueError, match="same passport"):
+        metric.merge_state(AverageIncrease())
+    other = AverageDrop(chunk_size=3)  # which changes no number
+    other.update(p, p)
+    metric.merge_state(other)
+    assert_close(metric.compute(), torch.tensor(25.0))
+
+
+def test_states_of_another_passport_do_not_merge_as_a_dict_either():
+    metric, absolute = AverageDrop(), AverageDrop(relative=False)
+    for m in (metric, absolute):
+        m.update(torch.tensor([0.5]), torch.tensor([0.25]))
+    with pytest.raises(ValueError, match="passport"):
+        metric.merge_state(sums(absolute))
+
+
+def test_a_collection_gives_each_what_it_takes(whole):
+    collection = MetricCollection({name: make() for name, make in MAKE.items()})
+    collection.update(**whole, loss=torch.tensor(1.0))
+    values = collection.compute()
+    assert set(values) == set(MAKE)
+    for name, make in MAKE.items():
+        assert_close(values[name], updated(make, whole).compute())
+
+
+def test_a_collection_of_equal_states_and_unequal_options_updates_each():
+    """Both drops are 0 after the first batch; were they taken for one, the second would be wrong."""
+    collection = MetricCollection(
+        {
+            "relative": AverageDrop(),
+            "absolute": AverageDrop(relative=False),
+            "clamped": AverageDropInDeletion(clamp=True),
+            "topk": AverageDrop(topk=50),
+        }
+    )
+    same = torch.tensor([0.5])
+    collection.update(prob=same, prob_masked=same, prob_deleted=same)
+    assert len(collection.compute_groups) == 4
+    collection.update(prob=same, prob_masked=same / 2, prob_deleted=same)
+    values = {name: value.item() for name, value in collection.compute().items()}
+    assert values == {"relative": 25, "absolute": 12.5, "clamped": 0, "topk": 25}
+
+
+def test_a_collection_of_curves_keeps_each_convention_apart(constant, images, saliency):
+    """Of a constant model all have the same area."""
+    metrics = {
+        "steps": Deletion(5),
+        "more": Deletion(6),
+        "ties": Deletion(5, ties="reverse"),
+        "random": Deletion(5, ties="random"),
+        "seed": Deletion(5, ties="random", seed=1),
+        "axis": Deletion(5, x_axis="fraction"),
+        "min": Deletion(5, substrate="min"),
+    }
+    collection = MetricCollection(metrics)
+    collection.update(model=constant, images=images, saliency=saliency, target=1)
+    assert len(collection.compute_groups) == len(metrics)
+
+
+def test_an_adapted_metric_is_not_taken_for_the_one_it_came_from(scored):
+    """Both drops are 0 for a map of ones; a map of zeros shows one the mean color, 0, the other black, -2."""
+    model, x = scored(lambda z: z.flatten(1).mean(1).sigmoid()), torch.ones(1, 1, 2, 2).double()
+    plain = AverageDrop()
+    collection = MetricCollection({"plain": plain, "adapted": plain.adapted((0.5,), (0.25,), False)})
+    for S in (torch.ones(1, 2, 2), torch.zeros(1, 2, 2)):
+        collection.update(model=model, images=x, saliency=S, target=1)
+    values, p = collection.compute(), torch.tensor([1.0, 0, -2]).sigmoid()
+    assert_close(values["plain"], 50 * (p[0] - p[1]) / p[0])
+    assert_close(values["adapted"], 50 * (p[0] - p[2]) / p[0])
+
+
+def test_equal_metrics_may_share_their_work():
+    collection = MetricCollection({"a": AverageDrop(), "b": AverageDrop()})
+    for o in (0.5, 0.25):
+        collection.update(prob=torch.tensor([0.5]), prob_masked=torch.tensor([o]))
+    assert {name: value.item() for name, value in collection.compute().items()} == {"a": 25, "b": 25}
+
+
+def test_sums_of_many_images_are_exact():
+    """A million drops of a tenth of a percent; in single precision the sum would be wrong by a thousandth."""
+    metric = AverageDrop()
+    p = torch.ones(10_000).double()
+    for _ in range(100):
+        metric.update(p, p * 0.999)
+    assert abs(float(metric.total) / 1e6 - 0.1) < 1e-9
+
+
+@pytest.mark.parametrize("convert", [lambda m: m.bfloat16(), lambda m: m.half(), lambda m: m.to(torch.bfloat16)])
+def test_sums_stay_exact_inside_a_module_of_half_precision(convert):
+    """True half precision converts the metrics that hang on a module with it."""
+    module = convert(nn.ModuleDict({"metric": AverageDrop(), "layer": nn.Linear(2, 2)}))
+    for _ in range(400):
+        module["metric"].update(torch.ones(3), torch.full((3,), 0.9))
+    assert_close(module["metric"].compute(), torch.tensor(10.0), rtol=1e-5, atol=0)
+
+
+def test_updates_work_in_and_out_of_inference_mode(make, whole):
+    with torch.inference_mode():
+        metric = updated(make, whole, slice(2))
+        metric.compute()
+    metric.update(**batch(metric, **rows(whole, slice(2, 5))))
+    same_sums(metric, updated(make, whole))
+    metric.reset()
+    metric.update(**batch(metric, **whole))
+
+
+def test_no_graph_is_kept(whole):
+    whole = {name: value.requires_grad_() if name in ("images", "saliency") else value for name, value in whole.items()}
+    for name, make in MAKE.items():
+        metric = updated(make, whole)
+        assert not metric.total.requires_grad, name
+    metric = AverageDrop()
+    metric.update(torch.rand(3, requires_grad=True), torch.rand(3, requires_grad=True))
+    assert not metric.total.requires_grad
+
+
+def test_a_metric_of_ones_own_needs_values_and_a_formula():
+    class Brightness(ImageMetric):
+        higher_is_better = True
+        formula = "mean of S"
+
+        def update(self, saliency=None):
+            self.collect(saliency=saliency)
+
+    with pytest.raises(NotImplementedError, match="Brightness to implement values"):
+        Brightness().update(torch.rand(2, 3, 3))
+
+
+@pytest.mark.parametrize("name", set(MAKE) - set(WITHOUT_MODEL))
+def test_the_direction_is_stated(name):
+    metric = MAKE[name]()
+    assert isinstance(metric.higher_is_better, bool)
+    lower = ("average_drop", "deletion", "max_sensitivity")
+    assert metric.higher_is_better == (name not in lower)
+    assert Complexity().higher_is_better is False

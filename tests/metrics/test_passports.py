@@ -1,0 +1,258 @@
+"""Passports: flat facts that differ whenever an option changes the number."""
+
+import inspect
+import json
+
+import pytest
+import torch
+from every_metric import MAKE
+
+from interpretable_training.attribution import ExpectedGradients, GradCAM, LayerCAM
+from interpretable_training.metrics import (
+    ADCC,
+    AOPC,
+    ROAD,
+    AverageDrop,
+    AverageDropInDeletion,
+    AverageGain,
+    AverageIncrease,
+    Coherency,
+    Complexity,
+    Deletion,
+    Insertion,
+    InsertionDeletion,
+    MaxSensitivity,
+)
+from interpretable_training.metrics.base import same_passport
+
+M, S = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+COLOR = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+NORMAL = {"mean": M, "std": S}
+WITHOUT_EFFECT = {"chunk_size", "kwargs", "self"}
+CONFIDENCE = [
+    ({}, {"preset": "torchcam"}),
+    (NORMAL, {"preset": "adcc"}),
+    (NORMAL, {"space": "normalized"}),
+    ({}, NORMAL),
+    (NORMAL, {"mean": (0.5, 0.5, 0.5)}),
+    (NORMAL, {"std": (0.5, 0.5, 0.5)}),
+    ({}, {"topk": 10}),
+    ({"topk": 10}, {"topk": 20}),
+    ({}, {"on": "logit"}),
+    ({}, {"on": "sigmoid"}),
+]
+PROBABLE = [pair for pair in CONFIDENCE if pair[1] not in ({"preset": "torchcam"}, {"on": "logit"})]
+AGAIN = [
+    ({}, {"attribution": GradCAM()}),
+    ({"attribution": GradCAM()}, {"attribution": LayerCAM()}),
+    ({"attribution": GradCAM()}, {"attribution": GradCAM(layer="0")}),
+]
+CURVE = [
+    ({}, {"steps": 28}),
+    ({"steps": 28}, {"steps": 29}),
+    ({}, {"preset": "ca_stream"}),
+    ({}, {"preset": "polycam"}),
+    ({"preset": "polycam"}, {"preset": "tgrad"}),
+    ({}, {"preset": "torchcam"}),
+    ({"substrate": "min"}, {"substrate": "uniform"}),
+    ({"substrate": "min"}, {"substrate": COLOR}),
+    ({"substrate": COLOR}, {"substrate": COLOR + 0.1}),
+    ({"substrate": "blur"}, {"substrate": "gaussian"}),
+    ({"substrate": "blur"}, {"kernel": 5}),
+    ({"substrate": "gaussian"}, {"kernel": 5}),
+    ({}, {"auc": "mean"}),
+    ({}, {"ties": "reverse"}),
+    ({}, {"ties": "random"}),
+    ({"ties": "random"}, {"seed": 1}),
+    ({"substrate": "uniform"}, {"seed": 1}),
+    ({}, {"x_axis": "fraction"}),
+    ({"substrate": "black"}, NORMAL),
+    ({"substrate": "black", **NORMAL}, {"mean": (0.5,) * 3}),
+    ({"substrate": "black", **NORMAL}, {"std": (0.5,) * 3}),
+    ({}, {"on": "logit"}),
+    ({}, {"on": "sigmoid"}),
+]
+CASES = {
+    AverageDrop: [*CONFIDENCE, ({}, {"relative": False}), ({}, {"preset": "pytorch_grad_cam"})],
+    AverageIncrease: [*CONFIDENCE, ({}, {"signed": True})],
+    AverageGain: PROBABLE,
+    AverageDropInDeletion: [*CONFIDENCE, ({}, {"clamp": True})],
+    Insertion: CURVE,
+    Deletion: CURVE,
+    InsertionDeletion: CURVE,
+    AOPC: [
+        ({}, {"patch": 7}),
+        ({}, {"steps": 9}),
+        *[({}, {"substrate": r}) for r in ("mean", "black", "uniform", "blur", "gaussian", COLOR)],
+        ({"substrate": COLOR}, {"substrate": COLOR + 0.1}),
+        ({"substrate": "black"}, NORMAL),
+        ({"substrate": "black", **NORMAL}, {"mean": (0.5,) * 3}),
+        ({"substrate": "black", **NORMAL}, {"std": (0.5,) * 3}),
+        ({"substrate": "uniform"}, {"seed": 1}),
+        ({}, {"on": "logit"}),
+    ],
+    ROAD: [
+        ({}, {"percentages": (10, 50)}),
+        *[({}, {"on": on}) for on in ("accuracy", "sigmoid", "logit")],
+        ({}, {"noise": 0.0}),
+        ({}, {"seed": 1}),
+    ],
+    Coherency: [
+        *AGAIN,
+        ({}, {"rescale": False}),
+        (NORMAL, {"space": "pixel"}),
+        ({"space": "pixel"}, NORMAL),
+        ({"space": "pixel", **NORMAL}, {"mean": (0.5,) * 3}),
+        ({"space": "pixel", **NORMAL}, {"std": (0.5,) * 3}),
+    ],
+    Complexity: [],
+    ADCC: [
+        *AGAIN,
+        ({}, {"average": "dataset"}),
+        (NORMAL, {"preset": "thesis"}),
+        *[(a, b) for a, b in CONFIDENCE if "preset" not in b and "space" not in b and a != NORMAL and b != NORMAL],
+        ({"space": "pixel"}, NORMAL),
+        (NORMAL, {"space": "pixel"}),
+        ({"space": "pixel", **NORMAL}, {"mean": (0.5,) * 3}),
+        ({"space": "pixel", **NORMAL}, {"std": (0.5,) * 3}),
+    ],
+    MaxSensitivity: [*AGAIN, ({}, {"radius": 0.02}), ({}, {"n": 9}), ({}, {"raw": True}), ({}, {"seed": 1})],
+}
+PAIRS = [
+    pytest.param(metric, base, change, id=f"{metric.__name__}-{i}")
+    for metric, cases in CASES.items()
+    for i, (base, change) in enumerate(cases)
+]
+
+
+def parameters(metric):
+    """Every keyword of the constructors up to ImageMetric's."""
+    found = set()
+    for cls in metric.__mro__:
+        if cls.__name__ == "ImageMetric":
+            return found - WITHOUT_EFFECT
+        found |= set(inspect.signature(cls.__init__).parameters)
+    raise AssertionError(metric)
+
+
+@pytest.mark.parametrize("metric", CASES, ids=lambda m: m.__name__)
+def test_every_option_is_tried_below(metric):
+    tried = {name for _, change in CASES[metric] for name in change}
+    assert tried == parameters(metric)
+
+
+@pytest.mark.parametrize(("metric", "base", "change"), PAIRS)
+def test_passports_differ_where_an_option_changes_the_number(metric, base, change):
+    a, b = metric(**base), metric(**{**base, **change})
+    assert a.passport() != b.passport()
+    assert a.facts.tolist() != b.facts.tolist()
+    with pytest.raises(ValueError, match="same passport"):
+        same_passport(a.passport(), b.passport())
+    same_passport(a.passport(), metric(**base).passport())
+
+
+@pytest.mark.parametrize(("metric", "base", "change"), PAIRS)
+def test_passports_are_flat_and_can_be_written_down(metric, base, change):
+    passport = metric(**{**base, **change}).passport()
+    assert all(value is None or isinstance(value, (str, int, float, bool)) for value in passport.values())
+    assert json.loads(json.dumps(passport)) == passport
+    assert passport["metric"] == metric.__name__
+    assert passport["direction"] in ("higher is better", "lower is better")
+    assert {"formula", "range", "unit"} <= set(passport)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_how_many_images_go_at_once_changes_no_fact(name):
+    metric = MAKE[name]()
+    before = metric.passport()
+    metric.chunk_size = 3
+    assert metric.passport() == before
+
+
+def test_tensors_that_differ_anywhere_are_different_substrates():
+    other = torch.zeros(1, 8, 8)
+    other[0, 7, 7] = 1
+    a, b = Deletion(substrate=torch.zeros(1, 8, 8)), Deletion(substrate=other)
+    assert a.passport() != b.passport()
+    same_passport(b.passport(), Deletion(substrate=other.clone()).passport())
+
+
+def test_methods_with_other_tensors_are_other_methods():
+    """Of large tensors repr shows the corners alone."""
+    baselines = torch.zeros(2, 3, 32, 32)
+    other = baselines.clone()
+    other[0, 0, 16, 16] = 1
+    a, b = (Coherency(ExpectedGradients(baselines=t)).passport() for t in (baselines, other))
+    assert a != b
+
+
+def test_without_mean_and_std_black_cannot_be_told():
+    """Both spaces are then the same, and so are the passports."""
+    same_passport(AverageDrop(space="pixel").passport(), AverageDrop(space="normalized").passport())
+    same_passport(AverageDrop(space="normalized", **NORMAL).passport(), AverageDrop().passport())
+    assert AverageDrop().passport()["mask_space"] == "normalized"
+    assert AverageDrop(**NORMAL).passport()["mask_space"] == "pixel"
+    same_passport(Deletion(substrate="mean", **NORMAL).passport(), Deletion(substrate="mean").passport())
+
+
+def test_a_preset_is_what_it_stands_for():
+    same_passport(
+        Insertion(preset="ca_stream").passport(), Insertion(28, substrate="blur", kernel=5, ties="reverse").passport()
+    )
+    same_passport(
+        AverageDrop(preset="pytorch_grad_cam").passport(), AverageDrop(space="normalized", relative=False).passport()
+    )
+    same_passport(AverageDrop(preset="torchcam").passport(), AverageDrop(on="logit").passport())
+    same_passport(Deletion(preset="torchcam").passport(), Deletion(20, x_axis="fraction").passport())
+    assert Deletion().passport()["deletion_substrate"] == "mean"
+    passport = InsertionDeletion().passport()
+    assert (passport["insertion_substrate"], passport["insertion_kernel"], passport["insertion_sigma"]) == (
+        "blur",
+        11,
+        5.0,
+    )
+
+
+@pytest.mark.parametrize("as_given", [list, torch.tensor, tuple])
+def test_mean_and_std_may_be_lists_and_tensors(as_given):
+    metric = AverageDrop(mean=as_given((0.5, 0.25, 0.125)), std=as_given((0.5, 0.25, 0.5)))
+    same_passport(metric.passport(), AverageDrop(mean=(0.5, 0.25, 0.125), std=(0.5, 0.25, 0.5)).passport())
+
+
+def test_the_formula_says_what_is_computed():
+    assert AverageDrop().passport()["formula"] == "mean of relu(p - o) / p"
+    assert AverageDrop(relative=False).passport()["formula"] == "mean of relu(p - o)"
+    assert AverageIncrease(signed=True).passport()["formula"] == "mean of sign(o - p)"
+    assert AverageDropInDeletion(clamp=True).passport()["formula"] == "mean of relu(p - d) / p"
+
+
+@pytest.mark.parametrize(
+    "metric", [AverageDrop(on="logit"), AverageDrop(on="logit", relative=False), AverageDropInDeletion(on="logit")]
+)
+def test_the_range_holds_for_logits_too(metric):
+    """From 1 to -9 is a drop of 1000 percent."""
+    p, o = torch.tensor([1.0]), torch.tensor([-9.0])
+    value = metric.measure(prob=p, **{"prob_deleted" if "Deletion" in type(metric).__name__ else "prob_masked": o})
+    low, high = (float(bound) for bound in metric.passport()["range"].split(" to "))
+    assert low <= value.item() <= high
+
+
+def test_normalization_is_filled_in_where_it_was_left_open():
+    adapted = AverageDrop().adapted(M, S, False)
+    same_passport(adapted.passport(), AverageDrop(**NORMAL).passport())
+    given = AverageDrop(mean=(0.5,) * 3, std=(0.5,) * 3)
+    same_passport(given.adapted(M, S, False).passport(), given.passport())
+    same_passport(
+        Deletion(substrate="black").adapted(M, S, False).passport(), Deletion(substrate="black", **NORMAL).passport()
+    )
+    same_passport(AOPC(substrate="black").adapted(M, S, False).passport(), AOPC(substrate="black", **NORMAL).passport())
+    assert AverageDrop().adapted(M, S, True).passport()["score"] == "sigmoid"
+    assert AverageDrop(on="logit").adapted(M, S, True).passport()["score"] == "logit"
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_an_adapted_copy_leaves_the_original_alone(name):
+    metric = MAKE[name]()
+    before = metric.passport()
+    metric.adapted(M, S, True)
+    assert metric.passport() == before

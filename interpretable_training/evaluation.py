@@ -23,7 +23,7 @@ from interpretable_training.metrics import (
     evaluate,
 )
 from interpretable_training.metrics.base import ImageMetric
-from interpretable_training.metrics.feed import Split
+from interpretable_training.metrics.feed import Feed, Split
 from interpretable_training.visual import draw_faithfulness
 
 from .paragraphs import MistakeError, closest, require_writable
@@ -75,10 +75,10 @@ class Trainer(L.Trainer):
             "reference": reference,
             "seed": seed,
         }
-        options |= {"chunk_size": chunk_size, "cache": folder / "cache"}
+        options |= {"chunk_size": chunk_size}
         datamodule.trainer = self
         options |= {"methods": methods or default_methods(), "metrics": metrics or default_metrics()}
-        runner = Runner(model, datamodule, options)
+        runner = Runner(model, datamodule, options, folder)
         if self.progress_bar_callback is not None:
             self.progress_bar_callback.disable()  # ours counts images
         self.predict(runner, DataLoader([0] * self.world_size), return_predictions=False)  # type: ignore[arg-type]
@@ -91,16 +91,24 @@ class Trainer(L.Trainer):
 class Runner(L.LightningModule):
     """Runs `evaluate` where a strategy puts the model: one batch for each process, in which all the work is done."""
 
-    def __init__(self, model: L.LightningModule, data: Any, options: dict[str, Any]) -> None:
+    def __init__(self, model: L.LightningModule, data: Any, options: dict[str, Any], folder: Path) -> None:
         super().__init__()
-        self.model, self.data, self.options = model, data, options
+        self.model, self.data, self.options, self.folder = model, data, options, folder
         self.table: Table | None = None
 
     def prepare_data(self) -> None:
         self.data.prepare_data()
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        self.table = evaluate(self.model, data=self.data, **self.options)
+        folder = self.trainer.strategy.broadcast(self.folder)  # loggers number theirs in each process
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # images are not drawn in the half precision of a "bf16-true" model
+        try:
+            stream = Feed(self.data, split=self.options["split"]).plan is None
+            cache = None if stream else folder / "cache"
+            self.table = evaluate(self.model, data=self.data, cache=cache, **self.options)
+        finally:
+            torch.set_default_dtype(dtype)
         return batch  # Lightning warns of a step that returns nothing
 
 
@@ -137,8 +145,8 @@ def load(model: L.LightningModule, ckpt_path: str) -> None:
             f"expected a checkpoint that exists, got {ckpt_path!r}; closest in {str(path.parent)!r}: "
             f"{closest(path.name, near)}."
         )
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    checkpoint = read_checkpoint(path)
+    if "state_dict" not in checkpoint:
         raise MistakeError(f"expected a checkpoint that Lightning wrote, got {ckpt_path!r}, which has no 'state_dict'.")
     model.on_load_checkpoint(checkpoint)
     try:
@@ -150,13 +158,24 @@ def load(model: L.LightningModule, ckpt_path: str) -> None:
         ) from error
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a file of Lightning holds; nothing in it is executed."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever another kind of file makes of torch.load
+        reason = " ".join(str(error).split())[:200]
+        raise MistakeError(f"expected a checkpoint of weights and plain values, got {str(path)!r}: {reason}") from error
+    return checkpoint if isinstance(checkpoint, dict) else {}
+
+
 def write(table: Table, folder: Path, trainer: L.Trainer) -> None:
     """Print the table, save what was found, and log it."""
     files = table.save(folder)
     if any(table.curves.values()):
         files.append(folder / "curves.png")
         draw_faithfulness(table, files[-1])
-    go_on = "" if table.complete else f"\nThe same command with --output {folder} goes on from here.\n"
+    kept = (folder / "cache").is_dir() and not table.complete
+    go_on = "" if not kept else f"\nThe same command with --output {folder} goes on from here.\n"
     sys.stdout.write(f"\n{table}\n{go_on}Written to {folder}: {', '.join(file.name for file in files)}\n")
     means = {f"xai/{method}/{metric}": cell.mean for (method, metric), cell in table.cells.items()}
     for logger in trainer.loggers:

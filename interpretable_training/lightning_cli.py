@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -23,7 +22,7 @@ import interpretable_training.modules
 from interpretable_training.attribution import Attribution
 from interpretable_training.metrics.base import ImageMetric
 
-from .evaluation import Trainer
+from .evaluation import Trainer, read_checkpoint
 from .paragraphs import MistakeError, explain, require_writable
 
 NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, LRScheduler, Attribution, ImageMetric)
@@ -75,10 +74,8 @@ class ShortErrorsCLI(LightningCLI):
         # Lightning takes the model's options from the checkpoint. One that was made in Python does not name its class,
         # which Lightning would not survive; the options of the command line count then.
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and Path(path).is_file():
-            hparams = torch.load(path, weights_only=True, map_location="cpu").get("hyper_parameters", {})
-            if "_class_path" in hparams:
-                super()._parse_ckpt_path()
+        if path and Path(path).is_file() and "_class_path" in read_checkpoint(Path(path)).get("hyper_parameters", {}):
+            super()._parse_ckpt_path()
 
     def option_names(self) -> set[str]:
         """Dotted names of the options of the command."""

@@ -112,6 +112,8 @@ def parameters(class_path: str) -> set[str]:
     """Names of the arguments of a class and, as they may be handed on, of its bases."""
     module, _, name = class_path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
+    if not isinstance(cls, type):  # a function that returns the object
+        return set(inspect.signature(cls).parameters)
     found = {
         key
         for base in inspect.getmro(cls)[:-1]

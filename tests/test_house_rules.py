@@ -28,7 +28,9 @@ def test_files_and_functions_are_small(path):
     assert len(text.splitlines()) <= 300
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 50, f"{node.name} is longer than a screen"
+            documented = ast.get_docstring(node, clean=False) or ""  # a list of arguments may be as long as it must
+            lines = node.end_lineno - node.lineno - documented.count("\n")
+            assert lines < 50, f"{node.name} is longer than a screen"
 
 
 def test_own_inheritance_is_at_most_two_deep():
@@ -66,6 +68,7 @@ def test_recipes_configs_and_tests_share_their_stems():
         ("interpretable_training.cli", OUTSIDE_FRAMEWORKS | {"torch"}),
         ("interpretable_training.attribution", OUTSIDE_FRAMEWORKS),
         ("interpretable_training.models", OUTSIDE_FRAMEWORKS),
+        ("interpretable_training.regularization", OUTSIDE_FRAMEWORKS),
     ],
 )
 def test_rooms_import_no_more_than_they_need(room, absent):

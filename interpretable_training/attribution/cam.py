@@ -1,10 +1,13 @@
 """CAM. Zhou et al., CVPR 2016, https://arxiv.org/abs/1512.04150
 
-    y[c] = b[c] + sum over k of W[c, k] mean over i, j of A[k, i, j]    (1)
-    S    = sum over k of W[c, k] A[k]                                    (2)
+    y[c] = b[c] + sum over k of W[c, k] mean over i, j of A[k, i, j]                 (1)
+    S    = sum over k of W[c, k] A[k]                                                 (2)
+    y[c] = b[c] + sum over h, k of V[h, c, k] sum over i, j of a[h, i, j] A[k, i, j]  (3)
+    S    = sum over h, k of V[h, c, k] A[k], or of a[h] V[h, c, k] A[k]               (4)
 
-A: activations of `layer`. W, b: the one linear layer behind global average pooling. That (1) holds is checked on the
-images at hand; where it does not, CAM is not defined.
+A: activations of `layer`. W, b: the one linear layer behind global average pooling. Where a CA-Stream pools by its
+attention a[h] of each head h instead, (3) and (4) with V, the class weights seen through its last projection. That (1)
+or (3) holds is checked on the images at hand; where neither does, CAM is not defined.
 Differs from most code: S is signed; `relu=True` keeps its positive part.
 """
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from .base import GradientCAM, full
 from .capture import capture
 from .observe import Observed
+from .raw_attention import stream_of
 from .targets import Resolved, class_weights, pick_logits
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -24,9 +28,14 @@ LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class CAM(GradientCAM):
-    """The classifier's own weights, for networks that end in average pooling and one linear layer."""
+    """The classifier's own weights, for networks that end in average or attention pooling and one linear layer.
+
+    Args:
+        attended: weigh the cells by the attention that pools them, see (4).
+    """
 
     relu: bool = False
+    attended: bool = False
 
     def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
         if self.on != "logit" or self.rule != "plain":
@@ -35,26 +44,57 @@ class CAM(GradientCAM):
         A = full(captured.A[layer])
         if not isinstance(captured.target, Tensor):
             raise TypeError("expected class indices as target: CAM reads the weights of a class, a callable has none.")
-        W = linear_head(observed, A, captured.output)
-        if W is None:
+        S = behind_stream(observed, images, captured.target, A, self.attended)
+        W = linear_head(observed, A, captured.output) if S is None and not self.attended else None
+        if W is not None:
+            return torch.einsum("bk,bk...->b...", class_weights(W, captured.target), A)  # (2)
+        if S is None:
+            pooling = "attention" if self.attended else "global average"
             raise ValueError(
-                f"expected global average pooling and one linear layer behind {layer!r}, but the logits of "
-                f"{type(observed.module).__name__} are not W mean(A) + b for any of its layers; use GradCAM."
+                f"expected {pooling} pooling and one linear layer behind {layer!r}, but the logits of "
+                f"{type(observed.module).__name__} are not such for any of its layers; use GradCAM."
             )
-        return torch.einsum("bk,bk...->b...", class_weights(W, captured.target), A)  # (2)
+        return S
+
+
+@torch.no_grad()
+def behind_stream(observed: Observed, images: Tensor, target: Tensor, A: Tensor, attended: bool) -> Tensor | None:
+    """The map (4) of a model that pools A by attention, None if (3) does not hold."""
+    found = observed.module.class_weights() if hasattr(observed.module, "class_weights") else None  # type: ignore
+    if found is None:
+        return None
+    V, b = (full(tensor) for tensor in found)  # (heads, N, K), (N,)
+    y, attention = stream_of(observed, images, target)
+    a = full(attention.maps[-1])
+    a = a if a.ndim == 4 else a.unsqueeze(1)  # (B, heads, h, w)
+    if a.shape[2:] != A.shape[2:] or V.shape[2] != A.shape[1]:
+        return None
+    pooled = torch.einsum("bhij,bkij->bhk", a, A)
+    if not _same(b + torch.einsum("bhk,hck->bc", pooled, V), y):  # (3)
+        return None
+    own = torch.stack([class_weights(part, target) for part in V], 1)  # (B, heads, K)
+    S = torch.einsum("bhk,bkij->bhij", own, A)
+    return (a * S if attended else S).sum(1)  # (4)
 
 
 def linear_head(observed: Observed, A: Tensor, output: Any) -> Tensor | None:
     """The weights W (N, K) with which the logits in `output` are W mean(A) + b, None if there are none."""
     logits = pick_logits(output, observed.output)
-    tolerance = 5e-2 if logits.dtype in (torch.float16, torch.bfloat16) else 1e-4
-    y, pooled = full(logits), A.flatten(2).mean(2)
+    pooled = A.flatten(2).mean(2)
     for module in observed.module.modules():
         W = getattr(module, "weight", None)
-        if not (isinstance(module, LINEAR) and isinstance(W, Tensor)) or W.flatten(1).shape != (y.shape[1], A.shape[1]):
+        if not (isinstance(module, LINEAR) and isinstance(W, Tensor)) or W.flatten(1).shape != (
+            logits.shape[1],
+            A.shape[1],
+        ):
             continue
         W = full(W.detach()).flatten(1)
         b = 0 if module.bias is None else full(module.bias.detach())
-        if ((pooled @ W.T + b - y).abs() <= tolerance * (1 + y.abs().amax())).all():  # (1)
+        if _same(pooled @ W.T + b, logits):  # (1)
             return W
     return None
+
+
+def _same(found: Tensor, logits: Tensor) -> bool:
+    tolerance = 5e-2 if logits.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    return bool(((found - full(logits)).abs() <= tolerance * (1 + full(logits).abs().amax())).all())

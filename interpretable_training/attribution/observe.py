@@ -91,8 +91,8 @@ def observe(
         stack.enter_context(torch.enable_grad())
         if "torch._dynamo" in sys.modules:  # without it nothing can be compiled, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_same_generators())
-        stack.enter_context(_same_tensors(module))
+        stack.enter_context(same_generators())
+        stack.enter_context(same_tensors(module))
         stack.enter_context(_same_flags(module, keep_mode, create_graph))
         autocast = tuple((d, torch.get_autocast_dtype(d)) for d in DEVICES if torch.is_autocast_enabled(d))
         for device, _ in autocast:
@@ -150,7 +150,7 @@ def _same_flags(module: nn.Module, keep_mode: bool, create_graph: bool) -> Itera
 
 
 @contextmanager
-def _same_tensors(module: nn.Module) -> Iterator[None]:
+def same_tensors(module: nn.Module) -> Iterator[None]:
     # Tensors made under inference mode cannot be saved for backward: they are replaced by copies for the time of the
     # call. Buffers that the forward pass changes (batch norm in train mode, counters) get their values back.
     tensors: list[tuple[dict[str, Any], str, Tensor | None]] = [
@@ -177,7 +177,7 @@ def _same_tensors(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _same_generators() -> Iterator[None]:
+def same_generators() -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -29,4 +29,4 @@ class RandomMap(Attribution):
         # Seeded by the pixels, so that neither the batch nor the order of the images matters.
         content = image.detach().cpu().float().contiguous().numpy().tobytes()
         generator = torch.Generator().manual_seed(zlib.crc32(content, self.seed))
-        return torch.rand(image.shape[1:], generator=generator).to(image)  # (1)
+        return torch.rand(image.shape[1:], generator=generator).to(image.device)  # (1)

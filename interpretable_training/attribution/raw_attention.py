@@ -1,13 +1,17 @@
 """Raw attention of the last block.
 
     S = h over heads of A[L][h, CLS, patches]    (1)
+    S = h over heads of a[L][h]                  (2)  for a model that pools by attention, such as CA-Stream
 
-A[l]: attention (heads, T, T) of block l of L. h: mean, max or min. Without a class token, the mean of all rows.
+A[l]: attention (heads, T, T) of block l of L. h: mean, max or min. Without a class token, the mean of all rows. a[l]:
+attention over the cells of stage l, softmax of its scores.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from .attention import attention_of, on_patches
@@ -21,28 +25,57 @@ Heads = Literal["mean", "max", "min"]
 
 @dataclass(frozen=True)
 class RawAttention(Attribution):
-    """What the class token looks at, whatever the class.
+    """What the class token, or the query of a stream, looks at; whatever the class, unless queries are class-specific.
 
     Args:
         heads: how the heads become one.
         block: which block; -1 is the last.
         upsample: to image resolution.
         align_corners: how upsampling places the corners.
+        logits: the scores before the softmax, which models with `forward_with_attention` return.
     """
 
     heads: Heads = "mean"
     block: int = -1
     upsample: bool = True
     align_corners: bool = False
+    logits: bool = False
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        A, grid = attention_of(observed, images)
-        if not -A.shape[1] <= self.block < A.shape[1]:
-            raise ValueError(f"expected one of {A.shape[1]} blocks, the last is -1, got block {self.block}.")
-        S = on_patches(fuse_heads(full(A[:, self.block]), self.heads), grid)  # (1)
+        stream = hasattr(observed.module, "forward_with_attention")
+        S = self._of_stream(observed, images, target) if stream else self._of_tokens(observed, images)
         return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
+
+    def _of_tokens(self, observed: Observed, images: Tensor) -> Tensor:
+        if self.logits:
+            raise ValueError(
+                f"expected a model with forward_with_attention for logits=True, got {type(observed.module).__name__}; "
+                "pass logits=False."
+            )
+        A, grid = attention_of(observed, images)
+        self._check(A.shape[1])
+        return on_patches(fuse_heads(full(A[:, self.block]), self.heads), grid)  # (1)
+
+    @torch.no_grad()
+    def _of_stream(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        _, attention = stream_of(observed, images, target)
+        self._check(len(attention))
+        S = full((attention if self.logits else attention.maps)[self.block])
+        return S if S.ndim == 3 else fuse_heads(S, self.heads)  # (2)
+
+    def _check(self, blocks: int) -> None:
+        if not -blocks <= self.block < blocks:
+            raise ValueError(f"expected one of {blocks} blocks, the last is -1, got block {self.block}.")
+
+
+def stream_of(observed: Observed, images: Tensor, target: Resolved) -> Any:
+    """The logits and the attention of a model that pools by attention."""
+    forward: Any = observed.module.forward_with_attention
+    if getattr(observed.module, "class_specific", False) and isinstance(target, Tensor):
+        forward = partial(forward, target=target)
+    return replace(observed, module=forward).run(images)
 
 
 def fuse_heads(A: Tensor, heads: Heads) -> Tensor:
-    """(B, heads, T, T) -> (B, T, T)."""
+    """(B, heads, T, T) -> (B, T, T), or (B, heads, h, w) -> (B, h, w)."""
     return A.mean(1) if heads == "mean" else A.amax(1) if heads == "max" else A.amin(1)

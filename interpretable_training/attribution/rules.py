@@ -69,7 +69,8 @@ class Gates(TorchFunctionMode):
     def __init__(self, rule: Literal["guided", "deconv"], scope: Scope = "all") -> None:
         super().__init__()
         self.rule, self.scope, self.on = rule, scope, True
-        self.count = 0
+        self.count = 0  # activations that got a gate
+        self.fired = 0  # gates that a guided gradient went through
         self.extended = False  # whether the rule was used beyond ReLU
         self.inside = 0  # depth inside registered activation modules
 
@@ -98,6 +99,7 @@ class Gates(TorchFunctionMode):
         def gate(g: Tensor | None) -> Tensor | None:
             if not self.on or g is None:  # None: a branch that a second derivative does not reach
                 return g
+            self.fired += 1
             g = g.clamp(min=0)  # (1)
             return g if positive is None else g * positive
 
@@ -123,12 +125,18 @@ def _is_activation(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
 
 @contextmanager
-def gates(rule: Rule, scope: Scope = "all", module: nn.Module | None = None) -> Iterator[Gates | None]:
+def gates(
+    rule: Rule,
+    scope: Scope = "all",
+    module: nn.Module | None = None,
+    instead: str = "Explain an earlier layer or pass 'plain'.",
+) -> Iterator[Gates | None]:
     """A mode to enter around a forward pass, None for "plain"; an error afterwards if it found no activation.
 
     Args:
         scope: gate "all" activations, or only those of registered "modules" of `module`, as libraries that replace
             modules do: activations called as functions keep their gradient.
+        instead: what to do if there is none.
     """
     if rule == "plain":
         yield None
@@ -145,10 +153,16 @@ def gates(rule: Rule, scope: Scope = "all", module: nn.Module | None = None) -> 
             "guided gates at activations other than ReLU follow an extension of the paper's rule", stacklevel=2
         )
     if mode.count == 0:
-        raise ValueError(
-            f"expected activations (ReLU, GELU, SiLU, ...) between the score and the explained, none ran with "
-            f"scope={scope!r}: the {rule} gradient would be the plain one. Explain an earlier layer or pass 'plain'."
-        )
+        raise ValueError(no_gates(rule, scope, module, instead))
+
+
+def no_gates(rule: Rule, scope: Scope, module: nn.Module | None, instead: str) -> str:
+    """What an error says where a rule meets no activation."""
+    where = "" if module is None else f" in {type(module).__name__}"
+    return (
+        f"expected activations (ReLU, GELU, SiLU, ...) between the score and the explained, none ran{where} with "
+        f"scope={scope!r}: the {rule} gradient would be the plain one. {instead}"
+    )
 
 
 def _count_depth(mode: Gates, module: nn.Module) -> list[Any]:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from interpretable_training.attribution import FakeCAM, RandomMap, degenerate, normalize
 from interpretable_training.attribution.base import Attribution, explain_prepared, full, name_methods
 from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.observe import Observed, Output, _same_generators, observe, prepare, unwrap
+from interpretable_training.attribution.observe import Observed, Output, observe, prepare, same_generators, unwrap
 
 from .base import Fact, ImageMetric, as_tuple, checksum, described
 from .cache import Cache, Part
@@ -26,7 +26,7 @@ from .table import Table
 CONTROLS: dict[str, Attribution] = {"fakecam": FakeCAM(), "random": RandomMap()}
 
 
-@_same_generators()
+@same_generators()
 def evaluate(
     model: nn.Module,
     methods: Attribution | Mapping[str, Attribution] | Sequence[Attribution],

@@ -32,7 +32,7 @@ def impute(images: Tensor, missing: Tensor) -> Tensor:
     rr = dot(r, r)
     tolerance = (100 * torch.finfo(images.dtype).eps) ** 2 * dot(b, b)
     for turn in range(ROUNDS):
-        if turn % LOOK == 0 and bool((rr <= tolerance).all()):
+        if turn % LOOK == 0 and not bool((rr > tolerance).any()):
             break
         Ap = (degree * p - neighbors(p)) * hole
         alpha = rr / dot(p, Ap).clamp(min=torch.finfo(rr.dtype).tiny)

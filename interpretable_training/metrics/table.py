@@ -92,38 +92,44 @@ class Table:
     def cells(self) -> dict[tuple[str, str], Cell]:
         """(method, metric) -> what is told of it."""
         if not self._cells:
-            for metric in self.metrics:
-                self._cells.update({(cell.method, metric): cell for cell in self._column(metric)})
+            self._cells.update({(cell.method, cell.metric): cell for cell in self._compute()})
         return self._cells
 
-    def _column(self, metric: str) -> Iterable[Cell]:
-        draws = Draws(self.images, self.resamples, self.seed)
-        aggregate, k = self.metrics[metric].aggregate, self.metrics[metric].columns
-        blocks = []
-        for method in self.values:
-            both = [self.values[name][metric].double() for name in (method, self.reference)]
-            known = ~(both[0].isnan() | both[1].isnan())
-            blocks += [both[0], *(part.masked_fill(~known, torch.nan) for part in both)]
+    def _compute(self) -> Iterable[Cell]:
+        blocks = [self._columns(method, metric) for metric in self.metrics for method in self.values]
+        widths = [block.shape[1] // 3 for block in blocks for _ in range(3)]
         columns = torch.cat(blocks, 1)
-        drawn = [aggregate(part) for part in draws.means(columns).split(k, 1)]
-        means = [aggregate(part) for part in columns.nanmean(0).split(k)]
-        rounding = ROUNDING * float(columns.abs().nan_to_num().max())
-        for i, method in enumerate(self.values):
-            own, d = drawn[3 * i], drawn[3 * i + 1] - drawn[3 * i + 2]
-            difference = float(means[3 * i + 1] - means[3 * i + 2])
-            invalid = int(self.values[method][metric].isnan().any(1).sum())
-            yield Cell(
-                method,
-                metric,
-                float(means[3 * i]),
-                *interval(own),
-                len(self) - invalid,
-                invalid,
-                int(self.degenerate[method].sum()),
-                0.0 if abs(difference) <= rounding else difference,
-                *interval(d),
-                math.nan if method == self.reference else p_value(d, rounding),
-            )
+        drawn = iter(Draws(self.images, self.resamples, self.seed).means(columns).split(widths, 1))
+        means = iter(columns.nanmean(0).split(widths))
+        for metric in self.metrics:
+            largest = max(float(values[metric].abs().nan_to_num().max()) for values in self.values.values())
+            for method in self.values:
+                triples = ([next(part) for _ in range(3)] for part in (drawn, means))
+                yield self._cell(method, metric, ROUNDING * largest, *triples)
+
+    def _columns(self, method: str, metric: str) -> Tensor:
+        """Numbers of the method; then those of the method and of the reference where both have one."""
+        both = [self.values[name][metric].double() for name in (method, self.reference)]
+        unknown = both[0].isnan() | both[1].isnan()
+        return torch.cat([both[0], *(part.masked_fill(unknown, torch.nan) for part in both)], 1)
+
+    def _cell(self, method: str, metric: str, rounding: float, drawn: list[Tensor], means: list[Tensor]) -> Cell:
+        aggregate = self.metrics[metric].aggregate
+        own, ours, theirs = map(aggregate, drawn)
+        mean, our, their = (float(aggregate(part)) for part in means)
+        invalid = int(self.values[method][metric].isnan().any(1).sum())
+        return Cell(
+            method,
+            metric,
+            mean,
+            *interval(own),
+            len(self) - invalid,
+            invalid,
+            int(self.degenerate[method].sum()),
+            0.0 if abs(our - their) <= rounding else our - their,
+            *interval(ours - theirs),
+            math.nan if method == self.reference else p_value(ours - theirs, rounding),
+        )
 
     def to_text(self) -> str:
         """For a terminal."""

@@ -5,13 +5,19 @@ from typing import Any
 
 from torch import nn
 
+from .cifar import CIFARMobileNetV2, CIFARResNet18
 from .tiny import TinyCNN, TinyViT
 
-TINY: dict[str, type[nn.Module]] = {"tiny_cnn": TinyCNN, "tiny_vit": TinyViT}
+OURS: dict[str, type[nn.Module]] = {
+    "tiny_cnn": TinyCNN,
+    "tiny_vit": TinyViT,
+    "cifar_resnet18": CIFARResNet18,
+    "cifar_mobilenetv2": CIFARMobileNetV2,
+}
 
 
 def build_network(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build "tiny_cnn", "tiny_vit" or any model of timm.
+    """Build "tiny_cnn", "tiny_vit", "cifar_resnet18", "cifar_mobilenetv2" or any model of timm.
 
     Args:
         name: Name of the network; `timm.list_models()` lists those of timm.
@@ -19,14 +25,14 @@ def build_network(name: str, num_classes: int, pretrained: bool = False, **kwarg
         pretrained: Whether to download the weights of timm, or take them from its cache.
         **kwargs: Further arguments of the network, such as `width` of "tiny_cnn" or `in_chans` of timm.
     """
-    if name not in TINY:
+    if name not in OURS:
         return build_timm(name, num_classes, pretrained, kwargs)
     if pretrained:
         raise ValueError(
             f"expected pretrained=False for {name!r}, which has no trained weights, got True; "
             "pass pretrained=False or the name of a timm model."
         )
-    return TINY[name](num_classes, **kwargs)
+    return OURS[name](num_classes, **kwargs)
 
 
 def build_timm(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -34,11 +40,11 @@ def build_timm(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, 
     import timm  # here, because it takes seconds and the tiny networks do without
 
     if not timm.is_model(name):
-        names = [*TINY, *timm.list_models()]
+        names = [*OURS, *timm.list_models()]
         raise ValueError(
             f"expected the name of a network, got {name!r}; "
             f"closest: {difflib.get_close_matches(name.lower(), names, cutoff=0.4)}. "
-            f"All names: {list(TINY)} and timm.list_models()."
+            f"All names: {list(OURS)} and timm.list_models()."
         )
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)

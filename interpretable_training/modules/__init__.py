@@ -1,5 +1,7 @@
 """Lightning modules: what is trained, how, and what is logged meanwhile."""
 
+from .ca_stream_classifier import CAStreamClassifier
 from .classifier import Classifier
+from .guided_gradient_classifier import GuidedGradientClassifier
 
-__all__ = ["Classifier"]
+__all__ = ["CAStreamClassifier", "Classifier", "GuidedGradientClassifier"]

@@ -1,0 +1,117 @@
+"""Attention of one query over the cells of feature maps. Torres et al., CVPR-W 2024, https://arxiv.org/abs/2404.14996
+
+    s[l]   = F[l] q[l] / sqrt(d[l])                                     (1)
+    a[l]   = softmax over i of s[l]                                     (2)
+    CA[l]  = sum over i of a[l, i] F[l, i]                              (3)
+    q[l+1] = W[l] CA[l] + b[l]                                          (4)
+    s[l]   = F[l] WK q[l] / sqrt(d[l]), CA[l] = (F[l] WV)' a[l]         (5)  with projected keys and values
+
+F[l]: the maps (d, h, w) of stage l as p = h w cells F[l, i] of length d. q[l]: query (d). Several heads split d: each
+has its own scores over its part. In (5) keys and values are never made: F (WK q) is (F WK) q, and WV' (F' a) is
+(F WV)' a. Scores and pooling are float32 at least, also under autocast.
+Differs from the paper: (4) and (5) have biases, as the authors' code has; `bias=False` leaves them out.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from interpretable_training.attribution.base import full
+
+
+class CrossAttention(nn.Module):
+    """One step of the stream: pools the maps of a stage and makes the query of the next.
+
+    Args:
+        dim: channels of the stage.
+        dim_next: channels of the next stage, or of the classifier's input.
+        heads: parts into which the channels are split.
+        projected: whether keys and values are linear in the maps (5) or the maps themselves.
+        bias: whether (4) and (5) have biases.
+    """
+
+    def __init__(self, dim: int, dim_next: int, heads: int = 1, projected: bool = False, bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.key = nn.Linear(dim, dim, bias) if projected else None
+        self.value = nn.Linear(dim, dim, bias) if projected else None
+        self.out = nn.Linear(dim, dim_next, bias)
+
+    def forward(self, F: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps F (B, d, h, w) and queries (B, d) -> queries of the next stage, scores (B, heads, h, w)."""
+        cells = full(F).flatten(2).unsqueeze(1)  # (B, 1, d, p)
+        split = full(q).unflatten(1, (self.heads, -1))  # (B, heads, d / heads)
+        scale = split.shape[-1] ** -0.5
+        if self.key is None or self.value is None:
+            cells = cells.squeeze(1).unflatten(1, (self.heads, -1))  # (B, heads, d / heads, p)
+            s = split.unsqueeze(2) @ cells * scale  # (1), (B, heads, 1, p)
+            CA = (s.softmax(-1) @ cells.transpose(2, 3)).flatten(1)  # (2), (3)
+        else:
+            s = torch.einsum("bnc,ncd->bnd", split, self.by_head(self.key)).unsqueeze(2) @ cells  # (5)
+            if self.key.bias is not None:
+                s = s + (split.flatten(1) * full(self.key.bias)).view_as(split).sum(2)[..., None, None]
+            s = s * scale
+            pooled = (s.softmax(-1) @ cells.transpose(2, 3)).squeeze(2)  # (B, heads, d)
+            CA = torch.einsum("bnd,ncd->bnc", pooled, self.by_head(self.value)).flatten(1)  # (5)
+            CA = CA if self.value.bias is None else CA + full(self.value.bias)
+        return self.out(CA.to(self.out.weight.dtype)), s.squeeze(2).unflatten(2, F.shape[2:])  # (4)
+
+    def by_head(self, linear: nn.Linear) -> Tensor:
+        """The rows of a square matrix that belong to each head, (heads, d / heads, d)."""
+        return full(linear.weight).unflatten(0, (self.heads, -1))
+
+    def weights(self) -> Tensor:
+        """W[l] as each head's pooled maps meet it: (heads, d[l+1], d), where q[l+1] = sum over heads of W CA + b."""
+        W = full(self.out.weight)
+        own = torch.eye(self.heads, dtype=W.dtype, device=W.device).repeat_interleave(W.shape[1] // self.heads, 1)
+        W = W * own[:, None]
+        return W if self.value is None else W @ full(self.value.weight)
+
+    def offset(self) -> Tensor:
+        """What is left of q[l+1] where the pooled maps are zero, (d[l+1],)."""
+        nothing = self.out.weight.new_zeros(self.out.in_features)
+        return self.out(nothing if self.value is None or self.value.bias is None else self.value.bias)
+
+
+class Stream(nn.Module):
+    """The query's way through the stages.
+
+    Args:
+        dims: channels of each stage.
+        queries: how many first queries are learned: one, or one per class.
+        heads: see `CrossAttention`, also for the other arguments.
+        projected: see `CrossAttention`.
+        bias: see `CrossAttention`.
+    """
+
+    def __init__(
+        self, dims: Sequence[int], queries: int = 1, heads: int = 1, projected: bool = False, bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(queries, dims[0]))
+        steps = zip(dims, [*dims[1:], dims[-1]])
+        self.blocks = nn.ModuleList(CrossAttention(d, d_next, heads, projected, bias) for d, d_next in steps)
+
+    def forward(self, maps: Sequence[Tensor], which: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Maps of each stage and which query each image starts with -> last query, scores (B, heads, h, w)."""
+        q = self.query.expand(len(maps[0]), -1) if which is None else self.query[which]
+        device, scores = q.device.type, []
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
+            for block, F in zip(self.blocks, maps):
+                q, s = block(F, q)
+                scores.append(s)
+        return q, scores
+
+    def initialize(self, convnext: bool) -> None:
+        """As the authors do, which differs between ConvNeXt and all others."""
+        nn.init.normal_(self.query, mean=1.0, std=1.0)
+        for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
+            if convnext:
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+            else:
+                nn.init.xavier_uniform_(linear.weight)

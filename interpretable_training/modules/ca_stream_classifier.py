@@ -1,0 +1,218 @@
+"""Training of a CA-Stream beside a frozen backbone."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import StepLR
+from torchmetrics import MetricCollection
+
+from interpretable_training.batch import images_and_target
+from interpretable_training.models import CAStream, build_network
+
+from .checks import check_range
+from .classifier import OBJECT, Classifier, build_metrics, refuse_names_of_objects
+
+
+def thesis_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """SGD as in the paper, for 256 images per step."""
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+
+def thesis_scheduler(optimizer: torch.optim.Optimizer) -> StepLR:
+    """A tenth of the learning rate after every 30 of 90 epochs."""
+    return StepLR(optimizer, step_size=30, gamma=0.1)
+
+
+class CAStreamClassifier(Classifier):
+    """Trains a CA-Stream beside a frozen backbone.
+
+    Beside what `Classifier` logs in validation and test: the same metrics of the plain network as `gap_...`, of the
+    same features, and for each stage S0, S1, ... of the stream `entropy_S...`, of the attention as a share of the
+    entropy of uniform attention, and `coverage_S...`, the share of the cells that hold 90 % of the attention.
+
+    That nothing frozen changes is checked at the end of a fit. A checkpoint holds the stream alone. With a backbone
+    given by name it rebuilds itself, `CAStreamClassifier.load_from_checkpoint(path)`, as far as the name and
+    `pretrained` or `weights` lead to the same backbone; another is refused.
+
+    Args:
+        network: the backbone, as an object or by name as in `Classifier`; or a `CAStream`.
+        num_classes: Number of classes.
+        pretrained: Whether a backbone given by name starts from the downloaded weights of timm.
+        network_kwargs: Further arguments for a backbone given by name.
+        weights: File with the backbone's weights: a checkpoint of `Classifier`, or a state dict.
+        stream: Arguments of `CAStream`, such as `{"start": 4}`.
+        reference_batch: Images per step for which the optimizer's learning rate is meant; with other batches it is
+            scaled in proportion. None takes it as it is.
+        multilabel: See `Classifier`.
+        loss: See `Classifier`.
+        optimizer: Function from parameters to an optimizer.
+        scheduler: Function from an optimizer to a scheduler that steps after each epoch.
+    """
+
+    network: CAStream
+
+    def __init__(
+        self,
+        network: str | nn.Module,
+        num_classes: int,
+        pretrained: bool = False,
+        network_kwargs: dict[str, Any] | None = None,
+        weights: str | None = None,
+        stream: dict[str, Any] | None = None,
+        reference_batch: int | None = 256,
+        multilabel: bool = False,
+        loss: nn.Module | None = None,
+        optimizer: OptimizerCallable = thesis_optimizer,
+        scheduler: LRSchedulerCallable | None = thesis_scheduler,
+    ) -> None:
+        refuse_names_of_objects(network=network, loss=loss)
+        built = build_stream(network, num_classes, pretrained, network_kwargs, weights, stream)
+        super().__init__(built, num_classes, multilabel=multilabel, loss=loss, optimizer=optimizer, scheduler=scheduler)
+        if built.class_specific and multilabel:
+            raise ValueError(
+                "expected class_specific=False with multilabel=True, got both: one image has one first query, that of "
+                "its class; pass class_specific=False."
+            )
+        if "_instantiator" not in self.hparams:  # from the command line they are plain values
+            named = network if isinstance(network, str) else OBJECT + type(network).__qualname__
+            self.save_hyperparameters({"network": named})
+        self.hparams["pretrained"] = pretrained  # unlike other checkpoints, ours does not hold the backbone's weights
+        self.reference_batch = reference_batch
+        self.unscaled, self.optimizer = self.optimizer, self.scaled_optimizer
+        metrics = build_metrics(num_classes, multilabel)
+        self.val_gap_metrics, self.test_gap_metrics = (metrics.clone(prefix=f"{s}/gap_") for s in ("val", "test"))
+
+    def forward(self, images: Tensor, target: Tensor | None = None) -> Tensor:
+        return self.network(images, target)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, target = images_and_target(batch)
+        if self.network.class_specific:
+            check_range(target, self.num_classes)
+        logits = self(images, target if self.network.class_specific else None)
+        loss = self.criterion(logits, target, batch_idx)
+        self.log_step(self.train_metrics, logits, target, loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.compare(batch, batch_idx, self.val_metrics, self.val_gap_metrics)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.compare(batch, batch_idx, self.test_metrics, self.test_gap_metrics)
+
+    def compare(self, batch: Any, batch_idx: int, metrics: MetricCollection, gap_metrics: MetricCollection) -> None:
+        """Log the metrics of the stream and of average pooling of one pass, and what the attention is like."""
+        images, target = images_and_target(batch)
+        seen = self.network.look(images)
+        loss = self.criterion(seen.logits, target, batch_idx)
+        self.log_step(metrics, seen.logits, target, loss)
+        gap_metrics.update(seen.gap, target)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(images)}
+        self.log_dict(gap_metrics, prog_bar=True, **options)
+        split = str(metrics.prefix).rstrip("/")
+        for stage, a in enumerate(seen.attention.maps, self.network.start):
+            self.log(f"{split}/entropy_S{stage}", entropy(a).mean(), sync_dist=True, **options)
+            self.log(f"{split}/coverage_S{stage}", coverage(a).mean(), sync_dist=True, **options)
+
+    def on_fit_start(self) -> None:
+        self.checksums = self.network.checksums()
+
+    def on_fit_end(self) -> None:
+        now = self.network.checksums()
+        changed = [name for name, checksum in self.checksums.items() if now.get(name) != checksum]
+        if changed:
+            raise RuntimeError(
+                f"expected the frozen backbone as it was when the training started, but {len(changed)} of its "
+                f"{len(self.checksums)} tensors changed, the first is {changed[0]!r}; remove the callback or hook that "
+                "writes to them (averaging of weights and statistics of batch norm are candidates) and train again."
+            )
+
+    def scaled_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of what is learned, its learning rate scaled to the global batch."""
+        self.network.seal()
+        optimizer = self.unscaled([parameter for parameter in parameters if parameter.requires_grad])
+        trainer = self._trainer
+        if self.reference_batch is None or trainer is None:
+            return optimizer
+        size = batch_size(trainer)
+        if size is None:
+            rank_zero_warn(
+                "expected a training loader with a batch_size to scale the learning rate by, got none; it is taken as "
+                "it is. Pass reference_batch=None and the rate that suits your batch."
+            )
+            return optimizer
+        batch = size * trainer.world_size * trainer.accumulate_grad_batches
+        for group in optimizer.param_groups:
+            before, group["lr"] = group["lr"], group["lr"] * batch / self.reference_batch
+            if batch != self.reference_batch:
+                rank_zero_info(
+                    f"Learning rate {before:g}, meant for {self.reference_batch} images per step, scaled to "
+                    f"{group['lr']:g} for {batch}: {size} in a batch, {trainer.world_size} processes, "
+                    f"{trainer.accumulate_grad_batches} batches accumulated."
+                )
+        return optimizer
+
+
+def build_stream(
+    network: str | nn.Module,
+    num_classes: int,
+    pretrained: bool,
+    network_kwargs: dict[str, Any] | None,
+    weights: str | None,
+    stream: dict[str, Any] | None,
+) -> CAStream:
+    """The CA-Stream that the arguments of the classifier describe."""
+    stream = stream or {}
+    if isinstance(network, str):
+        if not pretrained and weights is None and not stream.get("train_backbone"):
+            rank_zero_warn(
+                f"expected pretrained=True or weights=... for the frozen backbone {network!r}, got neither: its "
+                "weights are random and stay so."
+            )
+        network = build_network(network, num_classes, pretrained, **(network_kwargs or {}))
+    elif pretrained or network_kwargs or (stream and isinstance(network, CAStream)):
+        raise ValueError(
+            f"expected network as a name beside pretrained or network_kwargs, and no CAStream beside stream, got "
+            f"{type(network).__name__}; give these arguments to the network itself."
+        )
+    if weights is not None:
+        load_weights(network.backbone if isinstance(network, CAStream) else network, weights)
+    built = network if isinstance(network, CAStream) else CAStream(network, **stream)
+    if built.num_classes != num_classes:
+        raise ValueError(
+            f"expected num_classes={built.num_classes}, for which the head of {type(built.backbone).__name__} is made, "
+            f"got {num_classes}; pass a backbone that was trained for these classes."
+        )
+    return built
+
+
+def load_weights(backbone: nn.Module, path: str) -> None:
+    """Fill the backbone from a checkpoint of `Classifier` or a state dict."""
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    state = found.get("state_dict", found)
+    inner = {name.removeprefix("network."): tensor for name, tensor in state.items() if name.startswith("network.")}
+    backbone.load_state_dict(inner or state)
+
+
+def batch_size(trainer: L.Trainer) -> int | None:
+    """Images in a batch of the training loader, if it says so."""
+    trainer.fit_loop.setup_data()  # as `Trainer.estimated_stepping_batches` does
+    loader = trainer.train_dataloader
+    return getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+
+
+def entropy(a: Tensor) -> Tensor:
+    """Of attention (..., h, w), in units of the entropy of uniform attention: -sum of a log a / log p."""
+    return torch.special.entr(a).sum((-2, -1)) / math.log(a.shape[-2] * a.shape[-1])
+
+
+def coverage(a: Tensor, share: float = 0.9) -> Tensor:
+    """The smallest share of the cells that together hold 90 % of the attention (..., h, w)."""
+    held = a.flatten(-2).sort(-1, descending=True).values.cumsum(-1)
+    return ((held < share).sum(-1) + 1) / held.shape[-1]

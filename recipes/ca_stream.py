@@ -1,0 +1,274 @@
+"""A CA-Stream is learned beside a network that is trained already; then the two poolings are compared.
+
+    python -m interpretable_training.recipes.ca_stream
+
+trains a small network on generated shapes, unless its weights are there, then the stream, and ends with a table of the
+poolings and a picture of where they look. `ca_stream_imagenet` is the experiment of the paper.
+"""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, RawAttention, ScoreCAM
+from interpretable_training.attribution.base import Attribution
+from interpretable_training.callbacks import TrainingCurves
+from interpretable_training.data import ShapesDataModule
+from interpretable_training.metrics import (
+    AverageDrop,
+    AverageGain,
+    AverageIncrease,
+    Deletion,
+    Insertion,
+    Table,
+    evaluate,
+    join,
+)
+from interpretable_training.models import CAStream, build_network
+from interpretable_training.modules import CAStreamClassifier
+from interpretable_training.recipes.baseline import baseline
+from interpretable_training.recipes.recipe import Recipe
+from interpretable_training.visual import denormalize, draw_panel, overlay
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def ca_stream(
+    network: str = "tiny_cnn",
+    weights: str | None = None,
+    image_size: int = 64,
+    n_train: int = 6000,
+    batch_size: int = 32,
+    learning_rate: float = 0.1,
+    max_epochs: int = 8,
+    backbone_epochs: int = 8,
+    start: int = 0,
+    class_specific: bool = False,
+    projected: bool = False,
+    heads: int = 1,
+    seed: int = 0,
+    output: str = "runs",
+) -> Recipe:
+    """Learn a stream beside a network that knows the shapes.
+
+    Args:
+        network: "tiny_cnn" or the name of a convolutional network of timm.
+        weights: File with the weights of the backbone; it is trained and written there if the file does not exist. By
+            default in the output folder.
+        image_size: Side of the images.
+        n_train: Number of training images.
+        batch_size: Images per batch.
+        learning_rate: Step size of SGD for 256 images per step, which is scaled to the batch.
+        max_epochs: Epochs for the stream.
+        backbone_epochs: Epochs for the backbone, if it is trained.
+        start: First stage of the stream.
+        class_specific: See `CAStream`.
+        projected: See `CAStream`.
+        heads: See `CAStream`.
+        seed: Seed of weights, pictures and order.
+        output: Folder for logs and checkpoints.
+    """
+    L.seed_everything(seed, workers=True, verbose=False)
+    data = ShapesDataModule(image_size=image_size, n_train=n_train, batch_size=batch_size, seed=seed)
+    module = CAStreamClassifier(
+        trained_backbone(
+            weights or f"{output}/ca_stream/{network}.pt", network, image_size, n_train, backbone_epochs, seed
+        ),
+        data.num_classes,
+        stream={"start": start, "class_specific": class_specific, "projected": projected, "heads": heads},
+        optimizer=partial(torch.optim.SGD, lr=learning_rate, momentum=0.9, weight_decay=1e-4),
+        scheduler=partial(CosineAnnealingLR, T_max=max_epochs),
+    )
+    return Recipe(trainer_of(max_epochs, output), module, data)
+
+
+def ca_stream_imagenet(
+    folder: str = "imagenet",
+    network: str = "resnet50",
+    batch_size: int = 256,
+    num_workers: int = 8,
+    max_epochs: int = 90,
+    start: int = 0,
+    class_specific: bool = False,
+    projected: bool = False,
+    seed: int = 0,
+    output: str = "runs",
+) -> Recipe:
+    """The protocol of the paper; the weights of the network come from timm.
+
+    Args:
+        folder: Holds train/CLASS/*.JPEG and val/CLASS/*.JPEG.
+        network: The name of a convolutional network of timm.
+        batch_size: Images per batch and process; the learning rate is meant for 256 in all and scaled to them.
+        num_workers: Processes that load batches.
+        max_epochs: Number of epochs.
+        start: First stage of the stream.
+        class_specific: See `CAStream`.
+        projected: See `CAStream`.
+        seed: Seed of weights and order.
+        output: Folder for logs and checkpoints.
+    """
+    L.seed_everything(seed, workers=True, verbose=False)
+    data = image_folders(folder, batch_size, num_workers)
+    stream = {"start": start, "class_specific": class_specific, "projected": projected}
+    module = CAStreamClassifier(network, 1000, pretrained=True, stream=stream)
+    return Recipe(trainer_of(max_epochs, output), module, data)
+
+
+def trainer_of(max_epochs: int, output: str) -> L.Trainer:
+    """What both experiments share."""
+    return L.Trainer(
+        max_epochs=max_epochs,
+        logger=CSVLogger(output, name="ca_stream"),
+        enable_model_summary=False,
+        callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), TrainingCurves()],
+    )
+
+
+def trained_backbone(
+    weights: str = "runs/ca_stream/tiny_cnn.pt",
+    network: str = "tiny_cnn",
+    image_size: int = 64,
+    n_train: int = 6000,
+    max_epochs: int = 8,
+    seed: int = 0,
+) -> nn.Module:
+    """A network that knows the shapes: read from the file, or trained as in `baseline` and written there.
+
+    Args:
+        weights: File with the weights.
+        network: "tiny_cnn" or the name of a convolutional network of timm.
+        image_size: Side of the images.
+        n_train: Number of training images.
+        max_epochs: Number of epochs.
+        seed: Seed of weights, pictures and order.
+    """
+    path = Path(weights)
+    with isolate_rng():  # so that what follows is the same whether it was trained or read
+        if path.exists():
+            backbone = build_network(network, ShapesDataModule.num_classes)
+            backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            return backbone
+        recipe = baseline(
+            network, image_size, n_train, max_epochs=max_epochs, seed=seed, output=str(path.parent / "backbone")
+        )
+        recipe.trainer.fit(recipe.module, recipe.data)
+        backbone = recipe.module.get_submodule("network").cpu()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(backbone.state_dict(), path)
+        return backbone
+
+
+def image_folders(
+    root: str, batch_size: int = 256, num_workers: int = 8, image_size: int = 224
+) -> L.LightningDataModule:
+    """Images of the folders train/CLASS and val/CLASS, cropped as for torchvision's networks.
+
+    Args:
+        root: The folder that holds the two.
+        batch_size: Images per batch.
+        num_workers: Processes that load batches.
+        image_size: Side of the crops.
+    """
+    last = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    train = transforms.Compose([transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip(), *last])
+    val = transforms.Compose([transforms.Resize(image_size * 8 // 7), transforms.CenterCrop(image_size), *last])
+    return L.LightningDataModule.from_datasets(
+        ImageFolder(f"{root}/train", train),
+        ImageFolder(f"{root}/val", val),
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+
+
+def compare(recipe: Recipe, max_images: int | None = None) -> Table:
+    """How faithful the maps of both poolings are on the validation images, of the network as it is."""
+    data = recipe.data
+    assert isinstance(data, ShapesDataModule)
+    methods = explained_by(data)
+    metrics = [AverageDrop(), AverageGain(), AverageIncrease(), Insertion(), Deletion()]
+    net = recipe.module.get_submodule("network")
+    assert isinstance(net, CAStream)
+    options: dict[str, Any] = {"max_images": max_images, "controls": False}
+    return join(
+        {
+            "GAP": evaluate(net.gap(), methods, metrics, data, **options),
+            "CA": evaluate(net, methods, metrics, data, **options),
+        }
+    )
+
+
+def explained_by(data: ShapesDataModule) -> dict[str, Attribution]:
+    """The methods of the paper, which mask with black."""
+    masked = ScoreCAM(mean=data.mean, std=data.std)
+    return {"gradcam": GradCAM(), "gradcamplusplus": GradCAMPlusPlus(), "scorecam": masked}
+
+
+def differences(table: Table) -> str:
+    """CA minus GAP for each method and metric, with the 95 % interval of the same images."""
+    lines = [f"{'CA - GAP':<17}" + "".join(f"{metric:>28}" for metric in table.metrics)]
+    for method in dict.fromkeys(name.split("/")[1] for name in table.values):
+        pair = replace(table, reference=f"GAP/{method}", _cells={})
+        cells = [pair[f"CA/{method}", metric] for metric in table.metrics]
+        shown = [f"{c.difference:+.3f} [{c.difference_low:+.3f}, {c.difference_high:+.3f}]" for c in cells]
+        lines.append(f"{method:<17}" + "".join(f"{text:>28}" for text in shown))
+    return "\n".join(lines)
+
+
+def draw(recipe: Recipe, path: str | Path, count: int = 6) -> None:
+    """Where the stream looks and what the methods show of both poolings, for the first image of each class."""
+    data = recipe.data
+    assert isinstance(data, ShapesDataModule)
+    data.setup("validate")
+    items: dict[int, Tensor] = {}
+    for images, target in data.val_dataloader():
+        for image, c in zip(images, target.tolist()):
+            items.setdefault(c, image)
+    target = torch.tensor(sorted(items)[:count])
+    images = torch.stack([items[c] for c in target.tolist()])
+    net = recipe.module.get_submodule("network").cpu()
+    assert isinstance(net, CAStream)
+    pictures = denormalize(images, data.mean, data.std)
+    rows = {"image": (255 * pictures).byte().permute(0, 2, 3, 1)}
+    rows["raw attention"] = overlay(pictures, RawAttention()(net, images, target))
+    for method, cam in explained_by(data).items():
+        rows[f"{method}, GAP"] = overlay(pictures, cam(net.gap(), images, target))
+        rows[f"{method}, CA"] = overlay(pictures, cam(net, images, target))
+    draw_panel(rows, path)
+
+
+def report(recipe: Recipe, max_images: int | None = 300) -> str:
+    """Load the best stream, write the table and the picture beside its log, and return what came out in words."""
+    folder = Path(recipe.trainer.log_dir or ".")
+    best = recipe.trainer.checkpoint_callback
+    assert isinstance(best, ModelCheckpoint)
+    state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    recipe.module.load_state_dict(state)
+    logged = L.Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False).validate(
+        recipe.module, recipe.data, verbose=False
+    )[0]
+    table = compare(recipe, max_images)
+    table.save(folder / "faithfulness")
+    draw(recipe, folder / "attention.png")
+    accuracy = f"accuracy   GAP {logged['val/gap_accuracy']:.1%}   CA {logged['val/accuracy']:.1%}"
+    return "\n\n".join([accuracy, table.to_text(), differences(table), f"picture   {folder / 'attention.png'}"])
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    recipe = auto_cli(ca_stream)
+    recipe.trainer.fit(recipe.module, recipe.data)
+    sys.stdout.write(report(recipe) + "\n")

@@ -1,0 +1,116 @@
+import subprocess
+import sys
+
+import lightning as L
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from interpretable_training.models import TinyCNN, build_network
+from interpretable_training.modules import CAStreamClassifier, Classifier
+from interpretable_training.recipes import ca_stream, ca_stream_imagenet
+from interpretable_training.recipes.ca_stream import compare, differences, report, trained_backbone
+
+
+@pytest.fixture
+def backbone(tmp_path, monkeypatch):
+    """The weights of a backbone where the recipe looks for them, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "runs" / "ca_stream" / "tiny_cnn.pt"
+    path.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(build_network("tiny_cnn", 6).state_dict(), path)
+    return path
+
+
+def test_recipe_and_configuration_of_shapes_are_the_same_experiment(backbone, assert_same_as_config):
+    assert_same_as_config(ca_stream(), "ca_stream_shapes")
+
+
+def test_recipe_and_configuration_of_imagenet_are_the_same_experiment(tmp_path, monkeypatch, assert_same_as_config):
+    monkeypatch.chdir(tmp_path)
+    create = timm.create_model
+
+    def trained(name, pretrained, num_classes):
+        assert (name, pretrained, num_classes) == ("resnet50", True, 1000)
+        return create("test_resnet", num_classes=num_classes)
+
+    monkeypatch.setattr(timm, "create_model", trained)
+    for split in ("train", "val"):
+        (tmp_path / "imagenet" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (300, 260)).save(tmp_path / "imagenet" / split / "cat" / "0.png")
+    recipe = ca_stream_imagenet()
+    assert_same_as_config(recipe, "ca_stream")
+    for loader in (recipe.data.train_dataloader(), recipe.data.val_dataloader()):
+        assert loader.dataset[0][0].shape == (3, 224, 224)
+
+
+def test_the_backbone_is_trained_once(tmp_path):
+    """The second call reads what the first wrote, and neither touches the random state of what follows."""
+    options = {"weights": str(tmp_path / "b.pt"), "image_size": 16, "n_train": 12, "max_epochs": 1}
+    torch.manual_seed(7)
+    first = trained_backbone(**options)
+    after = torch.rand(1)
+    written = (tmp_path / "b.pt").stat().st_mtime_ns
+    torch.manual_seed(7)
+    second = trained_backbone(**options)
+    assert torch.equal(torch.rand(1), after)
+    assert (tmp_path / "b.pt").stat().st_mtime_ns == written
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
+    assert isinstance(first, TinyCNN)
+
+
+def test_arguments_reach_the_stream(backbone):
+    module = ca_stream(image_size=32, n_train=12, start=1, heads=2, projected=True, class_specific=True).module
+    assert isinstance(module, CAStreamClassifier)
+    assert module.network.stages == ("stage2", "stage3")
+    assert module.network.stream.query.shape == (6, 64)
+    assert (module.network.stream.blocks[0].heads, module.network.stream.blocks[0].key is None) == (2, False)
+
+
+def test_it_ends_with_a_table_and_a_picture(backbone, tmp_path):
+    recipe = ca_stream(image_size=32, n_train=24, batch_size=8, max_epochs=1, output=str(tmp_path / "runs"))
+    recipe.trainer.fit(recipe.module, recipe.data)
+    text = report(recipe, max_images=4)
+    folder = tmp_path / "runs" / "ca_stream" / "version_0"
+    assert (folder / "attention.png").exists()
+    assert (folder / "faithfulness" / "table.md").exists()
+    for words in ("accuracy   GAP", "GAP/gradcam", "CA/scorecam", "average_drop", "deletion", "CA - GAP"):
+        assert words in text
+    assert "val/gap_accuracy" in (folder / "metrics.csv").read_text()
+
+
+def test_differences_are_those_of_each_method(backbone, tmp_path):
+    """Rows of the joined table are per image: CA - GAP of a method is the mean of its own differences."""
+    recipe = ca_stream(image_size=32, n_train=12, output=str(tmp_path / "runs"))
+    table = compare(recipe, max_images=5)
+    expected = [
+        (table.per_image(f"CA/{m}", "insertion") - table.per_image(f"GAP/{m}", "insertion")).mean().item()
+        for m in ("gradcam", "gradcamplusplus", "scorecam")
+    ]
+    lines = differences(table).splitlines()
+    column = lines[0].split()[3:].index("insertion")
+    found = [float(line.replace(", ", ",").split()[1 + 2 * column]) for line in lines[1:]]
+    assert found == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_the_stream_keeps_the_accuracy(tmp_path):
+    command = [sys.executable, "-m", "interpretable_training.recipes.ca_stream", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    gap, stream = (float(part.rstrip("%")) for part in done.stdout.split("accuracy")[1].split()[1:4:2])
+    assert stream >= gap - 2
+    assert (tmp_path / "ca_stream" / "version_0" / "attention.png").exists()
+
+
+def test_a_fine_tuned_backbone_follows_the_same_path(tmp_path, backbone):
+    """A multilabel Classifier's checkpoint, then the stream beside it."""
+    module = Classifier("tiny_cnn", 6, multilabel=True)
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "voc.ckpt")
+    stream = CAStreamClassifier("tiny_cnn", 6, weights=str(tmp_path / "voc.ckpt"), multilabel=True)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(stream.network.gap()(images), module.eval()(images))

@@ -99,7 +99,7 @@ def curves():
     F = seconds_of_forward(model, images) * len(images)
     maps = normalize(GradCAM(LAYER)(model, images))
     target = model(images).argmax(1)
-    flipping = PixelFlipping(features_in_step=224 * 224 * 3 // 28, disable_warnings=True, perturb_baseline="black")
+    flipping = PixelFlipping(features_in_step=224 * 224 * 3 // 42, disable_warnings=True, perturb_baseline="black")
 
     def torchcam():
         with TheirGradCAM(theirs, LAYER) as extractor:
@@ -112,9 +112,9 @@ def curves():
     def ours(metric):
         return lambda: metric.measure(model=model, images=images, saliency=maps, target=target)
 
-    both, one = InsertionDeletion(20, "torchcam"), Deletion(28, "torchcam")
-    sides = {"ours": ours(both), "torchcam": torchcam, "ours, 28 steps, one curve": ours(one), "Quantus": quantus}
-    row("insertion and deletion, 20 steps, 4 images", interleave(sides, rounds=3), F, "41 F; one curve of 28: 29 F")
+    both, one = InsertionDeletion(20, "torchcam"), Deletion(42, "torchcam")
+    sides = {"ours": ours(both), "torchcam": torchcam, "ours, 42 steps, one curve": ours(one), "Quantus": quantus}
+    row("insertion and deletion, 20 steps, 4 images", interleave(sides, rounds=3), F, "41 F; one curve of 42: 43 F")
 
 
 def confidence():

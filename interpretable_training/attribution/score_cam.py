@@ -59,8 +59,8 @@ class ScoreCAM(GradientCAM):
         def score(rows: slice) -> None:
             i, k = image[rows], channel[rows]
             M = normalize(resize(A[i, k], images.shape[2:], self.align_corners))  # (1)
-            part = take(target, i)
-            y[i, k] = full(observed.score(mask_images(images[i], M, self.mean, self.std), part, self.on)).to(y)
+            output = observed.run_fast(mask_images(images[i], M, self.mean, self.std))
+            y[i, k] = full(observed.score_in(output, take(target, i), self.on)).to(y)
 
         in_chunks(score, len(image), self.chunk_size, images)
         return y

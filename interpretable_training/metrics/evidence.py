@@ -113,7 +113,7 @@ class Evidence:
         scores = torch.full((len(image), len(SCORES)), torch.nan, dtype=wide(self.images), device=self.images.device)
 
         def run(rows: slice) -> None:
-            found = self.scores_in(self.observed.run(make(rows)), take(self.target, image[rows]))
+            found = self.scores_in(self.observed.run_fast(make(rows)), take(self.target, image[rows]))
             scores[rows] = found.to(scores)
 
         in_chunks(run, len(image), self.chunk_size, self.images)

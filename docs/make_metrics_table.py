@@ -46,8 +46,8 @@ def variants(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, dict[
     space = {"mean": mean, "std": std}
     curves = {
         kind.__name__: {
-            "default": kind(STEPS),
-            "one row per step": kind(),
+            "28 steps": kind(STEPS),
+            "default: one row per step": kind(),
             "`ca_stream`": kind(preset="ca_stream"),
             "`polycam`, 28 steps": kind(STEPS, "polycam"),
             "`tgrad`, 28 steps": kind(STEPS, "tgrad"),
@@ -79,7 +79,7 @@ def variants(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, dict[
             "clamp=True": AverageDropInDeletion(clamp=True, **space),
         },
         **curves,
-        "InsertionDeletion": {"default": InsertionDeletion(STEPS)},
+        "InsertionDeletion": {"28 steps": InsertionDeletion(STEPS)},
         "AOPC": {
             "default, patch=8": AOPC(8),
             'substrate="mean"': AOPC(8, substrate="mean"),

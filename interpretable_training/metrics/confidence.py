@@ -25,9 +25,10 @@ from .base import Fact, ImageMetric, as_tuple, resolve
 from .evidence import Evidence, Kind, kind_index, wide
 from .masking import Masking, Space
 
-Preset = Literal["thesis", "adcc", "polycam", "pytorch_grad_cam", "torchcam"]
+Preset = Literal["thesis", "ca_stream", "adcc", "polycam", "pytorch_grad_cam", "torchcam"]
 PRESETS: dict[str, dict[str, Any]] = {
-    "thesis": {"space": "pixel", "on": "prob", "relative": True},  # as CA-Stream's and Opti-CAM's code do
+    "thesis": {"space": "pixel", "on": "prob", "relative": True},  # as Opti-CAM's code does
+    "ca_stream": {"space": "pixel", "on": "prob", "relative": True},
     "adcc": {"space": "normalized", "on": "prob", "relative": True},
     "polycam": {"space": "normalized", "on": "prob", "relative": True},
     "pytorch_grad_cam": {"space": "normalized", "on": "prob", "relative": False},

@@ -271,4 +271,4 @@ if __name__ == "__main__":
 
     recipe = auto_cli(ca_stream)
     recipe.trainer.fit(recipe.module, recipe.data)
-    sys.stdout.write(report(recipe) + "\n")
+    sys.stdout.write(f"\n{report(recipe)}\n")

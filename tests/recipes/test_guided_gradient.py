@@ -39,18 +39,6 @@ def test_digits_are_fitted_and_the_checkpoint_rebuilds_itself(tmp_path):
     torch.testing.assert_close(again.network.state_dict(), module.network.state_dict())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("data", ["shapes", "digits"])
-def test_it_raises_the_similarity_and_learns(data, tmp_path):
-    found = []
-    for weight in (0.0, 0.1):
-        recipe = guided_gradient(data, weight=weight, max_epochs=4, output=str(tmp_path))
-        recipe.trainer.fit(recipe.module, recipe.data)
-        found.append({k: float(v) for k, v in recipe.trainer.callback_metrics.items()})
-    assert found[1]["val/similarity"] > found[0]["val/similarity"] + 0.05
-    assert min(logged["val/accuracy"] for logged in found) > 0.8
-
-
 def test_the_sweep_has_the_rows_of_the_tables_and_its_commands_parse(monkeypatch):
     sweep = yaml.safe_load((Path(__file__).parents[2] / "configs" / "sweeps" / "guided_gradient.yaml").read_text())
     values = {name: parameter["values"] for name, parameter in sweep["parameters"].items()}

@@ -1,7 +1,25 @@
 """Callbacks: those that watch a training change nothing in it; the others say so."""
 
+from interpretable_training.callbacks.explanation_alarms import ExplanationAlarms
+from interpretable_training.callbacks.explanation_drift import ExplanationDrift
+from interpretable_training.callbacks.explanation_logger import ExplanationLogger
 from interpretable_training.callbacks.guided_gradient import GuidedGradientRegularization
+from interpretable_training.callbacks.interpretability_metrics import InterpretabilityMetrics
+from interpretable_training.callbacks.randomization_test import RandomizationTest
+from interpretable_training.callbacks.thrift import Budget
 from interpretable_training.callbacks.training_curves import TrainingCurves
 from interpretable_training.callbacks.warm_up import LearningRateWarmUp
+from interpretable_training.callbacks.watcher import Watcher
 
-__all__ = ["GuidedGradientRegularization", "LearningRateWarmUp", "TrainingCurves"]
+__all__ = [
+    "Budget",
+    "ExplanationAlarms",
+    "ExplanationDrift",
+    "ExplanationLogger",
+    "GuidedGradientRegularization",
+    "InterpretabilityMetrics",
+    "LearningRateWarmUp",
+    "RandomizationTest",
+    "TrainingCurves",
+    "Watcher",
+]

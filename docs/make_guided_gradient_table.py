@@ -16,7 +16,7 @@ from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, ScoreCA
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion, evaluate
 from interpretable_training.recipes import guided_gradient
 from interpretable_training.regularization import input_gradient
-from interpretable_training.visual import denormalize, draw_panel
+from interpretable_training.visual import denormalize, draw_sheet
 
 DOCS = Path(__file__).parent
 METHODS = {"Grad-CAM": GradCAM(), "Grad-CAM++": GradCAMPlusPlus(), "Score-CAM": ScoreCAM()}
@@ -82,7 +82,7 @@ def picture(networks, data, file):
         d = (d / d.flatten(1).quantile(0.99, dim=1)[:, None, None]).clamp(max=1)
         rows[name] = d[..., None].expand(-1, -1, -1, 3).mul(255).byte()
     file.parent.mkdir(exist_ok=True)
-    draw_panel(rows, file, inch=1.0)
+    draw_sheet(rows).save(file)
 
 
 def main():

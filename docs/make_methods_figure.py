@@ -17,7 +17,7 @@ import torch
 from interpretable_training import attribution as a
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.modules import Classifier
-from interpretable_training.visual import denormalize, draw_panel, overlay
+from interpretable_training.visual import denormalize, draw_sheet, overlay
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -82,7 +82,7 @@ def main():
         print(f"{name:28s} {on_object(saliency, mask):.2f}")
         rows[name] = overlay(pictures, saliency)
     IMAGES.mkdir(exist_ok=True)
-    draw_panel(rows, IMAGES / "methods.png", blocks=2, inch=0.8)
+    draw_sheet(rows, side=96, blocks=2).save(IMAGES / "methods.png")
     print(f"wrote {IMAGES / 'methods.png'}")
 
 

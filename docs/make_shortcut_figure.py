@@ -11,7 +11,7 @@ import torch
 from interpretable_training.attribution import GradCAM
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.recipes import baseline, shortcut
-from interpretable_training.visual import denormalize, draw_panel, overlay
+from interpretable_training.visual import denormalize, draw_sheet, overlay
 
 FILE = Path(__file__).parent / "images" / "shortcut.png"
 
@@ -29,7 +29,7 @@ def main():
             trainer.fit(module, own)
             rows[name] = overlay(pictures, GradCAM()(module, images, sorted(first)))
     FILE.parent.mkdir(exist_ok=True)
-    draw_panel(rows, FILE, inch=1.1)
+    draw_sheet(rows, side=128).save(FILE)
 
 
 if __name__ == "__main__":

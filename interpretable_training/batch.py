@@ -1,9 +1,99 @@
 """What a loader returns, taken apart, so that a mistake ends in a sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
+
+IMAGE_KEYS = ("image", "images", "pixel_values", "img", "input", "inputs", "x", "data")
+LABEL_KEYS = ("target", "targets", "label", "labels", "class", "y")
+Key = str | int | None
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What was found in a batch, and where."""
+
+    images: Tensor
+    target: Tensor | None
+    image_key: Key  # None: the batch is the images
+    label_key: Key
+    rest: dict[str, Any]  # the other entries, by name
+
+    def __str__(self) -> str:
+        target = "no labels" if self.target is None else f"labels from {self.label_key!r}"
+        image = "the batch itself" if self.image_key is None else repr(self.image_key)
+        return f"images {tuple(self.images.shape[1:])} from {image}, {target}"
+
+
+def pick(batch: Any, image_key: Key = None, label_key: Key = None) -> Picked:
+    """Images (B, C, H, W) and labels of a batch of any kind: a tensor, tuple, dict, dataclass or object.
+
+    Args:
+        batch: what a loader returned.
+        image_key: name or index of the images; by default the usual names, else the first tensor of three or more
+            dimensions that holds floating numbers.
+        label_key: name or index of the labels; by default the usual names, else the first other tensor with one
+            row per image, of integers or of a 0 or 1 per class.
+    """
+    if isinstance(batch, Tensor):
+        return Picked(batch, None, None, None, {})
+    entries = named(batch)
+    image_key = _key(entries, image_key, IMAGE_KEYS, looks_like_images, "image_key", batch)
+    images = entries[image_key]
+    if not looks_like_images(images):
+        raise TypeError(
+            f"expected floating point images (B, C, H, W) under {image_key!r} of the batch, got {kind(images)}; "
+            "pass image_key= with the name or index of the images."
+        )
+    others = {key: value for key, value in entries.items() if key != image_key}
+
+    def labels(value: Any) -> bool:
+        whole = isinstance(value, Tensor) and not value.is_floating_point() and value.ndim in (1, 2)
+        several = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 2
+        return (whole or several) and len(value) == len(images)
+
+    found = _key(others, label_key, LABEL_KEYS, labels, "label_key" if label_key is not None else None, batch)
+    target = None if found is None else others[found]
+    if found is not None and not isinstance(target, Tensor):
+        raise TypeError(f"expected labels as a tensor under {found!r} of the batch, got {kind(target)}.")
+    rest = {str(key): value for key, value in others.items() if key != found}
+    return Picked(images, target, image_key, found, rest)
+
+
+def named(batch: Any) -> dict[Any, Any]:
+    """The entries of a batch by name or index."""
+    if isinstance(batch, Mapping):
+        return dict(batch.items())
+    if hasattr(batch, "_asdict"):
+        return dict(batch._asdict())
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        return dict(enumerate(batch))
+    if is_dataclass(batch):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return dict(vars(batch)) if hasattr(batch, "__dict__") else {}
+
+
+def _key(entries: dict[Any, Any], given: Key, usual: Sequence[str], fits: Any, name: str | None, batch: Any) -> Any:
+    """The key that is given, that has a usual name, or whose entry fits; without a `name` there may be none."""
+    if given is not None:
+        if given not in entries:
+            raise KeyError(f"expected {name} to be one of {list(entries)}, got {given!r}.")
+        return given
+    found = next((key for key in usual if fits(entries.get(key))), None)
+    found = next((key for key, value in entries.items() if fits(value)), None) if found is None else found
+    if found is None and name is not None:
+        raise TypeError(
+            f"expected a batch with floating point images (B, C, H, W), got {describe(batch)}; pass {name}= with their "
+            "name or index."
+        )
+    return found
+
+
+def looks_like_images(value: Any) -> bool:
+    """Floating point numbers (B, C, T), (B, C, H, W) or (B, C, D, H, W)."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 3
 
 
 def images_and_target(batch: Any) -> tuple[Tensor, Tensor]:
@@ -27,3 +117,8 @@ def describe(batch: Any) -> str:
     if isinstance(batch, (tuple, list)):
         return f"a {type(batch).__name__} of {[type(value).__name__ for value in batch]}"
     return f"a {type(batch).__name__}"
+
+
+def kind(value: Any) -> str:
+    """A value in words: its type, or a tensor's shape and dtype."""
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

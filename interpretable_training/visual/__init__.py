@@ -1,8 +1,8 @@
-"""Pictures: learning curves, maps over images, panels."""
+"""Pictures: learning curves, maps over images, contact sheets."""
 
 from .curves import draw_curves
 from .faithfulness import draw_faithfulness
 from .overlay import denormalize, overlay
-from .panel import draw_panel
+from .sheet import draw_sheet
 
-__all__ = ["denormalize", "draw_curves", "draw_faithfulness", "draw_panel", "overlay"]
+__all__ = ["denormalize", "draw_curves", "draw_faithfulness", "draw_sheet", "overlay"]

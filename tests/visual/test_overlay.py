@@ -1,7 +1,8 @@
 import torch
-from PIL import Image
+from matplotlib import colormaps
+from torch.testing import assert_close
 
-from interpretable_training.visual import denormalize, draw_panel, overlay
+from interpretable_training.visual import denormalize, overlay
 
 
 def test_denormalize_undoes_a_normalization_and_stays_in_range():
@@ -36,12 +37,23 @@ def test_maps_of_constants_and_of_nan_show_the_gray_picture():
     assert torch.corrcoef(torch.stack([shown.mean(3).flatten(), pictures.mean(1).flatten()]))[0, 1] > 0.99
 
 
-def test_a_panel_has_a_row_for_every_name_and_a_column_for_every_picture(tmp_path):
-    white = torch.full((4, 5, 5, 3), 255).byte()
-    rows = {"black": torch.zeros(4, 5, 5, 3).byte(), "white": white, "black again": torch.zeros(4, 5, 5, 3).byte()}
-    draw_panel(rows, tmp_path / "panel.png", inch=1.0)
-    picture = torch.frombuffer(bytearray(Image.open(tmp_path / "panel.png").convert("L").tobytes()), dtype=torch.uint8)
-    width, height = Image.open(tmp_path / "panel.png").size
-    middle = picture.view(height, width)[:, -60]  # through the last column of pictures
-    assert height == 3 * 120
-    assert [int(middle[line]) for line in (60, 180, 300)] == [0, 255, 0]
+def test_on_a_given_scale_epochs_can_be_compared():
+    pictures = torch.full((2, 3, 8, 8), 0.3)
+    ramp = torch.arange(64.0).view(1, 8, 8)
+    maps = torch.cat([ramp, ramp / 2])
+    assert torch.equal(*overlay(pictures, maps))  # each on its own scale
+    one = overlay(pictures, maps, scale=(0, 63))
+    assert one[0].float().mean() > one[1].float().mean() + 20
+    half = overlay(pictures, maps, scale=torch.tensor([[0, 63], [0, 31.5]]))
+    assert torch.equal(half[0], half[1])
+    assert torch.equal(half[0], one[0])
+
+
+def test_the_colors_are_those_of_matplotlib():
+    """The formula of the docstring, worked out with matplotlib's own look-up."""
+    ramp = torch.linspace(-0.2, 1.2, 64).view(1, 8, 8)
+    shown = overlay(torch.full((1, 3, 8, 8), 0.5), ramp, scale=(0, 1))
+    S = ramp[0].clamp(0, 1)
+    heat = torch.from_numpy(colormaps["inferno"](S.numpy())[..., :3]).float()
+    weight = 0.65 * (0.35 + 0.65 * S[..., None])
+    assert_close(shown[0].float(), 255 * ((1 - weight) * 0.5 + weight * heat), atol=0.51, rtol=0)

@@ -1,0 +1,166 @@
+"""How faithful explanations are while the model trains, as numbers that the project's other callbacks can watch."""
+
+import math
+import time
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from interpretable_training.attribution import Attribution, GradCAM
+from interpretable_training.attribution.base import name_methods
+from interpretable_training.attribution.maps import one_of
+from interpretable_training.callbacks import loggers
+from interpretable_training.callbacks.explaining import reason
+from interpretable_training.callbacks.moments import Moment
+from interpretable_training.callbacks.scene import Scene
+from interpretable_training.callbacks.watcher import Watcher
+from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
+from interpretable_training.metrics.base import ImageMetric
+from interpretable_training.metrics.cache import Part
+from interpretable_training.metrics.evaluate import CONTROLS, Work, name_metrics
+
+Methods = Attribution | dict[str, Attribution] | list[Attribution]
+Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
+
+
+FEW = 4  # images are tried at the start
+
+
+def default_metrics() -> list[ImageMetric]:
+    """Drop, increase and gain, and both curves in ten steps: 24 passes for each image."""
+    return [AverageDrop(), AverageIncrease(), AverageGain(), Insertion(steps=10), Deletion(steps=10)]
+
+
+class InterpretabilityMetrics(Watcher):
+    """Logs `xai/<method>/<metric>` (`test/xai/...` in test), the means over a fixed set of images.
+
+    `ModelCheckpoint(monitor="xai/gradcam/average_gain")`, `EarlyStopping`, schedulers and sweeps see them in the same
+    validation, wherever the callback stands in the list.
+
+    Args:
+        methods: name -> method, or a list; by default Grad-CAM.
+        metrics: name -> metric, or a list; by default drop, increase, gain, insertion and deletion.
+        max_images: how many images, split among the processes.
+        images: which images; see `Watcher`.
+        target: the class that is explained and scored: "label" (where batches have none the predicted one), "pred" or
+            "least".
+        controls: whether to measure Fake-CAM and a random map too, which know nothing of the model.
+        chunk_size: images per pass; by default what suits the device and the image size.
+        **watch: when to look and how to read batches; see `Watcher`.
+    """
+
+    def __init__(
+        self,
+        methods: Methods | None = None,
+        metrics: Metrics | None = None,
+        max_images: int = 64,
+        images: Any = "panel",
+        target: Literal["label", "pred", "least"] = "label",
+        controls: bool = False,
+        chunk_size: int | None = None,
+        **watch: Any,
+    ) -> None:
+        super().__init__(max_images, images, **watch)
+        one_of("target", target, "label", "pred", "least")
+        self.methods = name_methods(GradCAM() if methods is None else methods)
+        if controls:
+            self.methods = {**self.methods, **{name: c for name, c in CONTROLS.items() if name not in self.methods}}
+        self.metrics = name_metrics(default_metrics() if metrics is None else metrics)
+        self.target, self.chunk_size = target, chunk_size
+        self.best: dict[str, float] = {}
+        self.told: set[str] = set()  # metrics whose passports are logged
+
+    def settings(self) -> dict[str, Any]:
+        methods = {name: repr(method) for name, method in self.methods.items()}
+        passports = {name: metric.passport() for name, metric in self.metrics.items()}
+        return {"methods": methods, "metrics": passports, "target": self.target, **super().settings()}
+
+    def adapted(self, scene: Scene) -> dict[str, ImageMetric]:
+        """The metrics, which mask in the colors of the images where these are known."""
+        mean, std = scene.colors.mean, scene.colors.std
+        if mean is None and not scene.colors.guessed:
+            mean, std = (0.0,), (1.0,)
+        return {name: metric.adapted(mean, std, scene.multilabel) for name, metric in self.metrics.items()}
+
+    def begun(self, trainer: L.Trainer, scene: Scene) -> None:
+        passports = {name: metric.passport() for name, metric in self.adapted(scene).items()}
+        for name, passport in passports.items():
+            if name not in self.told:
+                self.records.write(trainer, "passport", None, metric=name, facts=passport)
+        self.told |= set(passports)
+        loggers.log_facts(trainer, {"passports": passports})
+
+    def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+        start, found = time.perf_counter(), self.rows(trainer, scene, FEW)
+        seconds = (time.perf_counter() - start) * self.n / min(FEW, self.n)
+        failed = [("failed", why) for why in found.errors.values()]
+        return [*failed, ("a look", f"about {seconds:.2g} s for {self.n} images")]
+
+    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+        return None if scene is None else self.rows(trainer, scene, self.thrift.keep(self.n))
+
+    def rows(self, trainer: L.Trainer, scene: Scene, n: int) -> "Measured":
+        """The numbers of this process's images among the first `n`."""
+        metrics, found = self.adapted(scene), Measured()
+        for ids, picked in scene.batches(trainer, -(-n // trainer.world_size)):
+            target = "pred" if self.target == "label" and picked.target is None else self.target
+            options = target, scene.multilabel, scene.options.output, self.chunk_size
+
+            def part(
+                methods: dict[str, Attribution], ids: Any = ids, picked: Any = picked, options: Any = options
+            ) -> Part:
+                work = Work(scene.network, methods, metrics, *options)
+                return work.measure(len(found.parts), ids, picked.images, picked.target, not found.parts)
+
+            try:
+                found.parts.append(part(self.methods))
+            except Exception:  # which of the methods it was shows when each is alone
+                for name, method in self.methods.items():
+                    try:
+                        found.parts.append(part({name: method}))
+                    except Exception as error:  # counted and said by the base
+                        found.errors[name] = reason(name, error)
+        return found
+
+    def scalars(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for method in self.methods:
+            for name, metric in self.metrics.items():
+                found = [
+                    part.values[method][name] for measured in parts for part in measured.parts if method in part.values
+                ]
+                rows = torch.cat(found).double() if found else torch.full((1, metric.columns), math.nan)
+                values[f"xai/{method}/{name}"] = float(metric.aggregate(rows.nanmean(0)))
+                invalid = int(rows.isnan().any(1).sum()) if found else 0
+                if invalid:
+                    values[f"xai/{method}/{name}/invalid"] = float(invalid)
+        self.remember(values, moment)
+        return values
+
+    def remember(self, values: dict[str, float], moment: Moment) -> None:
+        """Keep the best of each number of a fit, for the summary."""
+        for method in self.methods if moment.stage == "fit" else ():
+            for name, metric in self.metrics.items():
+                key = f"xai/{method}/{name}"
+                better = max if metric.higher_is_better else min
+                if not math.isnan(values[key]):
+                    self.best[key] = better(self.best.get(key, values[key]), values[key])
+
+    def finish(self, trainer: L.Trainer) -> None:
+        loggers.log_summary(trainer, {f"best/{key}": value for key, value in self.best.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "best": self.best, "told": sorted(self.told)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.best, self.told = dict(state_dict["best"]), set(state_dict["told"])
+
+
+class Measured:
+    """The numbers of a process's images, and why some methods have none."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.errors: dict[str, str] = {}

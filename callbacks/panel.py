@@ -1,0 +1,124 @@
+"""Which images are watched: the same ones in every epoch and every run of a sweep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from interpretable_training.attribution.observe import same_generators
+from interpretable_training.batch import Key, pick
+from interpretable_training.metrics.feed import again, indices_of
+
+READ_PER_IMAGE = 4  # items read for each image wanted, where labels are only known by reading
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Images to watch, as batches of the project's own loader.
+
+    Attributes:
+        ids: index of each image in its data set.
+        batches: as the loader collates them, on the CPU; in the order of `ids`.
+        source: where they are from, in words.
+        ready: whether they have been through the project's hooks for moving a batch to the device.
+    """
+
+    ids: list[int]
+    batches: list[Any]
+    source: str
+    ready: bool = False
+
+
+def choose_panel(
+    loader: DataLoader, n: int, seed: int, rank: int = 0, world: int = 1, image_key: Key = None, label_key: Key = None
+) -> Panel:
+    """`n` images of a loader's data set, as many of each class as there are; those of one rank.
+
+    Labels are taken from the data set's list of them; where it has none, some items are read.
+    """
+    index = indices_of(loader)
+    assert index is not None, "asked before"
+    order = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))].tolist()
+    with same_generators():
+        labels = known_labels(loader.dataset)
+        if labels is None and n < len(order):
+            labels = read_labels(loader, order[: READ_PER_IMAGE * n], image_key, label_key)
+        chosen = sorted(balanced(order, labels, n))
+        return read_panel(loader, chosen[rank::world], f"{len(chosen)} of {len(order)} images, seed {seed}")
+
+
+def read_panel(loader: DataLoader, ids: Sequence[int], source: str) -> Panel:
+    """The images of given indices, in the loader's batches."""
+    size = loader.batch_size or 32
+    parts = [list(ids[i : i + size]) for i in range(0, len(ids), size)]
+    with same_generators():
+        return Panel(list(ids), list(again(loader, parts)) if parts else [], source)
+
+
+def known_labels(dataset: Any) -> dict[int, int] | None:
+    """Index -> class, where the data set has a list of its labels, as those of torchvision have."""
+    if isinstance(dataset, Subset):
+        inner = known_labels(dataset.dataset)
+        return None if inner is None else {i: inner[j] for i, j in enumerate(dataset.indices) if j in inner}
+    tensors = getattr(dataset, "tensors", None)
+    held: list[Any] = [getattr(dataset, name, None) for name in ("targets", "labels", "y")]
+    if isinstance(tensors, dict):
+        held.append(tensors.get("target"))
+    elif isinstance(tensors, (tuple, list)):
+        held += tensors[1:]
+    samples = getattr(dataset, "samples", None)
+    if isinstance(samples, list) and samples and isinstance(samples[0], (tuple, list)) and len(samples[0]) == 2:
+        held.append([sample[1] for sample in samples])
+    for labels in held:
+        if isinstance(labels, (list, tuple, Tensor)) and len(labels) == len(dataset):
+            try:
+                values = torch.as_tensor(labels)
+            except (TypeError, ValueError, RuntimeError):
+                continue
+            if values.ndim == 1 and not values.is_floating_point():
+                return dict(enumerate(values.tolist()))
+    return None
+
+
+def read_labels(loader: DataLoader, ids: list[int], image_key: Key, label_key: Key) -> dict[int, int] | None:
+    """Index -> class of some items, found by reading them; None where they have no single label."""
+    labels: dict[int, int] = {}
+    for part, batch in zip(read_panel(loader, ids, "").batches, range(0, len(ids), loader.batch_size or 32)):
+        target = pick(part, image_key, label_key).target
+        if target is None or target.ndim != 1:
+            return None
+        labels.update(zip(ids[batch : batch + len(target)], target.tolist()))
+    return labels
+
+
+def balanced(order: list[int], labels: dict[int, int] | None, n: int) -> list[int]:
+    """The first `n` of an order, taking a class after the other in turn."""
+    if labels is None:
+        return order[:n]
+    groups: dict[int, list[int]] = {}
+    for index in order:
+        if index in labels:
+            groups.setdefault(labels[index], []).append(index)
+    turns = sorted(
+        (turn, place, index) for place, group in enumerate(groups.values()) for turn, index in enumerate(group[:n])
+    )
+    return [index for _, _, index in turns[:n]]
+
+
+def first_loader(loaders: Any) -> DataLoader | None:
+    """The first loader of what a Trainer holds: one, or a list or dict of them."""
+    if isinstance(loaders, DataLoader):
+        return loaders
+    if isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        return next((found for found in map(first_loader, loaders) if found is not None), None)
+    return None
+
+
+def indexed(loader: Any) -> bool:
+    """Whether the images of a loader can be read by their index."""
+    return isinstance(loader, DataLoader) and isinstance(loader.dataset, Dataset) and indices_of(loader) is not None

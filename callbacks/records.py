@@ -1,0 +1,183 @@
+"""Where what was seen goes: the journal on disk, the project's loggers, the report.
+
+Watching callbacks of a trainer share one journal. What there is one of for all of them (the table at the start, the
+project's own curves, the costs, the report) is done by the last of them.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from interpretable_training.callbacks import loggers
+from interpretable_training.callbacks.moments import Moment
+from interpretable_training.journal import Journal
+
+if TYPE_CHECKING:
+    from interpretable_training.callbacks.scene import Scene
+    from interpretable_training.callbacks.watcher import Watcher
+
+
+def watchers(trainer: L.Trainer) -> "list[Watcher]":
+    """The watching callbacks of a trainer, in order."""
+    from interpretable_training.callbacks.watcher import Watcher
+
+    return [callback for callback in trainer.callbacks if isinstance(callback, Watcher)]  # type: ignore[attr-defined]
+
+
+class Records:
+    """What a callback writes, and through what."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.journal: Journal | None = None
+        self.probe: list[tuple[str, str]] = []
+        self.resumed: dict[str, str] | None = None  # the journal of the checkpoint from which the training goes on
+        self.page: Path | None = None
+        self.validated_in: int | None = None
+        self.complained = False
+
+    @property
+    def bytes_written(self) -> int:
+        return 0 if self.journal is None else self.journal.bytes_written
+
+    @property
+    def address(self) -> dict[str, str] | None:
+        """Where a training that goes on from a checkpoint finds this journal."""
+        if self.journal is None:
+            return None
+        return {"folder": str(self.journal.folder.absolute()), "run": self.journal.run}
+
+    def open(self, trainer: L.Trainer) -> None:
+        """Take the journal of this trainer's folder, or begin it; on all ranks, which agree on the folder."""
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "explanations"
+        if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
+            self.journal = None
+            return
+        others = [watcher.records for watcher in watchers(trainer)]
+        self.page = self.folder.parent / "report.html"
+        shared = next((r for r in others if r.journal is not None and r.journal.folder == self.folder), None)
+        if shared is not None:
+            self.journal, self.page = shared.journal, shared.page
+            return
+        self.journal = Journal(self.folder)
+        resumed, self.resumed = self.resumed, None
+        if resumed is None and self.page.exists():  # of another run in this folder
+            self.page = self.page.with_name(f"report-{self.journal.run}.html")
+        if resumed is not None:
+            self.journal.run = resumed["run"]
+            before = Path(resumed["folder"])
+            if before == self.folder.absolute():
+                self.write(trainer, "resume", None, step=trainer.global_step)
+            else:
+                near = (
+                    os.path.relpath(before, self.folder) if before.anchor == self.folder.absolute().anchor else before
+                )
+                self.write(trainer, "continued", None, step=trainer.global_step, folder=str(near))
+
+    def write(self, trainer: L.Trainer, kind: str, moment: Moment | None, **facts: Any) -> None:
+        """Add a line to the journal; a full disk is said once and costs no more than the line."""
+        if self.journal is None:
+            return
+        when = {} if moment is None else {"epoch": moment.epoch, "step": moment.step, "stage": moment.stage}
+        try:
+            self.journal.write(kind, **when, **facts)
+        except OSError as error:
+            if not self.complained:
+                rank_zero_warn(f"could not write to {self.journal.folder}, the training goes on: {error}")
+            self.complained = True
+
+    def log(
+        self, trainer: L.Trainer, watcher: "Watcher", values: dict[str, float], moment: Moment, on_step: bool
+    ) -> None:
+        """Log numbers, which are the same on all ranks, as Lightning's own, so that other callbacks see them."""
+        if not values:
+            return
+        options: dict[str, Any] = {"batch_size": 1, "sync_dist": trainer.world_size > 1, "add_dataloader_idx": False}
+        for name, value in values.items():
+            # Steps that Lightning would not log (log_every_n_steps) are sent below.
+            watcher.log(name, value, on_step=on_step, on_epoch=not on_step, logger=not on_step, **options)
+        if on_step:
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=moment.logged)
+        self.write(trainer, "values", moment, callback=watcher.label, values=values)
+
+    # What there is one of
+
+    def started(self, trainer: L.Trainer, watcher: "Watcher") -> None:
+        """Say what was found, once all callbacks have found it."""
+        everyone = watchers(trainer)
+        if watcher is not everyone[-1]:
+            return
+        named = dict(zip(unique([other.label for other in everyone]), everyone))
+        settings = {name: other.settings() for name, other in named.items()}
+        probe = together({name: other.records.probe for name, other in named.items()})
+        scene = next((s for other in everyone for s in other.scenes.values() if s is not None), None)
+        classes = None if scene is None else scene.class_names
+        model = type(trainer.lightning_module).__name__
+        self.write(trainer, "run", None, classes=classes, model=model, settings=settings, probe=probe)
+        if probe:
+            width = max(len(name) for name, _ in probe)
+            lines = [f"  {name:<{width}}  {text}" for name, text in probe]
+            rank_zero_info("\n".join(["What the watching callbacks found:", *lines]))
+        watcher.guard(trainer, lambda: loggers.log_facts(trainer, settings))
+
+    def tell(self, trainer: L.Trainer, watcher: "Watcher", scene: "Scene") -> None:
+        """Keep what was found for the table at the start."""
+        module = type(trainer.lightning_module).__name__
+        name = scene.network_name or "the LightningModule itself"
+        self.probe = [
+            ("network", f"{name} ({type(scene.network).__name__}) of {module}"),
+            ("batches", str(scene.first)),
+            ("images", scene.panel.source),
+            ("classes", scene.class_source),
+            ("colors", scene.colors.source),
+            *(watcher.facts(trainer, scene) if trainer.is_global_zero else []),
+        ]
+
+    def end_epoch(self, trainer: L.Trainer, watcher: "Watcher", moment: Moment) -> None:
+        """Costs of the callback; of all of them and the project's own numbers, once."""
+        thrift = watcher.thrift
+        cost = {"xai/seconds": thrift.seconds, "xai/share_of_epoch": thrift.share, "xai/megabytes": thrift.bytes / 1e6}
+        self.write(trainer, "values", moment, callback=watcher.label, values=cost)
+        everyone = watchers(trainer)
+        if watcher is not everyone[-1]:
+            return
+        seconds = sum(other.thrift.seconds for other in everyone)
+        total = {"xai/seconds": seconds, "xai/share_of_epoch": seconds / thrift.duration}
+        watcher.log_dict(total, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
+        fresh = self.validated_in == trainer.current_epoch  # else the values of an earlier validation are still there
+        own = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if not name.startswith("xai/") and value.numel() == 1 and (fresh or "val" not in name)
+        }
+        if own:
+            self.write(trainer, "training", moment, values=own)
+
+    def report(self, trainer: L.Trainer, watcher: "Watcher") -> None:
+        """Make the page of what the journal holds; also of a training that was stopped."""
+        if self.journal is None or self.page is None or watcher is not watchers(trainer)[-1]:
+            return
+        try:
+            from interpretable_training.visual.report import write_report
+
+            path = write_report(self.journal.folder, self.page)
+            rank_zero_info(f"Report of the watching callbacks: {path}")
+        except Exception as error:  # a page is no reason to end a training
+            rank_zero_warn(f"could not write the report of {self.journal.folder}: {type(error).__name__}: {error}")
+
+
+def unique(names: list[str]) -> list[str]:
+    """The names, the second of a kind with a number."""
+    return [f"{name} {names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
+
+
+def together(found: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """What callbacks found, what they have in common once."""
+    told = [lines for lines in found.values() if lines]
+    common = [line for line in told[0] if all(line in lines for lines in told)] if told else []
+    own = [(f"{name}: {a}", b) for name, lines in found.items() for a, b in lines if (a, b) not in common]
+    return common + own

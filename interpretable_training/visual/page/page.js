@@ -1,0 +1,226 @@
+// The page: what is there is shown, in the order of what matters; what is not there is left out.
+
+(() => {
+  const told = JSON.parse(document.getElementById("data").textContent);
+  const parts = document.getElementById("parts"), menu = make("div");
+  const films = [];
+
+  function section(id, short, title, note, ...content) {
+    parts.append(make("section", { id }, make("h2", {}, title), make("p", { class: "note" }, note), ...content));
+    menu.append(make("a", { href: `#${id}` }, short));
+  }
+
+  function draw(specs, cards = true) {
+    return specs.map((spec) => {
+      const chart = new Chart(spec, told.axis, (x) => films.forEach((film) => film.set({ event: film.nearest(x) })));
+      return cards ? make("div", { class: "card" }, chart.host) : chart.host;
+    });
+  }
+
+  function table(head, rows) {
+    const numeric = head.map((_, i) => rows.every((row) => typeof row[i] === "number" || row[i] === null || /^[\d.]+%$/.test(row[i])));
+    const cell = (tag, value, i) => make(tag, { class: numeric[i] ? "number" : null }, typeof value === "number" || value === null || value === undefined ? number(value) : name(value, 1000));
+    return make("div", { class: "card scroll" }, make("table", {},
+      make("thead", {}, make("tr", {}, head.map((value, i) => cell("th", value, i)))),
+      make("tbody", {}, rows.map((row) => make("tr", {}, row.map((value, i) => cell("td", value, i)))))));
+  }
+
+  function header() {
+    const top = document.getElementById("top"), day = (t) => new Date(1000 * t).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+    const when = told.times.length ? `${day(told.times[0])} to ${day(told.times[1])} · run ${told.run}` : "";
+    top.append(make("p", { class: "soft" }, "Explanations over a training"), make("h1", {}, name(told.model)), make("p", { class: "soft" }, when));
+    if (told.facts.length) {
+      top.append(make("dl", { class: "facts" }, told.facts.map(([key, value]) =>
+        make("div", { class: ["alarms", "failures"].includes(key) ? "bad" : null }, make("dt", {}, name(key)), make("dd", {}, name(value))))));
+    }
+    if (told.classes && told.classes.length) {
+      const shown = told.classes.slice(0, 24), rest = told.classes.length - shown.length;
+      top.append(make("ul", { class: "chips" }, make("li", { class: "plain" }, `${told.classes.length} classes`),
+        shown.map((c) => make("li", { title: String(c).slice(0, 400) }, name(c))), rest ? make("li", {}, `and ${rest} more`) : null));
+    }
+    if (told.missing.length) top.append(make("div", { class: "card warning" }, `Not on this page: ${told.missing.join("; ")}.`));
+    top.after(make("nav", { "aria-label": "Parts" }, menu));
+  }
+
+  function glance() { // what matters first: what was wrong, and what became of the maps
+    const cards = told.alarms.map((alarm) => {
+      const [chart] = draw([alarm.chart], false), first = alarm.places.length ? `, first at ${told.axis} ${number(alarm.places[0])}` : "";
+      const times = alarm.count === 1 ? "Raised once" : `Raised ${alarm.count} times`;
+      return make("div", { class: "card alarm" }, make("p", { class: "message" }, make("strong", {}, `${times}${first}. `), name(alarm.message, 1000)), chart);
+    });
+    const both = beforeAndAfter();
+    if (!cards.length && !both) return;
+    const note = cards.length ? "What crossed a threshold during the training, and what became of the maps. The dotted upright line in a chart is the moment that the film below shows." : "What became of the maps during the training.";
+    section("glance", "At a glance", "At a glance", note, make("div", { class: both ? "two" : "grid" }, both, cards));
+  }
+
+  function beforeAndAfter(count = 5) {
+    const { events, tracks } = told.panel, fitted = events.filter((event) => event.stage === "fit");
+    const key = 0, [method] = tracks[key] || [], first = fitted[0], last = fitted[fitted.length - 1];
+    if (fitted.length < 2 || !first.strips[key] || !last.strips[key]) return null;
+    const ids = last.strips[key].rows.id.filter((id) => first.strips[key].rows.id.includes(id)).slice(0, count);
+    const rows = [["picture", null], [moment(first).split(" · ")[0], first.strips[key]], [moment(last).split(" · ")[0], last.strips[key]]];
+    const table = make("div", { class: "before" });
+    table.style.setProperty("--count", ids.length);
+    for (const [label, strip] of rows) {
+      table.append(make("span", {}, label));
+      for (const id of ids) {
+        const canvas = make("canvas");
+        table.append(canvas);
+        Promise.all([strip ? recall(strip.src) : null, told.images[id] && told.images[id].src ? recall(told.images[id].src) : null]).then(([levels, picture]) => {
+          if (levels) {
+            const row = strip.rows.id.indexOf(id), ends = [strip.rows.lo[row], strip.rows.hi[row]];
+            compose(canvas, picture, levels, row, strip, ends, ends, told.overlay);
+          } else if (picture) {
+            Object.assign(canvas, { width: picture.width, height: picture.height });
+            canvas.getContext("2d").putImageData(picture, 0, 0);
+          }
+        });
+      }
+    }
+    return make("div", { class: "card" }, make("p", { class: "message" }, "The first look and the last, ", name(method)), table);
+  }
+
+  function thinned(film) {
+    const told = film.events.length < film.total ? `${film.events.length} of ${film.total} looks are shown, evenly spread, the first and the last among them, so that the page stays small. ` : "";
+    return told + (film.lost ? `The maps of ${film.lost} looks are gone. ` : "");
+  }
+
+  function film(id, short, title, note) {
+    const data = told[id];
+    if (!data.events.length) {
+      if (data.total || data.lost) section(id, short, title, `${data.total} looks, of which none fits on this page. ${thinned(data)}`);
+      return;
+    }
+    const made = new Film(data, told, (source, event) => moved(source, event), detail);
+    films.push(made);
+    section(id, short, title, thinned(data) + note, made.host);
+    return made;
+  }
+
+  function moved(source, event) {
+    if (source !== films[0]) return;
+    const x = event.stage === "fit" ? event.x : null;
+    charts.forEach((chart) => chart.follow(x));
+    if (dialog.open) fillDetail();
+    if (!settled) return;
+    const { event: index, method, view, scale } = source.state;
+    try { history.replaceState(null, "", "#" + new URLSearchParams({ event: index, method, view, scale })); } catch { /* in a frame without rights */ }
+  }
+
+  // One image: its picture, what each method says, how that moved over the training.
+
+  const dialog = document.getElementById("detail");
+  let open = null, turn = 0;
+
+  function detail(source, id) {
+    open = { source, id };
+    fillDetail();
+    if (!dialog.open) dialog.showModal();
+  }
+
+  function over(film, value) { // curves over the training for one image: label -> points
+    const lines = new Map();
+    for (const event of film.data.events) {
+      if (event.stage !== "fit" || event.x === null) continue;
+      for (const [track, strip] of Object.entries(event.strips)) {
+        const row = strip.rows.id.indexOf(open.id), [method, view] = film.data.tracks[track];
+        if (row < 0 || view !== film.state.view) continue;
+        const y = value(strip.rows, row);
+        if (y === null || y === undefined) continue;
+        if (!lines.has(method)) lines.set(method, []);
+        lines.get(method).push([event.x, y]);
+      }
+    }
+    return [...lines].map(([label, points]) => ({ label, points }));
+  }
+
+  async function fillDetail() {
+    const mine = ++turn, { source, id } = open, event = source.data.events[source.state.event], { view } = source.state;
+    const known = told.images[id] || {}, label = known.label === null || known.label === undefined ? "" : ` · ${className(known.label, told.classes)}`;
+    const close = make("button", { class: "close", type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "×");
+    const looks = make("div", { class: "looks" });
+    if (known.src) looks.append(make("figure", {}, make("img", { src: known.src, alt: "" }), make("figcaption", {}, "picture")));
+    for (const method of source.methods) {
+      const track = source.track(method, view), strip = event.strips[track], row = strip ? strip.rows.id.indexOf(id) : -1;
+      if (row < 0) continue;
+      const canvas = make("canvas"), [levels, picture] = await Promise.all([recall(strip.src), source.picture(id)]);
+      if (!levels) continue;
+      compose(canvas, picture, levels, row, strip, [strip.rows.lo[row], strip.rows.hi[row]], source.scale(strip, row, track), told.overlay);
+      looks.append(make("figure", {}, canvas, make("figcaption", {}, name(`${method}: ${captions(strip.rows, row, told.classes).says}`))));
+    }
+    const specs = [];
+    const prob = over(source, (rows, row) => (rows.prob || rows.prob_pred || [])[row]).slice(0, 1).map((line) => ({ ...line, label: "probability" }));
+    if (prob.length && prob[0].points.length > 1) specs.push({ title: "probability of the class explained", lines: prob });
+    for (const key of ["mass", "entropy"]) {
+      const lines = over(source, (rows, row) => (rows[key] || [])[row]);
+      if (lines.some((line) => line.points.length > 1)) specs.push({ title: `${key} of the map`, lines });
+    }
+    const drifts = new Map();
+    for (const [method, images] of Object.entries(told.drift.images)) {
+      for (const [title, points] of Object.entries(images[id] || {})) {
+        if (!drifts.has(title)) drifts.set(title, { title, lines: [] });
+        drifts.get(title).lines.push({ label: method, points });
+      }
+    }
+    if (mine !== turn) return; // another image or moment meanwhile
+    charts.forEach((chart) => { if (dialog.contains(chart.host)) charts.delete(chart); });
+    const drawn = draw([...drifts.values(), ...specs], false);
+    charts.forEach((chart) => chart.follow(event.stage === "fit" ? event.x : null));
+    dialog.replaceChildren(
+      make("div", { class: "head" }, make("div", {}, make("h2", {}, name(`Image ${id}${label}`)), make("p", { class: "soft" }, moment(event))), close),
+      looks, make("div", { class: "grid" }, drawn));
+  }
+
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+
+  function rest() {
+    if (told.metrics.length) {
+      section("metrics", "Metrics", "Metrics of the explanations", "One line per method. A name that is underlined opens what exactly is measured; a click on a curve moves the film there.", make("div", { class: "grid" }, draw(told.metrics)));
+    }
+    if (told.training.length) section("training", "Training", "Training", "What the project itself logged.", make("div", { class: "grid" }, draw(told.training)));
+    if (told.final.length) {
+      section("final", "Afterwards", "Measured afterwards", "Outside the training, with the final weights or those that were loaded.", ...told.final.map((part) =>
+        make("div", {}, make("h3", {}, name(part.title)), table(part.head, part.rows))));
+    }
+    film("worst", "Worst", "Worst images", "The images with the largest loss at each look.");
+    if (told.drift.charts.length) section("drift", "Drift", "Drift of the maps", "How much the maps of the panel change, as the mean over its images; click on an image of the panel for its own.", make("div", { class: "grid" }, draw(told.drift.charts)));
+    if (told.randomization.length) section("randomization", "Randomization", "Randomization test", "A map that stays as it was when the weights are replaced by random ones does not show what the model learned.", table(["method", "similarity", "verdict", "rule"], told.randomization));
+    if (told.failures.length) section("failures", "Failures", "Failures", "Looks that failed; the training went on.", table(["callback", "reason", "count", "first epoch"], told.failures));
+    if (told.dropped.length) section("dropped", "Left out", "Left out to stay within budgets", "", table(["callback", "what", "count", "first epoch"], told.dropped));
+    if (told.cost.rows) section("cost", "Cost", "Cost of watching", "", make("div", { class: "two" }, table(told.cost.head, told.cost.rows), ...draw(told.cost.charts)));
+    const settings = Object.entries(told.settings);
+    if (told.probe.length) section("probe", "Found", "What was found at the start", "", table(["", ""], told.probe));
+    if (settings.length) section("settings", "Settings", "Settings", "", make("div", { class: "two" }, settings.map(([key, value]) => make("div", { class: "card" }, make("h3", {}, name(key)), pairs(value !== null && typeof value === "object" ? Object.entries(value) : [["", value]])))));
+  }
+
+  function fromHash() {
+    const asked = new URLSearchParams(location.hash.slice(1)), change = {};
+    if (asked.has("event")) change.event = Number(asked.get("event"));
+    for (const key of ["method", "view", "scale"]) if (asked.has(key)) change[key] = asked.get(key);
+    return change;
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (!films.length || event.altKey || event.ctrlKey || event.metaKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName)) return;
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    films[0].stop();
+    films[0].set({ event: films[0].state.event + by });
+  });
+  window.addEventListener("hashchange", () => { if (films.length && location.hash.includes("event=")) films[0].set(fromHash()); });
+
+  let settled = false;
+  header();
+  glance();
+  film("panel", "Film", "Where the model looks", "The same images at each look. Bright is where the map is high; the caption is what the model says, red where it is wrong. Arrow keys move in time, pointing at an image shows the picture.");
+  rest();
+  if (menu.childElementCount < 2) menu.parentElement.hidden = true;
+  Promise.all(films.map((made, i) => made.set(i ? {} : fromHash()))).then(() => {
+    settled = true;
+    const image = new URLSearchParams(location.hash.slice(1)).get("image");
+    if (image !== null && films.length) detail(films[0], image);
+    document.documentElement.dataset.ready = "yes";
+  });
+})();

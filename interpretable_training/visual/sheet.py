@@ -1,0 +1,100 @@
+"""Contact sheets: rows of pictures, each row under one name, each column under one caption."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+GAP = 3  # pixels between pictures
+INK, PAPER = (40, 40, 46), (255, 255, 255)
+LONGEST = 200  # characters of a text that are looked at
+
+
+def draw_sheet(
+    rows: Mapping[str, Tensor], captions: Sequence[str] | None = None, side: int = 112, blocks: int = 1
+) -> Image.Image:
+    """Draw one row per name; text that is too long for its place is clipped.
+
+    Args:
+        rows: Name of the row -> pictures, uint8 (N, H, W, 3); as many in each row.
+        captions: One per column, above it.
+        side: Longer side of a picture.
+        blocks: Columns of rows beside each other.
+    """
+    counts = {name: len(pictures) for name, pictures in rows.items()}
+    if captions is not None:
+        counts["captions"] = len(captions)
+    if len(set(counts.values())) != 1 or not rows:
+        raise ValueError(f"expected rows and captions of one length, got {counts}; give each row all pictures.")
+    font = type_face(max(9, side // 9))
+    names = [readable(name, font) for name in rows]
+    margin = round(min(2 * side, max(map(font.getlength, names)) + 3 * GAP))
+    line = sum(font.getmetrics()) + GAP
+    tops = 0 if captions is None else line
+    across, height = side + GAP, round(max(extent(pictures, side)[1] for pictures in rows.values())) + GAP
+    lines = -(-len(rows) // blocks)
+    width = margin + len(next(iter(rows.values()))) * across
+    sheet = Image.new("RGB", (blocks * width, tops + lines * height + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, (name, pictures) in enumerate(zip(names, rows.values())):
+        left, top = index // lines * width, index % lines * height + tops + GAP
+        middle = left + margin - 2 * GAP, top + (height - GAP) / 2
+        draw.text(middle, clip(name, font, margin - 3 * GAP), INK, font, anchor="rm")
+        for column, picture in enumerate(fitted(pictures, side)):
+            x, y = left + margin + column * across, top
+            sheet.paste(picture, (x + (side - picture.width) // 2, y + (height - GAP - picture.height) // 2))
+            if captions is not None and top == tops + GAP:
+                text = clip(readable(captions[column], font), font, side)
+                draw.text((x + side / 2, GAP), text, INK, font, anchor="ma")
+    return sheet
+
+
+def extent(pictures: Tensor, side: int) -> tuple[int, int]:
+    """Width and height of pictures (N, H, W, 3) whose longer side shall be `side`."""
+    height, width = pictures.shape[1:3]
+    share = side / max(height, width)
+    return max(1, round(width * share)), max(1, round(height * share))
+
+
+def fitted(pictures: Tensor, side: int) -> list[Image.Image]:
+    """The pictures in the size they are shown in; much enlarged ones keep their pixels visible."""
+    size = extent(pictures, side)
+    how = Image.Resampling.NEAREST if size[0] >= 3 * pictures.shape[2] else Image.Resampling.LANCZOS
+    images = [Image.fromarray(picture.numpy()) for picture in pictures.cpu().contiguous()]
+    return [image if image.size == size else image.resize(size, how) for image in images]
+
+
+@functools.cache
+def type_face(size: int) -> ImageFont.FreeTypeFont:
+    """A face for Latin, Greek, Cyrillic and signs, that comes with matplotlib; Pillow's own knows ASCII alone."""
+    package = find_spec("matplotlib")  # not imported, which takes a moment
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@functools.lru_cache(4096)
+def drawable(character: str, font: ImageFont.FreeTypeFont) -> bool:
+    """Whether the face has a glyph of its own for a character."""
+    absent = font.getmask("\uffff")  # what is drawn for any that it lacks
+    mask = font.getmask(character)
+    return character.isprintable() and (mask.size, bytes(mask)) != (absent.size, bytes(absent))
+
+
+def readable(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """The text on one line, with a question mark for what the face cannot show."""
+    line = " ".join(text[:LONGEST].split())
+    return "".join(character if drawable(character, font) else "?" for character in line)
+
+
+def clip(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """As much of the text as fits, with an ellipsis if that is not all."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"

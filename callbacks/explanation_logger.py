@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from interpretable_training.attribution import Attribution, GradCAM
 from interpretable_training.attribution.base import name_methods
@@ -54,6 +55,7 @@ class ExplanationLogger(Watcher):
         check_target(target)
         self.target, self.table = target, table
         self.worst = Worst(worst, self.options)
+        self.told_deaf = False
         self.gallery = Gallery(self.methods, scale)
 
     def settings(self) -> dict[str, Any]:
@@ -93,6 +95,12 @@ class ExplanationLogger(Watcher):
         if scene is None:
             return None
         parts = {"panel": explain_panel(trainer, scene, self.methods, self.target, self.thrift.keep(self.n))}
+        if self.worst.deaf and not self.told_deaf:
+            self.told_deaf = True
+            rank_zero_warn(
+                f"ExplanationLogger shows no worst images: {scene.network_name or 'the network'} is not called by the "
+                "step, or is compiled as a part of it; pass network= with the part that is called."
+            )
         bad = self.worst.kept if trainer.validating or trainer.testing else []
         if bad:
             images, label = (torch.stack([getattr(b, name) for b in bad]) for name in ("image", "label"))

@@ -14,7 +14,7 @@ from interpretable_training.callbacks.moments import Moment
 from interpretable_training.callbacks.records import Records
 from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.subject import name_of
-from interpretable_training.journal import ends, read_journal, shrink
+from interpretable_training.journal import Journal, ends, read_journal, shrink
 from interpretable_training.visual.overlay import overlay
 from interpretable_training.visual.sheet import draw_sheet
 
@@ -41,7 +41,7 @@ class Gallery:
             pictures = scene.colors.pictures(found.images)
             if group == "panel" and moment.stage not in self.sent:
                 self.sent.add(moment.stage)
-                images[f"{prefix}/images"] = (list(as_bytes(pictures)), self.titles(found, scene))
+                images[f"{prefix}/images"] = (list(as_bytes(pictures)), self.titles(found, scene.class_names))
             rows = {"image": as_bytes(pictures)}
             for view, maps in found.maps.items():
                 for method, S in maps.items():
@@ -50,13 +50,15 @@ class Gallery:
                     rows[name.replace("/", " ")] = drawn
                     key = f"{prefix}/{name}" if group == "panel" else f"{prefix}/{group}/{name}"
                     images[key] = (list(drawn), self.captions(found, view, S, scene, moment))
-            self.keep(records, scene, f"test-{group}" if test else group, found, pictures, rows, moment)
+            if records.journal is not None:
+                name = f"test-{group}" if test else group
+                self.keep(records.journal, scene.class_names, name, found, pictures, rows, moment)
         loggers.log_images(trainer, images, moment.logged, moment.epoch)
 
     def keep(
         self,
-        records: Records,
-        scene: Scene,
+        journal: Journal,
+        class_names: list[str] | None,
         group: str,
         found: Explained,
         pictures: Tensor,
@@ -64,13 +66,10 @@ class Gallery:
         moment: Moment,
     ) -> None:
         """Write pictures, maps and a sheet to the journal."""
-        journal = records.journal
-        if journal is None:
-            return
         split = "test-" if moment.stage == "test" else ""
         for row, index in enumerate(found.ids):
             journal.save_image(f"{split}{index}", pictures[row], self.label(found, row))
-        journal.save_panel(f"{group}-{moment.name}", draw_sheet(rows, self.titles(found, scene)))
+        journal.save_panel(f"{group}-{moment.name}", draw_sheet(rows, self.titles(found, class_names)))
         for view, maps in found.maps.items():
             for method, S in maps.items():
                 small = shrink(S)
@@ -113,19 +112,19 @@ class Gallery:
         """The true class, where there is one."""
         return None if found.label is None or found.label.ndim != 1 else int(found.label[row])
 
-    def titles(self, found: Explained, scene: Scene) -> list[str]:
+    def titles(self, found: Explained, class_names: list[str] | None) -> list[str]:
         """Predicted class and its probability, and the true one where it is another."""
         prob, titles = found.prob(found.pred), []
         for i, pred in enumerate(found.pred.tolist()):
             label = self.label(found, i)
-            wrong = f" ({name_of(scene.class_names, label)})" if label is not None and label != pred else ""
-            titles.append(f"{name_of(scene.class_names, pred)} {float(prob[i]):.2f}{wrong}")
+            wrong = f" ({name_of(class_names, label)})" if label is not None and label != pred else ""
+            titles.append(f"{name_of(class_names, pred)} {float(prob[i]):.2f}{wrong}")
         return titles
 
     def captions(self, found: Explained, view: str, S: Tensor, scene: Scene, moment: Moment) -> list[str]:
         """What is to know of each overlay."""
         numbers, target = statistics(S), found.targets[view]
-        prob, titles, captions = found.prob(target), self.titles(found, scene), []
+        prob, titles, captions = found.prob(target), self.titles(found, scene.class_names), []
         for i, index in enumerate(found.ids):
             label, about = self.label(found, i), name_of(scene.class_names, int(target[i]))
             parts = [f"#{index}", f"predicted {titles[i]}"]

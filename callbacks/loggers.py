@@ -36,10 +36,10 @@ LONGEST = 100  # characters of a key, to which loggers add steps and digests for
 
 
 def logged_step(trainer: L.Trainer) -> int:
-    """The step under which Lightning files what is logged at this moment; `global_step` counts optimizers instead."""
+    """The step under which Lightning files what is logged at this moment; `global_step` counts each optimizer."""
     step = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
     hook = getattr(trainer.lightning_module, "_current_fx_name", None)
-    return step - 1 if hook == "on_train_epoch_end" else step  # Lightning goes back to the last batch for this one
+    return step - 1 if hook == "on_train_epoch_end" else step  # for which Lightning itself goes back by one
 
 
 def log_images(

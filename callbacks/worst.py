@@ -37,11 +37,12 @@ class Worst:
         self.heard: Any = None
         self.handle: torch.utils.hooks.RemovableHandle | None = None
         self.position = 0  # in this process
+        self.batches = 0  # that were listened to
 
     def start(self) -> None:
         """Forget the last validation."""
         self.stop()
-        self.kept, self.position = [], 0
+        self.kept, self.position, self.batches = [], 0, 0
 
     def listen(self, network: nn.Module) -> None:
         """Before a batch."""
@@ -58,9 +59,15 @@ class Worst:
             self.handle.remove()
         self.handle = self.heard = None
 
+    @property
+    def deaf(self) -> bool:
+        """Whether the network said nothing in any of the batches."""
+        return self.batches > 0 and self.position == 0
+
     def take(self, trainer: L.Trainer, batch: Any) -> None:
         """Compare the batch with what is kept."""
         output = self.heard
+        self.batches += self.handle is not None
         self.stop()
         if not self.k or output is None:
             return

@@ -93,6 +93,7 @@ class CAStreamClassifier(Classifier):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, target = images_and_target(batch)
+        self.image_shape = tuple(images.shape[1:])
         if self.network.class_specific:
             check_range(target, self.num_classes)
         logits = self(images, target if self.network.class_specific else None)
@@ -109,6 +110,7 @@ class CAStreamClassifier(Classifier):
     def compare(self, batch: Any, batch_idx: int, metrics: MetricCollection, gap_metrics: MetricCollection) -> None:
         """Log the metrics of the stream and of average pooling of one pass, and what the attention is like."""
         images, target = images_and_target(batch)
+        self.image_shape = tuple(images.shape[1:])
         seen = self.network.look(images)
         loss = self.criterion(seen.logits, target, batch_idx)
         self.log_step(metrics, seen.logits, target, loss)

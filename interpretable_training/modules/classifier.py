@@ -14,6 +14,7 @@ from interpretable_training.models import build_network
 
 from .checks import check_datamodule, check_logits, check_range, check_target
 
+PICTURES = "pictures"  # under which a checkpoint knows how pictures become images
 OBJECT = "object of class "  # how checkpoints name what they cannot rebuild
 
 
@@ -80,6 +81,7 @@ class Classifier(L.LightningModule):
         self.network, self.num_classes, self.multilabel = network, num_classes, multilabel
         self.loss = loss or (nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss())
         self.optimizer, self.scheduler = optimizer, scheduler
+        self.image_shape: tuple[int, ...] | None = None  # of the last batch
         metrics = build_metrics(num_classes, multilabel)
         self.train_metrics, self.val_metrics, self.test_metrics = (
             metrics.clone(prefix=f"{split}/") for split in ("train", "val", "test")
@@ -91,9 +93,18 @@ class Classifier(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # What it takes to show this network a picture: `interpretable-training explain` reads it.
+        data = getattr(self._trainer, "datamodule", None)
+        known = {name: getattr(data, name, None) for name in ("class_names", "mean", "std")}
+        told = {name: list(values) for name, values in known.items() if values is not None}
+        shape = None if self.image_shape is None else list(self.image_shape)
+        checkpoint[PICTURES] = {"module": type(self).__name__, "image_shape": shape, **told}
+
     def step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> Tensor:
         """Loss of a batch, logged together with the metrics."""
         images, target = images_and_target(batch)
+        self.image_shape = tuple(images.shape[1:])
         logits = self(images)
         loss = self.criterion(logits, target, batch_idx)
         self.log_step(metrics, logits, target, loss)

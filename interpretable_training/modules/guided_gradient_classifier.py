@@ -54,6 +54,7 @@ class GuidedGradientClassifier(Classifier):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, target = images_and_target(batch)
+        self.image_shape = tuple(images.shape[1:])
         criterion = partial(self.criterion, batch_idx=batch_idx)
         options: dict[str, Any] = {"step": self.global_step, "scale": grad_scale(self._trainer)}
         loss, parts = self.regularizer(self.network, images, target, criterion, **options)
@@ -67,6 +68,7 @@ class GuidedGradientClassifier(Classifier):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
         images, target = images_and_target(batch)
+        self.image_shape = tuple(images.shape[1:])
         options: dict[str, Any] = {"at": self.regularizer.at, "scope": self.regularizer.scope}
         d, d2 = both_gradients(self.network, images, target, partial(self.criterion, batch_idx=batch_idx), **options)
         log_similarity(self, "val", -cosine(d, d2).mean(), mean_norm(d), mean_norm(d2), len(images))

@@ -74,6 +74,7 @@ def report(recipe: Recipe, accuracy: dict[str, float]) -> str:
             "so with wrong ones, it had learned from the marks.",
             "",
             f"  checkpoint   {best_checkpoint(recipe)}",
+            f"  report       {folder / 'report.html'}  (where the network looked, step by step: open it in a browser)",
             f"  curves       {folder / 'curves.png'}",
             f"  numbers      {folder / 'metrics.csv'}",
         ]

@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.cli import LightningCLI
 
+from interpretable_training.callbacks import Watcher
 from interpretable_training.recipes import Recipe  # which makes our classes known by their names
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -44,6 +45,7 @@ def settings(recipe):
         "logger": (type(trainer.logger), trainer.logger.save_dir, trainer.logger.name),
         "checkpoint": (trainer.checkpoint_callback.monitor, trainer.checkpoint_callback.mode),
         "callbacks": [type(callback).__name__ for callback in trainer.callbacks],
+        "watched": [repr(callback.settings()) for callback in trainer.callbacks if isinstance(callback, Watcher)],
     }
 
 

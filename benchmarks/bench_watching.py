@@ -1,0 +1,107 @@
+"""What watching costs: its share of an epoch, of which pictures and files, and memory over many looks.
+
+python benchmarks/bench_watching.py               # all, about five minutes on two cores; nothing else should run
+python benchmarks/bench_watching.py share memory  # some of the parts
+"""
+
+import gc
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from functools import partial
+
+import lightning as L
+import torch
+from timing import row
+
+from interpretable_training.callbacks import ExplanationLogger, InterpretabilityMetrics
+from interpretable_training.data import ShapesDataModule
+from interpretable_training.modules import Classifier
+
+LIMIT = "5 % of an epoch of 30 s or more"
+
+
+class Clock(L.Callback):
+    """Seconds of each epoch of training, validation included."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def train(callbacks, n_train, epochs, folder, size=64):
+    """A training of the demo's network."""
+    L.seed_everything(0, verbose=False)
+    data = ShapesDataModule(size, n_train=n_train, batch_size=32, annotations=True, shortcut=0.95)
+    module = Classifier("tiny_cnn", data.num_classes, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = L.Trainer(
+        max_epochs=epochs, logger=False, accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **quiet
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+def share():
+    """Default settings on the demo with epochs of 30 s; the same training without them, in turn."""
+    rows = {"with": [], "without": [], "said": []}
+    spent = {"pictures and files": 0.0}
+    for _ in range(2):
+        for watched in (False, True):
+            clock = Clock()
+            watch = [ExplanationLogger(), InterpretabilityMetrics()] if watched else []
+            if watched:
+                timed(watch[0], "show", spent)
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = train([*watch, clock], 20_000, 2, folder)
+            rows["with" if watched else "without"] += clock.seconds
+            if watched:
+                rows["said"].append(float(trainer.callback_metrics["xai/share_of_epoch"]))
+    without, seconds = (sum(rows[name]) / len(rows[name]) for name in ("without", "with"))
+    row("an epoch without", f"{without:.1f} s", "")
+    row("an epoch with", f"{seconds:.1f} s, {seconds / without - 1:+.1%}", LIMIT)
+    row("share that the callbacks log", " ".join(f"{s:.1%}" for s in rows["said"]), LIMIT)
+    row("of an epoch, pictures and files", f"{spent['pictures and files'] / len(rows['with']):.2f} s", "")
+
+
+def timed(watcher, method, spent):
+    """Add up the seconds of a method."""
+    inner = getattr(watcher, method)
+
+    def outer(*args):
+        start = time.perf_counter()
+        inner(*args)
+        spent["pictures and files"] += time.perf_counter() - start
+
+    setattr(watcher, method, outer)
+
+
+def memory():
+    """Resident memory after 20 and after 120 looks."""
+    seen = {}
+
+    class Scale(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step in (20, 120):
+                gc.collect()
+                with open("/proc/self/statm") as file:
+                    seen[trainer.global_step] = int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+    metrics = InterpretabilityMetrics(max_images=8, every_n_steps=1)
+    with tempfile.TemporaryDirectory() as folder:
+        train([ExplanationLogger(n_images=8, every_n_steps=1), metrics, Scale()], 32 * 120, 1, folder)
+    row("memory after 20 and 120 looks", f"{seen[20]:.0f} and {seen[120]:.0f} MB", "flat")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    parts = {"share": share, "memory": memory}
+    for name in sys.argv[1:] or parts:
+        parts[name]()

@@ -5,7 +5,6 @@ python benchmarks/bench_watching.py share memory  # some of the parts
 """
 
 import gc
-import resource
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ from functools import partial
 
 import lightning as L
 import torch
-from timing import row
+from timing import resident
 
 from interpretable_training.callbacks import ExplanationLogger, InterpretabilityMetrics
 from interpretable_training.data import ShapesDataModule
@@ -34,6 +33,11 @@ class Clock(L.Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         self.seconds.append(time.perf_counter() - self.start)
+
+
+def line(what, figure, limit):
+    """A line of a Markdown table."""
+    print(f"| {what} | {limit} | {figure} |", flush=True)
 
 
 def train(callbacks, n_train, epochs, folder, size=64):
@@ -65,10 +69,10 @@ def share():
             if watched:
                 rows["said"].append(float(trainer.callback_metrics["xai/share_of_epoch"]))
     without, seconds = (sum(rows[name]) / len(rows[name]) for name in ("without", "with"))
-    row("an epoch without", f"{without:.1f} s", "")
-    row("an epoch with", f"{seconds:.1f} s, {seconds / without - 1:+.1%}", LIMIT)
-    row("share that the callbacks log", " ".join(f"{s:.1%}" for s in rows["said"]), LIMIT)
-    row("of an epoch, pictures and files", f"{spent['pictures and files'] / len(rows['with']):.2f} s", "")
+    line("an epoch without", f"{without:.1f} s", "")
+    line("an epoch with", f"{seconds:.1f} s, {seconds / without - 1:+.1%}", LIMIT)
+    line("share that the callbacks log", " ".join(f"{s:.1%}" for s in rows["said"]), LIMIT)
+    line("of an epoch, pictures and files", f"{spent['pictures and files'] / len(rows['with']):.2f} s", "")
 
 
 def timed(watcher, method, spent):
@@ -91,13 +95,12 @@ def memory():
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if trainer.global_step in (20, 120):
                 gc.collect()
-                with open("/proc/self/statm") as file:
-                    seen[trainer.global_step] = int(file.read().split()[1]) * resource.getpagesize() / 2**20
+                seen[trainer.global_step] = resident()
 
     metrics = InterpretabilityMetrics(max_images=8, every_n_steps=1)
     with tempfile.TemporaryDirectory() as folder:
         train([ExplanationLogger(n_images=8, every_n_steps=1), metrics, Scale()], 32 * 120, 1, folder)
-    row("memory after 20 and 120 looks", f"{seen[20]:.0f} and {seen[120]:.0f} MB", "flat")
+    line("memory after 20 and 120 looks", f"{seen[20]:.0f} and {seen[120]:.0f} MB", "flat")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from interpretable_training.callbacks.explanation_drift import ExplanationDrift
 from interpretable_training.callbacks.explanation_logger import ExplanationLogger
 from interpretable_training.callbacks.guided_gradient import GuidedGradientRegularization
 from interpretable_training.callbacks.interpretability_metrics import InterpretabilityMetrics
+from interpretable_training.callbacks.objective import Objective
 from interpretable_training.callbacks.randomization_test import RandomizationTest
 from interpretable_training.callbacks.thrift import Budget
 from interpretable_training.callbacks.training_curves import TrainingCurves
@@ -19,6 +20,7 @@ __all__ = [
     "GuidedGradientRegularization",
     "InterpretabilityMetrics",
     "LearningRateWarmUp",
+    "Objective",
     "RandomizationTest",
     "TrainingCurves",
     "Watcher",

@@ -16,11 +16,16 @@ COMMANDS = {
     "test": "evaluate a model on the test split",
     "predict": "compute the model's predictions",
     "evaluate": "measure how good a model's explanations are",
+    "explain": "show where a trained network looks in pictures of yours",
+    "sweep": "run a sweep file of Weights & Biases on this machine, without an account",
     "demo": "train a small network on images with a shortcut, and see whether it fell for it (about a minute)",
 }
+OWN = ("explain", "sweep", "demo")  # the others leave their options to Lightning
 EXAMPLES = """examples:
   interpretable-training demo
   interpretable-training fit --config configs/baseline.yaml --trainer.max_epochs 3
+  interpretable-training explain --model runs/shortcut/version_0/checkpoints/....ckpt --images my_pictures
+  interpretable-training sweep configs/sweeps/guided_gradient_digits.yaml --count 6
   interpretable-training fit --help
   interpretable-training fit --model.help Classifier
 """
@@ -45,12 +50,38 @@ def build_parser() -> LightParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, text in COMMANDS.items():
-        commands.add_parser(name, help=text, description=text, add_help=name == "demo", allow_abbrev=False)
+        commands.add_parser(name, help=text, description=text, add_help=name in OWN, allow_abbrev=False)
     demo = commands.choices["demo"]
     demo.add_argument("--output", default="runs", help="folder for logs and checkpoints (default: runs)")
     demo.add_argument("--epochs", type=int, default=3, help="epochs of training (default: 3)")
     demo.add_argument("--seed", type=int, default=0, help="seed of weights and pictures (default: 0)")
+    add_explain(commands.choices["explain"])
+    add_sweep(commands.choices["sweep"])
     return parser
+
+
+def add_explain(explain: argparse.ArgumentParser) -> None:
+    """The options of the command explain."""
+    explain.add_argument(
+        "--model", required=True, help="a checkpoint of one of our modules, or the name of a timm model"
+    )
+    explain.add_argument("--images", required=True, nargs="+", metavar="PATH", help="pictures, or folders of them")
+    explain.add_argument("--methods", nargs="+", default=["GradCAM"], metavar="METHOD", help="default: GradCAM")
+    explain.add_argument("--target", default="pred", help="pred, least, topk:K, or a class (default: pred)")
+    explain.add_argument("--output", default="explanations", help="folder for the results (default: explanations)")
+    explain.add_argument("--class-names", nargs="+", metavar="NAME", help="of the classes, if the model has none")
+    explain.add_argument("--pretrained", action="store_true", help="download the weights of a timm model")
+
+
+def add_sweep(sweep: argparse.ArgumentParser) -> None:
+    """The options of the command sweep."""
+    sweep.add_argument("file", metavar="FILE", help="sweep in the format of W&B, such as configs/sweeps/*.yaml")
+    sweep.add_argument("--count", type=int, help="runs of the sweep in all, those that are there included")
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    sweep.add_argument("--output", help="folder, which several processes may share (default: runs/sweeps/NAME)")
+    sweep.add_argument("--seed", type=int, default=0, help="seed of the values that are drawn (default: 0)")
+    sweep.add_argument("--retry-failed", action="store_true", help="run those again that failed")
+    sweep.add_argument("--dry-run", action="store_true", help="show the commands and run nothing")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,11 +101,25 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"expected a command before {rest[0]!r}")
         parser.print_help()
         return
-    from interpretable_training.paragraphs import one_paragraph  # imports Lightning, like all that follows
+    from interpretable_training.paragraphs import one_paragraph
 
+    if options.command in OWN and rest:
+        parser.error(f"{options.command} does not accept {rest}")
+    if options.command == "explain":
+        from interpretable_training.explain_command import explain_pictures
+
+        del options.command
+        with one_paragraph():
+            explain_pictures(**vars(options))
+        return
+    if options.command == "sweep":
+        from interpretable_training.sweeps.local import Options, run_sweep
+
+        del options.command
+        with one_paragraph():
+            code = run_sweep(Options(**vars(options)))
+        raise SystemExit(code)
     if options.command == "demo":
-        if rest:
-            parser.error(f"demo does not accept {rest}")
         from interpretable_training.demo import demo
 
         with one_paragraph():

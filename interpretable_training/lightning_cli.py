@@ -1,5 +1,6 @@
 """The commands of Lightning's command line, which finds our classes by their names, and evaluate."""
 
+import os
 from argparse import ArgumentError
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,8 @@ from interpretable_training.metrics.base import ImageMetric
 
 from .evaluation import Trainer, read_checkpoint
 from .paragraphs import MistakeError, explain, require_writable
+from .sweeps.callback import SweepReport
+from .sweeps.metric import FILE
 
 NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, LRScheduler, Attribution, ImageMetric)
 
@@ -36,7 +39,10 @@ def run(argv: list[str]) -> None:
             L.LightningDataModule,
             trainer_class=Trainer,
             save_config_kwargs={"overwrite": True},  # a second run in the same folder must not end in an error
-            trainer_defaults={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}}},
+            trainer_defaults={
+                "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
+                "callbacks": [SweepReport()] if FILE in os.environ else [],  # of a run that a local sweep started
+            },
             parser_kwargs={
                 "exit_on_error": False,
                 **{name: {"exit_on_error": False} for name in ShortErrorsCLI.subcommands()},

@@ -1,21 +1,29 @@
 """The base of the data modules: loaders whose order a seed decides, and nothing else does."""
 
 import hashlib
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 
 SPLITS = ("train", "val", "test")
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
-def seeded(*key: int | str) -> torch.Generator:
-    """A generator of its own for each key, such as `seeded(0, "train", 3)`."""
+def seed_of(*key: int | str) -> int:
+    """A seed of its own for each key, such as `seed_of(0, "train", 3)`."""
     # Hashed, because neighboring integers (seed 0 chunk 1, seed 1 chunk 0) would meet in any simple sum.
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return int.from_bytes(digest, "big") >> 1
+
+
+def seeded(*key: int | str) -> torch.Generator:
+    """A generator of its own for each key, such as `seeded(0, "train", 3)`."""
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def at_least(minimum: int, **values: int) -> None:
@@ -23,6 +31,58 @@ def at_least(minimum: int, **values: int) -> None:
     for name, value in values.items():
         if value < minimum:
             raise ValueError(f"expected {name} >= {minimum}, got {value}; pass {name}={minimum} or more.")
+
+
+class Shuffle(RandomSampler):
+    """A new order in each epoch, which a training resumed there gets as well.
+
+    Args:
+        data: What is shuffled.
+        key: See `seeded`.
+        epoch: The first epoch. The later ones are counted, or told by Lightning.
+    """
+
+    def __init__(self, data: Any, key: tuple[int | str, ...], epoch: int = 0) -> None:
+        super().__init__(data, generator=seeded(*key))
+        self.key, self.epoch, self.drawn = key, epoch, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.epoch < self.drawn:
+            self.generator, self.drawn = seeded(*self.key), 0
+        for _ in range(self.epoch - self.drawn):
+            deque(super().__iter__(), maxlen=0)
+        self.drawn = self.epoch = self.epoch + 1
+        # Drawn at once: an epoch that is cut short would leave the generator elsewhere.
+        return iter(list(super().__iter__()))
+
+
+class EpochLoader(DataLoader):
+    """Tells its data set, and with it the workers, which epoch begins: random changes are to differ from the last."""
+
+    def __iter__(self) -> Any:
+        # Both what we and what Lightning take as sampler know the epoch; one that knows none repeats it.
+        self.dataset.set_epoch(getattr(self.sampler, "epoch", 0))  # type: ignore[attr-defined]
+        return super().__iter__()
+
+
+def collate(items: list[Any]) -> Any:
+    """A batch of items; `boxes` and what else there is of each box are padded to the image with most boxes.
+
+    Boxes that are not there are NaN, their `box_target` is -1; there is room for one box at least.
+    """
+    if not (isinstance(items[0], Mapping) and "boxes" in items[0]):
+        return default_collate(items)
+    per_box = {"boxes": torch.nan, "box_target": -1}
+    padded = {}
+    for name in per_box.keys() & items[0].keys():
+        values = [torch.as_tensor(item[name]) for item in items]
+        room = values[0].new_zeros((1, *values[0].shape[1:]))
+        padded[name] = pad_sequence([*values, room], batch_first=True, padding_value=per_box[name])[:-1]
+    rest = default_collate([{name: value for name, value in item.items() if name not in padded} for item in items])
+    return {name: padded[name] if name in padded else rest[name] for name in items[0]}
 
 
 class SeededDataModule(L.LightningDataModule):
@@ -65,16 +125,23 @@ class SeededDataModule(L.LightningDataModule):
         if split not in self.splits:
             raise RuntimeError(f"expected the {split} split, got {sorted(self.splits)}; call setup() first.")
         data: Any = self.splits[split]
+        # Not 0 where a training is resumed; at this time `current_epoch` may still be that of the checkpoint.
+        progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer is not None else None
+        epoch = progress.processed if progress else 0
         # Sampler and workers draw from different generators: workers draw their seeds once or once per epoch
         # (persistent or not), which would otherwise shift the order from the second epoch on.
-        shuffle = RandomSampler(data, generator=seeded(self.seed, split, "order")) if split == "train" else None
-        return DataLoader(
+        shuffle = Shuffle(data, (self.seed, split, "order"), epoch) if split == "train" else None
+        changes = split == "train" and hasattr(data, "set_epoch")
+        if changes:
+            data.first_epoch = epoch
+        return (EpochLoader if changes else DataLoader)(
             data,
             batch_size=self.batch_size,
             sampler=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
             generator=seeded(self.seed, split, "workers"),
         )
 

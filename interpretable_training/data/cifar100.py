@@ -1,20 +1,33 @@
 """CIFAR-100: 60 000 color photographs of 32 x 32 pixels in 100 classes (Krizhevsky, 2009)."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import Subset
-from torchvision import transforms
+import numpy as np
+from PIL import Image
 from torchvision.datasets import CIFAR100
+from torchvision.transforms import v2
 
-from .base import SeededDataModule, at_least, seeded
+from .base import at_least
+from .listing import absent
+from .picture_module import PicturesDataModule, Transform, set_apart
+from .pictures import Pictures
 
 URL = CIFAR100.url
 
 
-class CIFAR100DataModule(SeededDataModule):
+class CIFAR100Pictures(Pictures):
+    """The photographs, which all lie in one file and are held in memory."""
+
+    def __init__(self, data: np.ndarray, target: list[int], **options: Any) -> None:
+        super().__init__(Path(), [str(i) for i in range(len(data))], target, **options)
+        self.data = data
+
+    def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self.data[index])
+
+
+class CIFAR100DataModule(PicturesDataModule):
     """The photographs as https://github.com/weiaicunzai/pytorch-cifar100 prepares them.
 
     Training images are padded by 4 pixels, cropped, flipped and rotated by up to 15 degrees at random. The test split
@@ -27,7 +40,10 @@ class CIFAR100DataModule(SeededDataModule):
         augment: Whether training images are changed at random.
         batch_size: Images per batch.
         num_workers: Processes that load batches.
-        seed: Seed of the validation split and of the order of training.
+        seed: Seed of the validation split, of random changes and of the order of training.
+        image_size: Side of the images, or height and width, to which they are enlarged.
+        train_transform: See `PicturesDataModule`.
+        eval_transform: See `PicturesDataModule`.
     """
 
     num_classes = 100
@@ -43,48 +59,50 @@ class CIFAR100DataModule(SeededDataModule):
         batch_size: int = 128,
         num_workers: int = 0,
         seed: int = 0,
+        image_size: int | tuple[int, int] = 32,
+        train_transform: Transform | None = None,
+        eval_transform: Transform | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(
+            image_size,
+            augment=augment,
+            train_transform=train_transform,
+            eval_transform=eval_transform,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
         at_least(0, n_val=n_val)
-        self.root, self.n_val, self.download, self.augment = root, n_val, download, augment
+        self.root, self.n_val, self.download = root, n_val, download
         self.class_names = [f"class {i}" for i in range(self.num_classes)]  # until `setup` reads them
 
     def prepare_data(self) -> None:
         if self.download:
             CIFAR100(self.root, download=True)
 
-    def setup(self, stage: str | None = None) -> None:
-        for split in self.missing(stage):
-            self.splits[split] = self.read(split)
-
-    def read(self, split: str) -> Any:
-        """The images of one split."""
+    def read(self, split: str) -> Pictures:
         from_train = split == "train" or (split == "val" and self.n_val > 0)
-        data = self.open(from_train, self.transform(split))
+        data = self.open(from_train)
         self.class_names = list(data.classes)
-        if not from_train or not self.n_val:
-            return data
-        if self.n_val >= len(data):
-            raise ValueError(f"expected n_val below {len(data)}, the number of training images, got {self.n_val}.")
-        rows = torch.randperm(len(data), generator=seeded(self.seed, "val")).tolist()
-        return Subset(data, rows[: self.n_val] if split == "val" else rows[self.n_val :])
+        rows = list(range(len(data)))
+        if from_train and self.n_val:
+            rows = set_apart(len(data), self.n_val, split, self.seed)
+        return CIFAR100Pictures(data.data[rows], [data.targets[i] for i in rows], **self.options(split))
 
-    def open(self, train: bool, transform: Callable[..., Any]) -> Any:
+    def open(self, train: bool) -> Any:
         """One of the two original splits."""
         try:
-            return CIFAR100(self.root, train, transform)
+            return CIFAR100(self.root, train)
         except RuntimeError as error:
-            raise FileNotFoundError(
-                f"expected the files of CIFAR-100 in {Path(self.root).resolve() / CIFAR100.base_folder}, got none or "
-                f"other ones; unpack {URL} in {self.root}, or pass download=True."
+            raise absent(
+                "the files of CIFAR-100",
+                Path(self.root) / CIFAR100.base_folder,
+                f"or other ones; unpack {URL} in {self.root}, or pass download=True.",
             ) from error
 
-    def transform(self, split: str) -> Callable[..., Any]:
-        """From a picture to a normalized tensor."""
-        random = [
-            transforms.RandomCrop(32, padding=4),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomRotation(15),
-        ]
-        fixed = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        return transforms.Compose([*random, *fixed] if split == "train" and self.augment else fixed)
+    def random_changes(self) -> Transform:
+        changes = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandomRotation(15)]
+        return v2.Compose([*changes, self.fixed_changes()])
+
+    def fixed_changes(self) -> Transform:
+        return v2.Resize(self.size)  # which leaves 32 x 32 as it is

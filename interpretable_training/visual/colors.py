@@ -11,7 +11,7 @@ from .overlay import denormalize
 
 SLACK = 0.02  # how far pictures may lie outside [0, 1]: JPEG, resizing and rounding
 HOLDERS = ("transform", "transforms", "dataset", "datasets", "trans", "preprocess", "normalize")  # where transforms lie
-DEPTH = 6
+DEPTH = 10
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def find_colors(
     found = pair_of(data)
     if found is not None:
         return Colors(*found, f"mean and std of {type(data).__name__}")
-    for normalization in normalizations(dataset):
-        return Colors(*normalization, f"Normalize of {type(dataset).__name__}")
+    for holder in (dataset, data):
+        for normalization in normalizations(holder):
+            return Colors(*normalization, f"Normalize of {type(holder).__name__}")
     if within(images):
         return Colors(None, None, "images lie in [0, 1]")
     for part in module.modules() if module is not None else []:
@@ -86,21 +87,18 @@ def find_colors(
     return Colors(None, None, "not found: each image on its own scale", guessed=True)
 
 
-def normalizations(root: Any, depth: int = DEPTH) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Mean and std of each `Normalize` among the transforms of a data set."""
-    if root is None or depth == 0 or isinstance(root, (str, Tensor)):
+def normalizations(
+    root: Any, depth: int = DEPTH, seen: frozenset[int] = frozenset()
+) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Mean and std of each `Normalize` among the transforms of a data set or data module."""
+    if root is None or depth == 0 or id(root) in seen or isinstance(root, (str, Tensor, type)):
         return
-    if type(root).__name__ == "Normalize":
-        found = pair_of(root)
-        if found is not None:
-            yield found
-    if isinstance(root, (list, tuple, nn.Sequential)):
-        for part in list(root)[:50]:
-            yield from normalizations(part, depth - 1)
-    for name in HOLDERS:
-        held = getattr(root, name, None)
-        if held is not None and held is not root and not isinstance(held, type):
-            yield from normalizations(held, depth - 1)
+    found = pair_of(root) if type(root).__name__ == "Normalize" else None
+    if found is not None:
+        yield found
+    inside = list(root)[:50] if isinstance(root, (list, tuple, nn.Sequential)) else []
+    for part in [*inside, *(getattr(root, name, None) for name in HOLDERS)]:
+        yield from normalizations(part, depth - 1, seen | {id(root)})
 
 
 def pair_of(holder: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

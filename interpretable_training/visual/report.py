@@ -20,7 +20,8 @@ from interpretable_training.visual.report_film import Film, Pictures
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("chart.js", "film.js", "page.js")
-WORST = 0.25  # the share of the page that the worst images may take
+OTHERS = ("test-panel", "test-worst", "worst")  # films besides that of the panel
+SHARE = 0.25  # of the page that these may take where it is short of room
 
 
 def write_report(folder: str | Path, path: str | Path, max_megabytes: float = 30, run: str | None = None) -> Path:
@@ -54,9 +55,9 @@ def page(record: Record, size: float) -> parts.Part:
         "classes": next((line["classes"] for line in reversed(started) if line.get("classes")), None),
         "times": [record.lines[0]["time"], record.lines[-1]["time"]] if record.lines else [],
         "alarms": parts.alarms(record, axis),
-        "metrics": parts.metric_charts(record, axis, drift=False),
+        "metrics": parts.metric_charts(record, axis),
         "training": parts.training_charts(record, axis),
-        "drift": {"charts": drift_charts + parts.metric_charts(record, axis, drift=True), "images": drift},
+        "drift": {"charts": drift_charts, "images": drift},
         "final": parts.final_tables(record),
         "cost": parts.costs(record, axis),
         "failures": parts.counted(record.of("failure"), "callback", "reason"),
@@ -67,27 +68,33 @@ def page(record: Record, size: float) -> parts.Part:
         "missing": list(record.missing),
         "overlay": {"strength": STRENGTH, "floor": FLOOR, "colors": color_table().mul(255).flatten().tolist()},
     }
-    rest = len(render(told)) + 5000  # the headline and what is told of the film itself
+    rest = len(render(told).encode()) + 5000  # the headline and what is told of the film itself
     told |= films(record, axis, size - rest)
     told["facts"] = headline(told, record)
     return told
 
 
 def films(record: Record, axis: parts.Axis, room: float) -> parts.Part:
-    """Panel and worst images with the pictures that they need."""
+    """Panel, worst images and those of a test, with the pictures that they need."""
     pictures = Pictures(record)
     panel = Film(record, "panel", axis, pictures)
-    worst = Film(record, "worst", axis, pictures, panel.ids())
-    worst.thin(max(WORST * room, room - panel.size()))
-    panel.thin(room - worst.size())
-    shown = {name: pictures[name] for name in panel.ids() + worst.ids()}
-    return {"panel": panel.part(), "worst": worst.part(), "images": shown}
+    left = max(SHARE * room, room - panel.size())
+    films = {"panel": panel}
+    for group in OTHERS:
+        free = [name for film in films.values() for name in film.ids()]
+        films[group] = Film(record, group, axis, pictures, free)
+        films[group].thin(left)
+        left -= films[group].size()
+        room -= films[group].size()
+    panel.thin(room)
+    shown = {name: pictures[name] for film in films.values() for name in film.ids()}
+    return {"films": {group: film.part() for group, film in films.items()}, "images": shown}
 
 
 def headline(told: parts.Part, record: Record) -> list[tuple[str, str]]:
     """The numbers at the top."""
-    epochs = {line["epoch"] for line in record.lines if line.get("epoch") is not None}
-    panel = told["panel"]
+    epochs = {line["epoch"] for line in record.lines if line.get("epoch") is not None and parts.during_training(line)}
+    panel = told["films"]["panel"]
     facts = [("epochs", str(len(epochs)))] if epochs else []
     for chart in told["training"]:
         if "accuracy" in chart["title"].lower() or chart["title"] in ("acc", "mAP"):
@@ -100,16 +107,20 @@ def headline(told: parts.Part, record: Record) -> list[tuple[str, str]]:
         facts.append(("looks", str(panel["total"])))
     if told["cost"]:
         facts.append(("spent on watching", f"{told['cost']['seconds']:g} s, {told['cost']['share']}"))
-    facts += [("alarms", str(sum(alarm["count"] for alarm in told["alarms"])))] if told["alarms"] else []
+    facts += (
+        [("alarms", str(sum(raised["count"] for alarm in told["alarms"] for raised in alarm["raised"])))]
+        if told["alarms"]
+        else []
+    )
     facts += [("failures", str(sum(row[2] for row in told["failures"])))] if told["failures"] else []
     return facts
 
 
 def as_data(told: parts.Part) -> str:
-    """JSON that stays within its element whatever the texts are: ASCII, and no tag can begin."""
-    return (
-        json.dumps(told, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    )
+    """JSON that stays within its element whatever the texts are: no tag can begin in it."""
+    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
+    text = text.encode("utf-8", "replace").decode()  # names out of broken file names hold halves of characters
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def render(told: parts.Part) -> str:

@@ -79,11 +79,12 @@ class Film:
 
     def thin(self, room: float) -> None:
         """Keep as many events as fit, evenly spread, the first and the last among them."""
-        events = list(self.events)
-        for count in range(len(events), -1, -1):
+        events, fits, too_many = list(self.events), 0, len(self.events) + 1
+        while too_many - fits > 1:
+            count = too_many - 1 if too_many > len(events) else (fits + too_many) // 2
             self.kept = [events[i] for i in evenly(len(events), count)]
-            if self.size() <= room:
-                return
+            fits, too_many = (count, too_many) if self.size() <= room else (fits, count)
+        self.kept = [events[i] for i in evenly(len(events), fits)]
 
     def ids(self) -> list[str]:
         """Images of the kept events, in order."""

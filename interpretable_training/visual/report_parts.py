@@ -9,8 +9,9 @@ from interpretable_training.journal import Line, Record
 
 KEY = re.compile(r"(?:\w+/)?xai/(.+)")  # also that of test, test/xai/...
 SPLIT = re.compile(r"(train|training|val|valid|validation|test)[/_](.+)")
-FIRST = ("energy", "shortcut", "cue", "object", "border")  # metrics that say where a model looks come first
-DRIFT = {"spearman": "rank correlation with the", "shift": "mass shift from the"}
+WHERE = ("cue", "shortcut", "object", "energy", "border")  # in names of metrics that say where a model looks
+INVALID = "/invalid"  # after a metric: for how many images it is not defined
+DRIFT = {"similarity": "similarity to the", "spearman": "rank correlation with the", "shift": "shift from the"}
 Points = list[tuple[float, float | None]]
 Part = dict[str, Any]
 
@@ -56,11 +57,17 @@ def curves(lines: Iterable[Line], axis: Axis) -> dict[str, Points]:
     }
 
 
-def method_and_metric(key: str) -> tuple[str, str] | None:
-    """The parts of xai/<method>/<metric>."""
-    found = KEY.fullmatch(key)
-    method, slash, metric = found[1].partition("/") if found else ("", "", "")
-    return (method, metric) if slash else None
+def named(record: Record, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Key -> method and metric, of keys xai/<method>/<metric>; names of methods with slashes are known from maps."""
+    slashed = {str(line["method"]) for line in record.of("maps", "drift") if "/" in str(line["method"])}
+    found = {}
+    for key in keys:
+        rest = match[1] if (match := KEY.fullmatch(key)) else ""
+        known = [method for method in slashed if rest.startswith(f"{method}/")]
+        method = max(known, key=len) if known else rest.partition("/")[0]
+        if metric := rest[len(method) + 1 :]:
+            found[key] = (method, metric)
+    return found
 
 
 def charts(pairs: Iterable[tuple[str, str, Points]], facts: Mapping[str, Part] = {}) -> list[Part]:
@@ -72,47 +79,68 @@ def charts(pairs: Iterable[tuple[str, str, Points]], facts: Mapping[str, Part] =
     return list(found.values())
 
 
-def metric_charts(record: Record, axis: Axis, drift: bool) -> list[Part]:
-    """A chart per metric with a line per method: those of drift, or all others."""
-    lines = [line for line in record.of("values") if ("drift" in str(line.get("callback", "")).lower()) == drift]
-    named = [(method_and_metric(key), points) for key, points in curves(lines, axis).items()]
+def metric_charts(record: Record, axis: Axis) -> list[Part]:
+    """A chart per metric with a line per method; drift has its own part, and so has what raised an alarm."""
+    apart = "Drift" if record.of("drift") else "\n"  # which no name holds
+    known = curves((line for line in record.of("values") if apart not in str(line.get("callback"))), axis)
     passports = {line["metric"]: line["facts"] for line in record.of("passport")}
-    found = charts(((name[1], name[0], points) for name, points in named if name), passports)
-    alarmed = {str(line["name"]).rpartition("/")[2] for line in record.of("alarm")}
-    return sorted(found, key=lambda chart: (chart["title"] not in alarmed, not any(w in chart["title"] for w in FIRST)))
+    names = named(record, [*known, *(str(line["name"]) for line in record.of("alarm"))])
+    raised = {names.get(str(line["name"]), ("", str(line["name"])))[1] for line in record.of("alarm")}
+    pairs = [(names[key][1], names[key][0], points) for key, points in known.items() if key in names]
+    undefined: dict[str, float] = {}
+    for title, _, points in pairs:
+        if title.endswith(INVALID):
+            most = max(y for _, y in points if y is not None)
+            undefined[title] = max(most, undefined.get(title, 0))
+    shown = (pair for pair in pairs if not (pair[0].startswith("alarm/") and pair[0] in raised))
+    found = charts((pair for pair in shown if not pair[0].endswith(INVALID)), passports)
+    for chart in found:
+        chart["where"] = next((i for i, word in enumerate(WHERE) if word in chart["title"]), None)
+        chart["undefined"] = undefined.get(chart["title"] + INVALID)
+    order = {chart["title"]: len(WHERE) if chart["where"] is None else chart["where"] for chart in found}
+    return sorted(found, key=lambda chart: (chart["title"] not in raised, order[chart["title"]]))
 
 
 def training_charts(record: Record, axis: Axis) -> list[Part]:
-    """A chart per quantity with a line per split."""
-    pairs = []
+    """A chart per quantity with a line per split, training first."""
+    pairs: dict[tuple[str, str], Points] = {}
     for key, points in curves(record.of("training"), axis).items():
         found = SPLIT.fullmatch(key)
         title, label = (found[2], found[1]) if found else (key, key)
         if not key.endswith("_step"):
-            pairs.append((title.removesuffix("_epoch"), label, points))
-    return sorted(charts(pairs), key=lambda chart: len(chart["lines"]) == 1)
+            pairs.setdefault((title.removesuffix("_epoch"), label), points)
+    ordered = sorted(pairs.items(), key=lambda pair: not pair[0][1].startswith("train"))
+    return sorted(charts((*names, points) for names, points in ordered), key=lambda chart: len(chart["lines"]) == 1)
 
 
 def alarms(record: Record, axis: Axis) -> list[Part]:
-    """Each alarm that was raised, with the curves that raised it and its threshold, the one raised most first."""
-    raised: dict[str, list[Line]] = {}
-    for line in record.of("alarm"):
-        raised.setdefault(str(line["name"]), []).append(line)
+    """For each metric that raised an alarm: who raised it when, the curves of all methods, the threshold."""
+    lines = record.of("alarm")
     known = curves(record.of("values"), axis)
+    names = named(record, [*known, *(str(line["name"]) for line in lines)])
+    raised: dict[str, dict[str, list[Line]]] = {}
+    for line in lines:
+        name = str(line["name"])
+        raised.setdefault(names.get(name, ("", name))[1], {}).setdefault(name, []).append(line)
     found = []
-    for name, lines in raised.items():
-        last = lines[-1]
-        pairs = [(key, points) for key, points in known.items() if key == name or key.endswith(f"/{name}")]
-        pairs = pairs or [(name, [(x, short(line["value"])) for line in lines if (x := axis(line)) is not None])]
-        labels = {key: (method_and_metric(key) or (key,))[0] for key, _ in pairs}
-        chart = {
-            "title": name,
-            "lines": [{"label": labels[key], "points": points} for key, points in pairs],
-            "thresholds": [short(last["threshold"])] if last.get("threshold") is not None else [],
+    for metric, by_name in raised.items():
+        pairs = [(names[key][0], points) for key, points in known.items() if key in names and names[key][1] == metric]
+        own = {
+            name: [(x, short(line["value"])) for line in by if (x := axis(line)) is not None]
+            for name, by in by_name.items()
         }
-        places = [x for line in lines if (x := axis(line)) is not None]
-        found.append({"message": last.get("message", ""), "count": len(lines), "places": places, "chart": chart})
-    return sorted(found, key=lambda alarm: -alarm["count"])
+        limits = [line.get("threshold") for by in by_name.values() for line in by[-1:]]
+        chart = {
+            "title": metric.removeprefix("alarm/"),
+            "lines": [{"label": label, "points": points} for label, points in pairs or own.items()],
+            "thresholds": [short(limit) for limit in dict.fromkeys(limits) if limit is not None],
+        }
+        told = [
+            {"message": by[-1].get("message", ""), "count": len(by), "first": own[name][0][0] if own[name] else None}
+            for name, by in by_name.items()
+        ]
+        found.append({"raised": told, "chart": chart})
+    return sorted(found, key=lambda alarm: -sum(told["count"] for told in alarm["raised"]))
 
 
 def drift(record: Record, axis: Axis) -> tuple[list[Part], Part]:
@@ -141,18 +169,17 @@ def final_tables(record: Record) -> list[Part]:
     """What was measured once, in a test or a validation by itself: a table per stage, of its last values."""
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for line in record.of("values"):
-        if not during_training(line):
-            for key, value in line["values"].items():
-                if name := method_and_metric(key):
-                    found.setdefault(line["stage"], {}).setdefault(name[0], {})[name[1]] = short(value, 4)
-    return [
-        {
-            "title": stage,
-            "head": ["", *(metrics := list(dict.fromkeys(m for row in rows.values() for m in row)))],
-            "rows": [[method, *(row.get(metric) for metric in metrics)] for method, row in rows.items()],
-        }
-        for stage, rows in found.items()
-    ]
+        if during_training(line) or any(name in str(line.get("callback")) for name in ("Drift", "Alarms")):
+            continue
+        for key, (method, metric) in named(record, line["values"]).items():
+            values = found.setdefault(line["stage"], {}).setdefault(method, {})
+            values[metric] = short(line["values"][key], 4)
+    tables = []
+    for stage, rows in found.items():
+        metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+        cells = [[method, *(row.get(metric) for metric in metrics)] for method, row in rows.items()]
+        tables.append({"title": stage, "head": ["", *metrics], "rows": cells})
+    return tables
 
 
 def costs(record: Record, axis: Axis) -> Part:

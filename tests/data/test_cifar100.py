@@ -4,7 +4,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR100
+from torchvision.transforms import v2
 
 from interpretable_training.data import CIFAR100DataModule
 
@@ -62,6 +64,7 @@ def test_a_seed_divides_training_and_validation(root):
         train, val = numbers(data, "train"), numbers(data, "val")
         assert sorted(train + val) == [*range(20)]
         assert len(val) == 5
+        assert [target for split in ("train", "val") for _, target in data.splits[split]] == train + val
         found.append(val)
     assert found[0] == found[1] != found[2]
 
@@ -69,10 +72,33 @@ def test_a_seed_divides_training_and_validation(root):
 def test_only_training_images_are_augmented(root):
     data = CIFAR100DataModule(root, n_val=5)
     data.setup()
-    torch.manual_seed(0)
-    images = torch.stack([data.splits["train"][0][0] for _ in range(8)])
-    assert (images != images[0]).flatten(1).any(1).sum() >= 6
-    assert torch.equal(data.splits["val"][0][0], data.splits["val"][0][0])
+    loaders = data.train_dataloader(), data.val_dataloader()
+    epochs = [[torch.cat([images for images, _ in loader]) for _ in range(2)] for loader in loaders]
+    first, second = (images.sort(0).values for images in epochs[0])  # whatever their order
+    assert not torch.equal(first, second)
+    assert torch.equal(*epochs[1])
+    plain = CIFAR100DataModule(root, n_val=5, augment=False)
+    plain.setup()
+    changed = [not torch.equal(data.splits["train"][i][0], plain.splits["train"][i][0]) for i in range(15)]
+    assert sum(changed) >= 13
+    assert all(torch.equal(data.splits["val"][i][0], plain.splits["val"][i][0]) for i in range(5))
+
+
+def test_workers_give_the_same_random_changes(root):
+    found = []
+    for workers in (0, 2):
+        data = CIFAR100DataModule(root, num_workers=workers, batch_size=6)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        found.append([torch.cat([images for images, _ in loader]) for _ in range(2)])
+    assert all(map(torch.equal, *found))
+
+
+def test_images_are_enlarged_where_wanted(root):
+    data = CIFAR100DataModule(root, image_size=(48, 64), eval_transform=v2.CenterCrop(20))
+    data.setup()
+    assert [data.splits[split][0][0].shape[1:] for split in ("train", "val")] == [(48, 64), (20, 20)]
+    assert CIFAR100DataModule(root, image_size=40).transform("val")(Image.new("RGB", (32, 32))).size == (40, 40)
 
 
 def test_missing_files_are_named_with_the_way_out(tmp_path):

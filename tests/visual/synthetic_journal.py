@@ -131,14 +131,16 @@ def told(journal, when, share, values, epoch, count, methods):
     for method in methods:
         rows = []
         for index in range(count):
-            near = {"spearman": 1 - 0.5 * math.exp(-((epoch - 4) ** 2) / 6) - 0.01 * (index % 4), "shift": 0.1}
-            first = {"spearman": 1 - 0.9 * share, "shift": 0.8 * share}
+            near = {"similarity": 1 - 0.5 * math.exp(-((epoch - 4) ** 2) / 6) - 0.01 * (index % 4), "shift": 0.1}
+            first = {"similarity": 1 - 0.9 * share, "shift": 0.8 * share}
             rows.append({"id": str(index), "previous": near if epoch else None, "first": first, "best": None})
         journal.write("drift", **when, method=method, rows=rows)
     on_cue = values[f"xai/{methods[0]}/energy_on_cue"]
     if on_cue > 0.1:
         message = f"{on_cue:.0%} of the map's energy lies on the planted cue, above the threshold of 10%"
-        journal.write("alarm", **when, name="energy_on_cue", value=on_cue, threshold=0.1, message=message)
+        journal.write(
+            "alarm", **when, name=f"xai/{methods[0]}/energy_on_cue", value=on_cue, threshold=0.1, message=message
+        )
     for number, callback in enumerate(("ExplanationLogger", "InterpretabilityMetrics", "ExplanationDrift")):
         seconds = (0.41, 0.62, 0.05)[number] + 0.02 * (epoch % 3)
         cost = {"xai/seconds": seconds, "xai/share_of_epoch": seconds / 32, "xai/megabytes": 0.05 + 0.1 * (not number)}

@@ -1,3 +1,4 @@
+// chart.js
 "use strict";
 // Small makers of elements. Texts of the run only ever become text nodes.
 
@@ -84,7 +85,8 @@ class Chart {
 
   head() {
     const { title, facts } = this.spec;
-    const way = facts && facts.direction ? String(facts.direction) : "";
+    const cue = facts && facts.region === "shortcut_mask"; // good for a metric of places, bad for a model
+    const way = facts && facts.direction && !cue ? String(facts.direction) : "";
     const arrow = way.startsWith("lower") ? "↓ " : way.startsWith("higher") ? "↑ " : "";
     const head = make("div", { class: "head" });
     if (!facts) {
@@ -99,13 +101,14 @@ class Chart {
   }
 
   legend() {
+    const { undefined: left } = this.spec, note = left ? make("span", {}, `not defined for up to ${number(left)} images`) : null;
     const alone = this.spec.lines.length === 1 && this.spec.lines[0].label === this.spec.title;
     return make("div", { class: "legend" }, alone ? [] : this.spec.lines.map((line) => {
       const mark = make("i");
       mark.style.borderColor = stroke(line.label);
       if (colorOf(line.label) >= 8) mark.classList.add("dashed");
       return make("span", {}, mark, make("b", { title: line.label }, line.label.slice(0, 200)));
-    }));
+    }), note);
   }
 
   draw() {
@@ -202,7 +205,9 @@ class Chart {
 
 function pairs(entries) {
   return make("dl", { class: "pairs" }, entries.map(([key, value]) => {
-    const told = value !== null && typeof value === "object" ? (Object.keys(value).length ? pairs(Object.entries(value)) : "none") : name(value === null ? "none" : value, 2000);
+    const flat = Array.isArray(value) && value.every((item) => item === null || typeof item !== "object");
+    const nested = value !== null && typeof value === "object" && !flat && Object.keys(value).length;
+    const told = nested ? pairs(Object.entries(value)) : name(flat ? value.join(", ") || "none" : nested === 0 || value === null ? "none" : value, 2000);
     return [make("dt", {}, name(key)), make("dd", {}, told)];
   }).flat());
 }

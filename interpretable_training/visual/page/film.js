@@ -1,3 +1,4 @@
+// film.js
 // The film: maps laid over their images by the formula of interpretable_training/visual/overlay.py.
 
 function decode(src) {

@@ -1,3 +1,4 @@
+// page.js
 // The page: what is there is shown, in the order of what matters; what is not there is left out.
 
 (() => {
@@ -44,18 +45,23 @@
 
   function glance() { // what matters first: what was wrong, and what became of the maps
     const cards = told.alarms.map((alarm) => {
-      const [chart] = draw([alarm.chart], false), first = alarm.places.length ? `, first at ${told.axis} ${number(alarm.places[0])}` : "";
-      const times = alarm.count === 1 ? "Raised once" : `Raised ${alarm.count} times`;
-      return make("div", { class: "card alarm" }, make("p", { class: "message" }, make("strong", {}, `${times}${first}. `), name(alarm.message, 1000)), chart);
+      const said = alarm.raised.map(({ message, count, first }) => {
+        const times = count === 1 ? "Raised once" : `Raised ${count} times`, since = first === null ? "" : `, first at ${told.axis} ${number(first)}`;
+        return make("p", { class: "message" }, make("strong", {}, `${times}${since}. `), name(message, 1000));
+      });
+      return make("div", { class: "card alarm" }, said, draw([alarm.chart], false));
     });
-    const both = beforeAndAfter();
+    const shown = new Set(told.alarms.map((alarm) => alarm.chart.title)), where = told.metrics.filter((spec) => spec.where !== null && !shown.has(spec.title));
+    const both = beforeAndAfter(cards.length + where.length > 1 ? 4 : 5);
+    cards.push(...draw(where.slice(0, Math.max(1, (both ? 2 : 3) - cards.length))));
     if (!cards.length && !both) return;
-    const note = cards.length ? "What crossed a threshold during the training, and what became of the maps. The dotted upright line in a chart is the moment that the film below shows." : "What became of the maps during the training.";
-    section("glance", "At a glance", "At a glance", note, make("div", { class: both ? "two" : "grid" }, both, cards));
+    const what = told.alarms.length ? "What crossed a threshold during the training, and what became of the maps." : "What became of the maps during the training.";
+    const note = `${what} The dotted upright line in a chart is the moment that the film below shows.`;
+    section("glance", "At a glance", "At a glance", note, make("div", { class: "three" }, both, cards));
   }
 
-  function beforeAndAfter(count = 5) {
-    const { events, tracks } = told.panel, fitted = events.filter((event) => event.stage === "fit");
+  function beforeAndAfter(count) {
+    const { events, tracks } = told.films.panel, fitted = events.filter((event) => event.stage === "fit");
     const key = 0, [method] = tracks[key] || [], first = fitted[0], last = fitted[fitted.length - 1];
     if (fitted.length < 2 || !first.strips[key] || !last.strips[key]) return null;
     const ids = last.strips[key].rows.id.filter((id) => first.strips[key].rows.id.includes(id)).slice(0, count);
@@ -83,11 +89,11 @@
 
   function thinned(film) {
     const told = film.events.length < film.total ? `${film.events.length} of ${film.total} looks are shown, evenly spread, the first and the last among them, so that the page stays small. ` : "";
-    return told + (film.lost ? `The maps of ${film.lost} looks are gone. ` : "");
+    return told + (film.lost ? `${film.lost} files of maps are gone. ` : "");
   }
 
   function film(id, short, title, note) {
-    const data = told[id];
+    const data = told.films[id];
     if (!data.events.length) {
       if (data.total || data.lost) section(id, short, title, `${data.total} looks, of which none fits on this page. ${thinned(data)}`);
       return;
@@ -184,13 +190,15 @@
         make("div", {}, make("h3", {}, name(part.title)), table(part.head, part.rows))));
     }
     film("worst", "Worst", "Worst images", "The images with the largest loss at each look.");
+    film("test-panel", "Test", "Images of the test", "A look at images of the test, with the weights that were tested.");
+    film("test-worst", "Worst of the test", "Worst images of the test", "The images of the test with the largest loss.");
     if (told.drift.charts.length) section("drift", "Drift", "Drift of the maps", "How much the maps of the panel change, as the mean over its images; click on an image of the panel for its own.", make("div", { class: "grid" }, draw(told.drift.charts)));
     if (told.randomization.length) section("randomization", "Randomization", "Randomization test", "A map that stays as it was when the weights are replaced by random ones does not show what the model learned.", table(["method", "similarity", "verdict", "rule"], told.randomization));
     if (told.failures.length) section("failures", "Failures", "Failures", "Looks that failed; the training went on.", table(["callback", "reason", "count", "first epoch"], told.failures));
     if (told.dropped.length) section("dropped", "Left out", "Left out to stay within budgets", "", table(["callback", "what", "count", "first epoch"], told.dropped));
     if (told.cost.rows) section("cost", "Cost", "Cost of watching", "", make("div", { class: "two" }, table(told.cost.head, told.cost.rows), ...draw(told.cost.charts)));
     const settings = Object.entries(told.settings);
-    if (told.probe.length) section("probe", "Found", "What was found at the start", "", table(["", ""], told.probe));
+    if (told.probe.length) section("probe", "Found", "What was found at the start", "", make("div", { class: "card scroll" }, pairs(told.probe)));
     if (settings.length) section("settings", "Settings", "Settings", "", make("div", { class: "two" }, settings.map(([key, value]) => make("div", { class: "card" }, make("h3", {}, name(key)), pairs(value !== null && typeof value === "object" ? Object.entries(value) : [["", value]])))));
   }
 

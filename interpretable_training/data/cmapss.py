@@ -1,0 +1,232 @@
+"""C-MAPSS: sensors of simulated jet engines that run until they fail. Saxena et al., PHM 2008.
+
+    target = min(last cycle - t, max_rul)                  (1)
+    x[j]   = (raw[j] - mean[j]) / std[j]                   (2)
+
+t: the last cycle of a window. mean[j], std[j]: of sensor j over the engines that train. An engine counts as sound as
+long as more than `max_rul` cycles are left: nothing can be seen of its end yet.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .base import SeededDataModule, at_least, seeded
+from .listing import absent
+
+PAGE = "https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data"
+SETTINGS, SENSORS = 3, 21  # columns of a file, behind the number of the engine and the cycle
+CHANGING = (2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 15, 17, 20, 21)  # in FD001; the others say nothing there
+
+
+class Engine(NamedTuple):
+    """The life of an engine, or its beginning.
+
+    number: its own. settings: what it is told to do, (cycles, 3). sensors: (cycles, sensors). left: how many cycles
+    follow. worn: which cycles show that its end comes, (cycles,), where that is known.
+    """
+
+    number: int
+    settings: Tensor
+    sensors: Tensor
+    left: int = 0
+    worn: Tensor | None = None
+
+
+class Scaling:
+    """(2), where wanted for each operating condition by itself.
+
+    Args:
+        engines: That train.
+        sensors: Columns that are taken.
+        by_condition: Whether mean and std are those of the cycles with the same settings.
+    """
+
+    def __init__(self, engines: Sequence[Engine], sensors: Sequence[int], by_condition: bool) -> None:
+        self.columns, self.by_condition = torch.tensor(sensors) - 1, by_condition
+        raw = torch.cat([engine.sensors for engine in engines])[:, self.columns]
+        keys = torch.cat([self.condition(engine) for engine in engines])
+        self.moments = {}
+        for key in keys.unique(dim=0):
+            part = raw[(keys == key).all(1)]
+            self.moments[tuple(key.tolist())] = part.mean(0), part.std(0, correction=0)
+
+    def condition(self, engine: Engine) -> Tensor:
+        """Altitude in thousand feet, Mach number and throttle, of which the files hold six settings with some noise."""
+        digits = torch.tensor([1.0, 100.0, 1.0])
+        rounded = (engine.settings * digits).round() / digits + 0.0  # no -0
+        return rounded if self.by_condition else torch.zeros_like(rounded)
+
+    def __call__(self, engine: Engine) -> Tensor:
+        """x (sensors, cycles) of an engine."""
+        raw, keys = engine.sensors[:, self.columns], self.condition(engine)
+        x = torch.empty_like(raw)
+        for key in keys.unique(dim=0):
+            if tuple(key.tolist()) not in self.moments:
+                raise ValueError(
+                    f"expected operating conditions of the training engines, {sorted(self.moments)}, got "
+                    f"{tuple(key.tolist())} in engine {engine.number}; pass by_condition=False."
+                )
+            mean, std = self.moments[tuple(key.tolist())]
+            rows = (keys == key).all(1)
+            x[rows] = (raw[rows] - mean) / torch.where(std > 1e-6 * mean.abs(), std, 1)  # (2), constants become 0
+        return x.T.float().contiguous()
+
+
+class Windows(Dataset):
+    """Windows (C, T) of engines and the cycles that are left after each, in memory.
+
+    Args:
+        engines: Whose windows they are. What a short life lacks to a window are copies of its first cycle.
+        scaling: What becomes of the sensors.
+        window: T.
+        step: Cycles from one window to the next; None takes the last window of each engine alone.
+        max_rul: See (1); None does not cap.
+        annotations: Whether items are dicts.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        scaling: Scaling,
+        window: int,
+        step: int | None,
+        max_rul: int | None,
+        annotations: bool,
+    ) -> None:
+        self.engines, self.window, self.annotations = list(engines), window, annotations
+        self.max_rul = math.inf if max_rul is None else max_rul
+        pads = [max(0, window - len(engine.sensors)) for engine in engines]
+        self.series = [F.pad(scaling(e)[None], (pad, 0), mode="replicate")[0] for e, pad in zip(engines, pads)]
+        worn = [torch.zeros(0, dtype=torch.bool) if e.worn is None else e.worn for e in engines]
+        self.worn = [F.pad(w, (pad, 0)) for w, pad in zip(worn, pads)]
+        self.index: list[tuple[int, int]] = []  # engine, and how many cycles of it follow the window
+        for i, x in enumerate(self.series):
+            self.index += [(i, behind) for behind in range(0, x.shape[1] - window + 1, step or x.shape[1])][::-1]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor] | dict[str, Tensor | int]:
+        i, behind = self.index[item]
+        engine, end = self.engines[i], self.series[i].shape[1] - behind
+        x, part = self.series[i][:, end - self.window : end], slice(end - self.window, end)
+        target = torch.tensor(float(min(engine.left + behind, self.max_rul)))  # (1)
+        if not self.annotations:
+            return x, target
+        cycle = len(engine.sensors) - behind
+        told: dict[str, Tensor | int] = {"image": x, "target": target, "engine": engine.number, "cycle": cycle}
+        return told if engine.worn is None else {**told, "mask": self.worn[i][part]}
+
+
+class CMAPSSDataModule(SeededDataModule):
+    """Windows of the sensors of jet engines, and how many cycles are left to each engine.
+
+    Batches are series (B, C, T) and targets (B,). Engines of `train_FD00x.txt` train, some are set apart for validation;
+    of each engine of `test_FD00x.txt` the last window is taken, as in the challenge. There is no `mean` and `std`: what a
+    map hides becomes the sensor's mean, since a sensor has no black.
+
+    Args:
+        root: Folder with the text files.
+        subset: FD001 has one operating condition and one fault, FD002 six conditions, FD003 two faults, FD004 both.
+        window: Cycles in a window.
+        stride: Cycles from one window of training and validation to the next.
+        max_rul: The target is never larger; see (1).
+        cap_test: Whether the targets of the test split are capped, too. Published errors differ in this.
+        sensors: Numbers of the sensors, from 1 to 21.
+        by_condition: Whether sensors are normalized in each operating condition by itself, which FD002 and FD004 need.
+        n_val: Training engines set apart for validation.
+        annotations: Whether items are dicts instead of pairs: `image`, `target`, `engine`, `cycle` and, where it is
+            known, `mask` (T,), the cycles that show that the end comes.
+        batch_size: Windows per batch.
+        num_workers: Processes that load batches.
+        seed: Seed of the validation split and of the order of training.
+
+    Attributes:
+        channel_names: Name of each channel of a series.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        subset: Literal["FD001", "FD002", "FD003", "FD004"] = "FD001",
+        window: int = 30,
+        stride: int = 1,
+        max_rul: int = 125,
+        cap_test: bool = True,
+        sensors: Sequence[int] = CHANGING,
+        by_condition: bool = False,
+        n_val: int = 20,
+        annotations: bool = False,
+        batch_size: int = 128,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        at_least(1, window=window, stride=stride, max_rul=max_rul, n_val=n_val)
+        wrong = [s for s in sensors if not 1 <= s <= SENSORS]
+        if wrong or not sensors or len({*sensors}) < len(sensors):
+            raise ValueError(f"expected different sensors from 1 to {SENSORS}, got {list(sensors)}.")
+        self.root, self.subset, self.window, self.stride = root, subset, window, stride
+        self.max_rul, self.cap_test, self.sensors, self.by_condition = max_rul, cap_test, tuple(sensors), by_condition
+        self.n_val, self.annotations = n_val, annotations
+        self.channel_names = [f"sensor {s}" for s in sensors]
+
+    def setup(self, stage: str | None = None) -> None:
+        wanted = self.missing(stage)
+        if not wanted:
+            return
+        engines = {split: self.engines(split) for split in {"train", *wanted}}
+        scaling = Scaling(engines["train"], self.sensors, self.by_condition)
+        for split in wanted:
+            step = None if split == "test" else self.stride
+            cap = None if split == "test" and not self.cap_test else self.max_rul
+            self.splits[split] = Windows(engines[split], scaling, self.window, step, cap, self.annotations)
+
+    def engines(self, split: str) -> list[Engine]:
+        """The engines of one split."""
+        if split == "test":
+            left = self.read("RUL", 1)[:, 0].tolist()
+            engines = lives(self.read("test", 2 + SETTINGS + SENSORS))
+            if len(left) != len(engines):
+                raise ValueError(
+                    f"expected a line of RUL_{self.subset}.txt for each of the {len(engines)} engines of "
+                    f"test_{self.subset}.txt, got {len(left)}; take both from the same archive."
+                )
+            return [engine._replace(left=int(cycles)) for engine, cycles in zip(engines, left)]
+        engines = lives(self.read("train", 2 + SETTINGS + SENSORS))
+        if self.n_val >= len(engines):
+            raise ValueError(f"expected n_val below {len(engines)}, the number of engines, got {self.n_val}.")
+        order = torch.randperm(len(engines), generator=seeded(self.seed, "val")).tolist()
+        chosen = sorted(order[: self.n_val] if split == "val" else order[self.n_val :])
+        return [engines[i] for i in chosen]
+
+    def read(self, kind: str, columns: int) -> np.ndarray:
+        """The numbers of a file, (rows, columns)."""
+        path = Path(self.root) / f"{kind}_{self.subset}.txt"
+        if not path.is_file():
+            raise absent("a file of C-MAPSS", path, f"download CMAPSSData.zip from {PAGE} and unpack it there.")
+        try:
+            rows = np.loadtxt(path, ndmin=2)
+        except ValueError as error:
+            raise ValueError(f"expected numbers between spaces in {path}, got: {error}") from error
+        if rows.shape[1] != columns or not len(rows):
+            raise ValueError(f"expected rows of {columns} numbers in {path}, got {rows.shape}; is it another file?")
+        return rows
+
+
+def lives(rows: np.ndarray) -> list[Engine]:
+    """Engines of the rows of a file: number, cycle, settings, sensors."""
+    engines = []
+    for number in np.unique(rows[:, 0]):
+        own = rows[rows[:, 0] == number]
+        own = torch.from_numpy(own[np.argsort(own[:, 1], kind="stable")])
+        engines.append(Engine(int(number), own[:, 2 : 2 + SETTINGS].float(), own[:, 2 + SETTINGS :]))
+    return engines

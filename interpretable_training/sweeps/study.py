@@ -1,0 +1,258 @@
+"""A sweep as a study of Optuna in a file that several processes, also of several machines, may share.
+
+Which run comes next is decided under a lock. A run that was under way when its process was killed goes back to the
+queue with the same parameters; in the study the first attempt stays as failed, and is not counted.
+"""
+
+import json
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import HyperbandPruner
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from .file import Choice, Parameter, Sweep
+from .workers import Worker, end_orphan
+
+AGAIN = "again"  # of a trial that repeats another: the number of that one
+DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class Study:
+    """The runs of a sweep.
+
+    Args:
+        sweep: What is varied.
+        seed: Of the values that are drawn.
+        folder: Where the study is kept; without one it is forgotten.
+    """
+
+    def __init__(self, sweep: Sweep, seed: int, folder: Path | None = None) -> None:
+        self.sweep, self.seed, self.folder = sweep, seed, folder
+        self.worker: Worker | None = None
+        storage: BaseStorage = InMemoryStorage()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            journal = folder / "study.journal"
+            lock = JournalFileOpenLock(str(journal))
+            mend(journal, lock)
+            storage = JournalStorage(JournalFileBackend(str(journal), lock))
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the commands report in their own words
+        with self.lock():
+            self.study = optuna.create_study(
+                storage=storage,
+                study_name="sweep",
+                direction="maximize" if sweep.maximize else "minimize",
+                pruner=pruner(sweep),
+                load_if_exists=True,
+            )
+            self.check()
+        if folder is not None:
+            self.worker = Worker(folder / "workers")
+
+    def check(self) -> None:
+        """Only what is the same sweep goes on."""
+        mine = {"definition": self.sweep.definition, "seed": self.seed}
+        theirs = self.study.user_attrs
+        for key, value in mine.items():
+            if theirs.get(key, value) != value:
+                raise ValueError(
+                    f"expected the {key} of the sweep in {str(self.folder)!r}, {theirs[key]}, got {value}; choose "
+                    "another folder for another sweep, --output FOLDER."
+                )
+            if key not in theirs:
+                self.study.set_user_attr(key, value)
+        if "sweep_id" not in theirs:
+            self.study.set_user_attr("sweep_id", uuid.uuid4().hex[:8])
+        self.sweep_id: str = self.study.user_attrs["sweep_id"]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time; a lock whose owner was killed is broken after half a minute."""
+        if self.folder is None:
+            yield
+            return
+        lock = JournalFileOpenLock(str(self.folder / "next"))
+        lock.acquire()
+        try:
+            yield
+        finally:
+            with suppress(RuntimeError):  # broken by another process
+                lock.release()
+
+    def beat(self) -> None:
+        """Show others that this process lives."""
+        if self.worker is not None:
+            self.worker.beat()
+
+    def leave(self) -> None:
+        """What is unfinished may be run by others."""
+        if self.worker is not None:
+            self.worker.leave()
+
+    def trials(self) -> list[FrozenTrial]:
+        """All runs but the attempts that were repeated."""
+        trials = self.study.get_trials(deepcopy=False)
+        repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
+        return [trial for trial in trials if trial.number not in repeated]
+
+    def recover(self, failed: bool = False) -> int:
+        """Queue the runs of processes that are gone once more, and failed ones if that is wanted."""
+        with self.lock():
+            trials = self.study.get_trials(deepcopy=False)
+            lost = [t for t in trials if t.state == TrialState.RUNNING and not self.is_watched(t)]
+            wanted = [t for t in self.trials() if t.state == TrialState.FAIL] if failed else []
+            queued = {trial.user_attrs.get(AGAIN) for trial in trials}
+            for trial in [*lost, *wanted]:
+                if trial.number not in queued:  # else the process that queued it was killed before the next line
+                    self.study.add_trial(copy(trial))
+                if trial.state == TrialState.RUNNING:
+                    assert self.folder is not None
+                    end_orphan(run_folder(self.folder, trial.number) / "process.json")
+                    self.tell(trial.number, TrialState.FAIL)
+            return len(lost) + len(wanted)
+
+    def is_watched(self, trial: FrozenTrial) -> bool:
+        """Whether the process that started a run still lives."""
+        return self.worker is not None and self.worker.is_alive(trial.user_attrs.get("worker"))
+
+    def next(self, total: float) -> Trial | None:
+        """Start the next run, unless there are as many as wanted."""
+        with self.lock():
+            trials = self.trials()
+            if not any(trial.state == TrialState.WAITING for trial in trials) and len(trials) >= total:
+                return None
+            # Drawn from seed and number: a sweep that went on is the same as one that was never stopped, and
+            # processes that share it draw different values.
+            self.study.sampler = sampler(self.sweep, self.seed, len(self.study.get_trials(deepcopy=False)))
+            trial = self.study.ask({p.name: distribution(p) for p in self.sweep.parameters})
+            if self.worker is not None:
+                trial.set_user_attr("worker", self.worker.name)
+            return trial
+
+    def flat(self, trial: Trial | FrozenTrial) -> dict[str, Any]:
+        """The parameters of a run by their dotted names, as far as they are drawn."""
+        drawn = trial.params
+        return {p.name: decode(p, drawn[p.name]) for p in self.sweep.parameters if p.name in drawn}
+
+    def values(self, trial: Trial | FrozenTrial) -> dict[str, Any]:
+        """What a run's program gets: parameter -> value, nested ones in mappings."""
+        flat, found = self.flat(trial), dict[str, Any]()
+        for parameter in self.sweep.parameters:
+            place = found
+            for name in parameter.path[:-1]:
+                place = place.setdefault(name, {})
+            place[parameter.path[-1]] = flat[parameter.name]
+        return found
+
+    def report(self, trial: Trial, values: list[float], before: int) -> bool:
+        """Hand on what a run wrote, and ask whether it is to be stopped.
+
+        Args:
+            trial: The run.
+            values: New values of the metric.
+            before: How many it had written before them.
+        """
+        halving = self.sweep.halving
+        try:
+            for step, value in enumerate(values, before + 1):
+                trial.report(value, step)
+                if halving is not None and step <= halving.last and trial.should_prune():
+                    return True
+        except UpdateFinishedTrialError:  # another process took it over, because this one gave no sign of life
+            return True
+        return False
+
+    def tell(self, number: int, state: TrialState, value: float | None = None) -> bool:
+        """Write down how a run ended; False if another process took it over meanwhile."""
+        try:
+            self.study.tell(number, value, state)
+        except RuntimeError as error:
+            if isinstance(error, UpdateFinishedTrialError):
+                return False
+            if "Study.stop" not in str(error):  # a grid wants to end a loop that is not Optuna's; the state is written
+                raise
+        except ValueError:  # "Cannot tell a FAIL trial"
+            return False
+        return True
+
+
+def mend(journal: Path, lock: JournalFileOpenLock) -> None:
+    """Cut off half a line at the end, which a process leaves that is killed while it writes."""
+    lock.acquire()
+    try:
+        if journal.exists() and not (content := journal.read_bytes()).endswith(b"\n"):
+            with journal.open("r+b") as file:
+                file.truncate(content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
+def run_folder(folder: Path, number: int) -> Path:
+    """Where the files of a run are."""
+    return folder / f"run_{number:04d}"
+
+
+def copy(trial: FrozenTrial) -> FrozenTrial:
+    """The same parameters, waiting to be run; the place on the grid is kept."""
+    return create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={AGAIN: trial.number},
+        system_attrs={key: value for key, value in trial.system_attrs.items() if key in ("grid_id", "search_space")},
+    )
+
+
+def sampler(sweep: Sweep, seed: int, number: int) -> BaseSampler:
+    """What draws the values of a run."""
+    if sweep.method == "grid":
+        return GridSampler({p.name: choices(p) for p in sweep.parameters}, seed=seed)
+    drawn = zlib.crc32(f"{seed}/{number}".encode())
+    return TPESampler(seed=drawn) if sweep.method == "bayes" else RandomSampler(seed=drawn)
+
+
+def pruner(sweep: Sweep) -> HyperbandPruner | None:
+    """W&B's hyperband is Hyperband with a single bracket, which is what equal resources make here."""
+    if sweep.halving is None:
+        return None
+    first = sweep.halving.first
+    return HyperbandPruner(min_resource=first, max_resource=first, reduction_factor=sweep.halving.eta)
+
+
+def choices(parameter: Parameter) -> list[str | int | float | bool | None]:
+    """Values as Optuna can keep them: lists and mappings as text."""
+    assert isinstance(parameter.domain, Choice)
+    return [json.dumps(value) if isinstance(value, (list, dict)) else value for value in parameter.domain.values]
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """A parameter for Optuna."""
+    domain = parameter.domain
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(choices(parameter))
+    if domain.q is None or domain.log:
+        return FloatDistribution(domain.low, domain.high, log=domain.log)
+    if all(type(number) is int for number in (domain.low, domain.high, domain.q)):
+        return IntDistribution(int(domain.low), int(domain.high), step=int(domain.q))
+    return FloatDistribution(domain.low, domain.high, step=domain.q)
+
+
+def decode(parameter: Parameter, value: Any) -> Any:
+    """What a value of Optuna means."""
+    domain = parameter.domain
+    if isinstance(domain, Choice):
+        return domain.values[choices(parameter).index(value)]
+    if domain.q is not None and domain.log:  # which Optuna cannot round by itself
+        return round(round(value / domain.q) * domain.q, 12)
+    return value

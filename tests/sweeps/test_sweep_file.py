@@ -1,0 +1,201 @@
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from interpretable_training.sweeps.command import argument_macros
+from interpretable_training.sweeps.file import DISTRIBUTIONS, Choice, Halving, Range, read_sweep
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
+METRIC = {"name": "val/loss"}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a sweep of these keys."""
+
+    def run(**keys):
+        content = {"program": "train.py", "method": "random", "parameters": {"x": {"values": [1, 2]}}, **keys}
+        content = {key: value for key, value in content.items() if value is not None}
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+        return read_sweep(tmp_path / "s.yaml")
+
+    return run
+
+
+@pytest.fixture
+def domain(read):
+    """Reads a parameter."""
+
+    def run(method="random", **keys):
+        return read(method=method, parameters={"x": keys}).parameters[0].domain
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"value": None}, Choice((None,))),
+        ({"values": [1, "a", [2], {"b": True}]}, Choice((1, "a", [2], {"b": True}))),
+        ({"values": [1], "distribution": "categorical"}, Choice((1,))),
+        ({"value": 3, "distribution": "constant"}, Choice((3,))),
+        ({"min": 1, "max": 5}, Range(1, 5, q=1)),
+        ({"min": 1, "max": 5.0}, Range(1, 5)),
+        ({"min": 1, "max": 5, "distribution": "uniform"}, Range(1, 5)),
+        ({"min": 1, "max": 5, "distribution": "int_uniform"}, Range(1, 5, q=1)),
+        ({"min": 0.1, "max": 10, "distribution": "log_uniform_values"}, Range(0.1, 10, log=True)),
+        ({"min": 0.1, "max": 10, "distribution": "inv_log_uniform_values"}, Range(0.1, 10, log=True)),
+        ({"min": 0, "max": 1, "distribution": "log_uniform"}, Range(1, math.e, log=True)),
+        ({"min": 0, "max": 1, "distribution": "inv_log_uniform"}, Range(math.exp(-1), 1, log=True)),
+        ({"min": 1, "max": 10, "q": 4, "distribution": "q_uniform"}, Range(4, 8, q=4)),
+        ({"min": 0.1, "max": 0.7, "q": 0.1, "distribution": "q_uniform"}, Range(0.1, 0.7, q=0.1)),
+        ({"min": 1, "max": 10, "q": 4, "distribution": "q_log_uniform_values"}, Range(4, 8, log=True, q=4)),
+    ],
+    ids=str,
+)
+def test_parameters_mean_what_they_mean_in_wandb(domain, keys, expected):
+    assert domain(**keys) == expected
+
+
+def test_a_grid_counts_whole_numbers_to_max_and_steps_of_q_to_before_it_as_wandb_does(domain, read):
+    assert domain("grid", min=2, max=4) == Choice((2, 3, 4))
+    assert domain("grid", min=2, max=5, q=1.5, distribution="q_uniform") == Choice((2, 3.5))
+    parameters = {"a": {"values": [1, 2, 3]}, "b": {"value": 1}, "c": {"min": 0, "max": 1}}
+    assert read(method="grid", parameters=parameters).points == 6
+
+
+def test_nested_parameters_have_a_path(read):
+    nested = {"model": {"parameters": {"lr": {"value": 1}, "net": {"parameters": {"width": {"values": [1, 2]}}}}}}
+    assert [(p.path, p.name, p.varies) for p in read(parameters=nested).parameters] == [
+        (("model", "lr"), "model.lr", False),
+        (("model", "net", "width"), "model.net.width", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"min_iter": 3}, Halving(3, 3)),
+        ({"min_iter": 3, "eta": 2}, Halving(3, 2)),
+        ({"max_iter": 27, "s": 2}, Halving(3, 3, 9)),  # W&B's bands: 27 / 3 and 27 / 9
+        ({"max_iter": 10, "s": 5, "eta": 2}, Halving(1, 2, 5)),  # 5, 2, 1 and nothing below 1
+    ],
+    ids=str,
+)
+def test_hyperband_begins_and_ends_with_the_bands_of_wandb(read, keys, expected):
+    assert read(metric=METRIC, early_terminate={"type": "hyperband", **keys}).halving == expected
+
+
+def test_the_rest_of_a_file(read):
+    sweep = read(metric={"name": "a", "goal": "maximize"}, run_cap=7, name="x", project="y", description="z")
+    assert (sweep.method, sweep.metric, sweep.maximize, sweep.run_cap, sweep.points) == (
+        "random",
+        "a",
+        True,
+        7,
+        math.inf,
+    )
+    assert sweep.command == ("${env}", "${interpreter}", "${program}", "${args}")
+    assert not read(metric={"name": "a"}).maximize  # W&B minimizes where nothing is said
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_sweeps_of_this_repository_can_be_read(path):
+    sweep = read_sweep(path)
+    assert sweep.metric.startswith("val/")
+    assert min(sweep.points, sweep.run_cap or math.inf) < math.inf
+    assert Path(__file__).parents[2].joinpath(sweep.command[4]).exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"method": "custom"}, "expected a method of ['grid', 'random', 'bayes'], got 'custom'"),
+        ({"method": None}, "got None"),
+        ({"metrics": []}, "got ['metrics'], which are not known here"),
+        ({"scheduler": {}}, "got ['scheduler']"),
+        ({"metric": {"name": "a", "target": 1}}, "of 'metric', got ['target']"),
+        ({"metric": {"goal": "maximize"}}, "expected a name of the metric"),
+        ({"metric": {"name": "a", "goal": "max"}}, "got 'max'"),
+        ({"method": "bayes"}, "expected a metric for bayes"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, "expected a metric for early_terminate"),
+        ({"metric": METRIC, "early_terminate": {"type": "median"}}, "got 'median'"),
+        ({"metric": METRIC, "early_terminate": {"type": "hyperband"}}, "expected 'min_iter', or 'max_iter' and 's'"),
+        ({"metric": METRIC, "early_terminate": {"type": "hyperband", "max_iter": 9}}, "expected 's' beside 'max_iter'"),
+        ({"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 0}}, ">= 1 for 'min_iter', got 0"),
+        ({"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 1.5}}, "for 'eta', got 1.5"),
+        ({"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 1, "strict": True}}, "['strict']"),
+        (
+            {"metric": METRIC, "early_terminate": {"type": "hyperband", "max_iter": 2, "s": 1}},
+            "expected max_iter >= eta",
+        ),
+        ({"run_cap": 0}, "expected a whole number >= 1 for 'run_cap', got 0"),
+        ({"program": None}, "expected the key 'program', got none"),
+        ({"program": 3}, "expected a file name for 'program', got 3"),
+        ({"command": "python train.py"}, "expected a list of words for 'command', got 'python train.py'"),
+        ({"command": []}, "expected a list of words"),
+        ({"parameters": None}, "expected names and values below 'parameters', got None"),
+        ({"parameters": {}}, "got {}"),
+        ({"parameters": {"a b": {"value": 1}}}, "got 'a b'"),
+        ({"parameters": {"a": 1}}, "of the parameter 'a', got 1"),
+        ({"parameters": {"a.b": {"value": 1}, "a": {"parameters": {"b": {"value": 1}}}}}, "['a.b'] more than once"),
+        ({"method": "grid", "parameters": {"a": {"min": 0.0, "max": 1.0}}}, "with the method grid, got uniform"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_or_unknown_is_named(read, keys, message):
+    with pytest.raises(ValueError, match=r"expected .* got") as caught:
+        read(**keys)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "expected 'values', 'value', or 'min' and 'max'"),
+        ({"min": 1}, "got ['min']"),
+        ({"values": []}, "expected a list of 'values'"),
+        ({"values": 3}, "expected a list of 'values' for 'x', got 3"),
+        ({"values": [1, 1.0]}, "expected different values"),
+        ({"value": 1, "values": [1]}, "expected ['value'] for 'x' with constant, got ['value', 'values']"),
+        ({"values": [1], "min": 0}, "got ['min', 'values']"),
+        ({"values": [1, 2], "probabilities": [0.5, 0.5]}, "got ['probabilities'], which are not known"),
+        ({"distribution": "normal"}, "got 'normal', which Optuna has no equal of"),
+        ({"distribution": "normal", "mu": 1}, "got ['mu'], which are not known"),
+        ({"distribution": "q_beta"}, "got 'q_beta'"),
+        ({"min": 1, "max": 1}, "expected min < max for 'x', got 1 and 1"),
+        ({"min": "1e-3", "max": 1}, "got '1e-3'; YAML reads 1e-3 as text, write 1.0e-3"),
+        ({"min": 0, "max": math.inf}, "expected a number for 'max' of 'x', got inf"),
+        ({"min": True, "max": 2}, "got True"),
+        ({"min": 0, "max": 1, "q": 0.1, "distribution": "uniform"}, "got ['max', 'min', 'q']"),
+        ({"min": 0, "max": 1, "distribution": "log_uniform_values"}, "expected min > 0"),
+        ({"min": 0.5, "max": 2.5, "distribution": "int_uniform"}, "expected whole numbers"),
+        ({"min": 1, "max": 2, "q": 0, "distribution": "q_uniform"}, "expected q > 0"),
+        ({"min": 1, "max": 2, "q": 5, "distribution": "q_uniform"}, "expected a multiple of q"),
+    ],
+    ids=str,
+)
+def test_a_wrong_parameter_is_named(domain, keys, message):
+    with pytest.raises(ValueError, match=r"expected .* got") as caught:
+        domain(**keys)
+    assert message in str(caught.value)
+
+
+def test_the_trap_of_macros_in_a_flow_list_is_named(tmp_path):
+    (tmp_path / "s.yaml").write_text("program: a\nmethod: grid\ncommand: [${env}, ${args}]\n")
+    with pytest.raises(ValueError, match=r"expected a sweep in YAML, got .*one below the other behind a dash"):
+        read_sweep(tmp_path / "s.yaml")
+
+
+def test_the_page_about_sweeps_is_right(tmp_path):
+    page = (CONFIGS[0].parents[2] / "docs" / "sweeps.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "s.yaml").write_text(example)
+    assert read_sweep(tmp_path / "s.yaml").halving == Halving(2, 2)
+    named = set(re.findall(r"\$\{(\w+)\}", page))
+    assert named == {*argument_macros({}), "env", "interpreter", "program", "args_json_file"}
+    assert re.findall(r"^\| `distribution` \| (.*) \|$", page, re.MULTILINE)[0].split(", ") == DISTRIBUTIONS
+    assert {path.name for path in CONFIGS} == set(re.findall(r"^\| `(\w+\.yaml)` \|", page, re.MULTILINE))

@@ -28,8 +28,8 @@ class Objective(L.Callback):
         missing = [name for name in self.weights if name not in logged]
         if missing:
             raise ValueError(
-                f"expected the values {missing} among those that were logged, got {sorted(logged)}; those of explanations "
-                "come from InterpretabilityMetrics, in each epoch with every_n_epochs=1."
+                f"expected the values {missing} among those that were logged, got {sorted(logged)}; those of "
+                "explanations come from InterpretabilityMetrics, in each epoch with every_n_epochs=1."
             )
         value = sum(weight * float(logged[name]) for name, weight in self.weights.items())
         pl_module.log(self.name, value, batch_size=1, sync_dist=trainer.world_size > 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import timm
 import torch
 
-from interpretable_training.attribution.choose import candidates, choose_layer
+from interpretable_training.attribution.choose import candidates, choose_layer, scale_layers
 from interpretable_training.attribution.observe import observe, prepare
 
 FILE = Path(__file__).parent / "layers.md"
@@ -25,11 +25,12 @@ HEAD = """# What `layer="auto"` chooses
 
 One image goes through the model. Every output that is a grid over the image is a candidate, unless pooling or dropout
 made it; the last one from which a gradient reaches the grid is explained. Where a class token is read, the last blocks
-drop out: behind the last attention nothing of the patches reaches the score. Models of timm with random weights, made
-by `python docs/make_layer_table.py`:
+drop out: behind the last attention nothing of the patches reaches the score. Methods that look at several scales,
+`PolyCAM` and `HyperExpectedGradCAM`, take the last layer of each grid size, not from within a block that makes the grid
+coarser. Models of timm with random weights, made by `python docs/make_layer_table.py`:
 
-| model | layer | grid | prefix tokens dropped | later candidates without gradient |
-|---|---|---|---|---|
+| model | layer | grid | prefix tokens dropped | later candidates without gradient | one layer of each size |
+|---|---|---|---|---|---|
 """
 
 
@@ -40,10 +41,11 @@ def describe(name: str) -> str:
     with observe(model) as observed:
         images = prepare(observed, torch.randn(1, *model.pretrained_cfg["input_size"]))
         layer = choose_layer(observed, images)
+        scales = ", ".join(f"`{candidate.name}`" for candidate in scale_layers(observed, images))
         found = {candidate.name: candidate for candidate in candidates(observed, images)}
     names = list(found)
     skipped = ", ".join(f"`{name}`" for name in names[: names.index(layer)])
-    return f"| {name} | `{layer}` | {found[layer].grid} | {found[layer].grid.prefix or ''} | {skipped} |"
+    return f"| {name} | `{layer}` | {found[layer].grid} | {found[layer].grid.prefix or ''} | {skipped} | {scales} |"
 
 
 def table() -> str:

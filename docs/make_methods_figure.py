@@ -24,11 +24,15 @@ IMAGES = Path(__file__).parent / "images"
 
 def methods(baselines):
     cams = [a.CAM(relu=True), a.GradCAM(), a.GradCAMPlusPlus(), a.SmoothGradCAMPlusPlus(), a.XGradCAM(), a.HiResCAM()]
-    cams += [a.LayerCAM(), a.ScoreCAM(), a.AblationCAM(), a.EigenCAM(), a.OptiCAM(), a.FakeCAM()]
+    cams += [a.LayerCAM(), a.ScoreCAM(), a.AblationCAM(), a.EigenCAM(), a.OptiCAM(), a.PolyCAM()]
+    expected = a.ExpectedGradCAM(baselines=baselines)
+    cams += [expected, a.ExpectedGradCAMPlusPlus(baselines=baselines), a.GuidedExpectedGradCAM(expected)]
+    cams += [a.HyperExpectedGradCAM(expected), a.FakeCAM(), a.RandomMap()]
     gradients = [a.Gradient(), a.InputXGradient(), a.IntegratedGradients(), a.ExpectedGradients(baselines)]
-    gradients += [a.SmoothGrad(), a.GuidedBackprop(), a.DeconvNet(), a.GuidedGradCAM()]
-    captum = a.CaptumAttribution("Occlusion", call_args={"sliding_window_shapes": (3, 8, 8), "strides": (3, 4, 4)})
-    return [*cams, *gradients, captum]
+    gradients += [a.SmoothGrad(), a.FullGrad(), a.TGrad(), a.GuidedBackprop(), a.DeconvNet(), a.GuidedGradCAM()]
+    masks = [a.Occlusion(8, 4), a.RISE(n=2000), a.ExtremalPerturbation(steps=400, step=4, sigma=8.0, blur_sigma=6.0)]
+    captum = a.CaptumAttribution("GradientShap", call_args={"baselines": baselines})
+    return [*cams, *gradients, *masks, captum]
 
 
 def train(network, epochs, data):
@@ -71,12 +75,12 @@ def main():
     rows = {"image": pictures.permute(0, 2, 3, 1).mul(255).byte()}
     print(f"{'the object itself':28s} {float(mask.float().mean()):.2f}")
     for method in methods(baselines):
-        name = getattr(method, "algorithm", type(method).__name__)
+        name = f"{method.algorithm} (captum)" if hasattr(method, "algorithm") else type(method).__name__
         saliency = method(cnn, images, target)
         print(f"{name:28s} {on_object(saliency, mask):.2f}", flush=True)
         rows[name] = overlay(pictures, saliency)
     vit = train("tiny_vit", 12, data)
-    for method in (a.RawAttention(), a.AttentionRollout(), a.GradCAM()):
+    for method in (a.RawAttention(), a.AttentionRollout(), a.TransformerAttribution(), a.GradCAM()):
         name = f"{type(method).__name__} (ViT)"
         saliency = method(vit, images, target)
         print(f"{name:28s} {on_object(saliency, mask):.2f}")

@@ -4,7 +4,7 @@ Fused kernels never make the matrix. The functional calls are intercepted while 
 is computed once more for the record; modules stay as they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class AttentionRecorder(TorchFunctionMode):
             self._keep(weights)
             return out, (weights.mean(-3) if average else weights) if wanted else None
         if func is F.scaled_dot_product_attention:
-            self._keep(_weights(*args, **kwargs))
+            self._keep(attention_weights(*args, **kwargs))
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         if func in SOFTMAX:
@@ -52,7 +52,7 @@ class AttentionRecorder(TorchFunctionMode):
             self.found.append(weights)
 
 
-def _weights(
+def attention_weights(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -62,6 +62,7 @@ def _weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    """The matrix that `F.scaled_dot_product_attention` of the same arguments would use."""
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
@@ -77,18 +78,24 @@ def attention_of(observed: Observed, images: Tensor) -> tuple[Tensor, Grid]:
     with AttentionRecorder() as recorder:
         observed.run(images)
     found = [weights for weights in recorder.found if len(weights) == len(images)]
+    grid = attention_grid(observed, images, found or recorder.found)
+    return torch.stack(found, 1), grid
+
+
+def attention_grid(observed: Observed, images: Tensor, found: Sequence[Tensor]) -> Grid:
+    """The grid that the tokens of all attentions are, an error if there is none."""
     tokens = found[-1].shape[-1] if found else 0
     said = [getattr(m, "num_prefix_tokens", None) for m in observed.module.modules()]
     prefix = next((p for p in said if isinstance(p, int)), None)
     shape, size = (len(images), tokens, 1), images.shape[2:]
     grid = (find_grid(shape, size, prefix) or find_grid(shape, size)) if found else None
-    if grid is None or len({weights.shape for weights in found}) > 1:
-        shapes = sorted({tuple(weights.shape) for weights in recorder.found})
+    if grid is None or {len(weights) for weights in found} != {len(images)} or len({w.shape for w in found}) > 1:
+        shapes = sorted({tuple(weights.shape) for weights in found})
         raise ValueError(
             f"expected a transformer whose self-attentions all see the same tokens of the whole image, found in "
             f"{type(observed.module).__name__} attention of shapes {shapes}; use a method of layers, such as GradCAM."
         )
-    return torch.stack(found, 1), grid
+    return grid
 
 
 def on_patches(rows: Tensor, grid: Grid) -> Tensor:

@@ -146,6 +146,9 @@ def gradients(
 def grid_of(observed: Observed, images: Tensor, name: str, A: Tensor, target: Target) -> Grid:
     """How to read the output `A` of a layer, an error if it is no grid over the images."""
     size, prefix = images.shape[2:], prefix_tokens(observed.module, name)
+    layer = get_layer(observed.module, name)
+    if isinstance(layer, nn.RNNBase) and layer.batch_first and A.ndim == 3 and len(size) == 1:
+        return Grid("last", tuple(A.shape[1:2]))  # as many features as time steps would fit as well
     grid = find_grid(A.shape, size, prefix, strict=False) or find_grid(A.shape, size, strict=False)
     if grid is None:
         raise ValueError(

@@ -1,7 +1,8 @@
 """Which layer to explain: found by looking at what really runs, not at names.
 
 One image goes through the model. Every output is a candidate that is a grid over the image and that was not made by
-pooling, dropout or the inside of an attention block. The last one from which a gradient reaches the grid is chosen.
+pooling, dropout, recurrence or the inside of an attention block. The last one from which a gradient reaches the grid is
+chosen.
 """
 
 import math
@@ -28,7 +29,10 @@ POOLING = (
     ),
     *(nn.AdaptiveMaxPool3d, nn.LPPool1d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
 )
-NO_FEATURE = (*POOLING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Softmax)
+NO_FEATURE = (
+    *(*POOLING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Softmax),
+    nn.RNNBase,  # whose state at one time tells of all times before
+)
 
 # A memo, not a state: the choice depends on the model and the image size alone, and looking costs a pass of one image.
 _chosen: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = WeakKeyDictionary()
@@ -82,6 +86,38 @@ def candidates(observed: Observed, images: Tensor, target: Target = None) -> lis
         Candidate(found.name, grid, g is not None and bool(grid.read(g).any()))
         for (found, grid), g in zip(spatial, reached)
     ][::-1]
+
+
+def scale_layers(observed: Observed, images: Tensor, target: Target = None) -> list[Candidate]:
+    """For each size of grid the last layer of that size, from the finest to the coarsest.
+
+    The first layers of a block that makes the grid coarser still have the size of its input: the input stands for it.
+    """
+    found = candidates(observed, images, target)
+    found = [c for c in found if c.reaches] or found
+    last = {c.name: c for c in reversed(found)}  # of a layer that runs several times
+    best: dict[tuple[int, ...], tuple[int, Candidate]] = {}
+    for c in found:
+        if last[c.name] is c:
+            depth = _inside_coarser(observed.module, c, found)
+            if c.grid.shape not in best or depth < best[c.grid.shape][0]:
+                best[c.grid.shape] = (depth, c)
+    order = list(dict.fromkeys(c.grid.shape for c in found if c.grid.shape in best))
+    scales: list[Candidate] = []
+    for shape in order:  # from the coarsest on; what lies before an upsampling is no scale of its own
+        if not scales or math.prod(shape) > math.prod(scales[-1].grid.shape):
+            scales.append(best[shape][1])
+    return scales[::-1]
+
+
+def _inside_coarser(module: nn.Module, candidate: Candidate, found: list[Candidate]) -> int:
+    """In how many blocks it lies that make the grid coarser; containers that only chain layers do not count."""
+    parts, named = candidate.name.split("."), named_layers(module)
+    around = [".".join(parts[:k]) for k in range(1, len(parts))]
+    cells = math.prod(candidate.grid.shape)
+    coarser = [c.name for c in found if math.prod(c.grid.shape) < cells]
+    blocks = [n for n in around if not isinstance(named[n], nn.Sequential)]
+    return sum(any(f"{name}.".startswith(f"{n}.") for name in coarser) for n in blocks)
 
 
 def _record(observed: Observed, image: Tensor) -> tuple[list[_Output], Any]:

@@ -55,11 +55,13 @@ def input_gradient(
         with mode or nullcontext():
             y = observed.score(x, target, on)
         if not y.requires_grad:
-            _refuse_hidden(observed, images)
+            refuse_hidden(observed, images)
         return gradients(y, {"x": x}, create_graph=observed.create_graph)["x"]  # (1)
 
 
-def _refuse_hidden(observed: Observed, images: Tensor) -> None:
+def refuse_hidden(observed: Observed, images: Tensor) -> None:
+    """Called where the score depends on nothing: an error if gradients are off somewhere inside the model."""
+
     # The score depends on nothing: either the model is constant, or a part of it runs without gradients.
     def hook(module: nn.Module, args: Any) -> None:
         refuse_no_grad(f"the model's {type(module).__name__}")

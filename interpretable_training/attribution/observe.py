@@ -1,6 +1,6 @@
 """One place that prepares a model for being explained, and leaves it as it came, also after an error.
 
-Inside `observe` the model runs in eval mode, without parameter gradients, outside inference mode and eagerly. Flags,
+Inside `observe` the model runs as in eval mode, without parameter gradients, outside inference mode and eagerly. Flags,
 buffers and the state of all random generators are put back at the end. `.grad` is never written.
 """
 
@@ -151,17 +151,29 @@ def _same_flags(module: nn.Module, keep_mode: bool, create_graph: bool) -> Itera
     # Flags are written directly: a module's own train() may do more than set a flag.
     training = [(m, m.training) for m in module.modules()]
     learned = [] if create_graph else [p for p in module.parameters() if p.requires_grad]
+    evaluated = [m for m, flag in training if not (keep_mode and flag)]
+    recurrent = [(m, m.dropout) for m in evaluated if isinstance(m, nn.RNNBase) and _is_torchs(m)]
     try:
-        for m, _ in training if not keep_mode else []:
+        for m in evaluated:
             m.training = False
+        # cuDNN gives gradients of recurrent layers in train mode only; without dropout it computes what eval mode does.
+        for layer, _ in recurrent:
+            layer.training, layer.dropout = True, 0.0
         for p in learned:
             p.requires_grad_(False)
         yield
     finally:
+        for layer, dropout in recurrent:
+            pass
         for m, flag in training:
             m.training = flag
         for p in learned:
             p.requires_grad_(True)
+
+
+def _is_torchs(layer: nn.RNNBase) -> bool:
+    """Whether it runs torch's own code: a subclass's may do other things in train mode."""
+    return type(layer).forward in (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 
 
 @contextmanager

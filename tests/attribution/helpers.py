@@ -10,34 +10,46 @@ from torch import Tensor, nn
 import interpretable_training.attribution as attribution
 from interpretable_training.attribution import (
     CAM,
+    RISE,
     AblationCAM,
     AttentionRollout,
     CaptumAttribution,
     DeconvNet,
     EigenCAM,
+    ExpectedGradCAM,
+    ExpectedGradCAMPlusPlus,
     ExpectedGradients,
+    ExtremalPerturbation,
     FakeCAM,
+    FullGrad,
     GradCAM,
     GradCAMPlusPlus,
     Gradient,
     GuidedBackprop,
+    GuidedExpectedGradCAM,
     GuidedGradCAM,
     HiResCAM,
+    HyperExpectedGradCAM,
     InputXGradient,
     IntegratedGradients,
     LayerCAM,
+    Occlusion,
     OptiCAM,
+    PolyCAM,
     RandomMap,
     RawAttention,
     ScoreCAM,
     SmoothGrad,
     SmoothGradCAMPlusPlus,
+    TGrad,
+    TransformerAttribution,
     XGradCAM,
 )
 
 SIZE = (16, 24)
 ONE_PASS = [GradCAM(), GradCAMPlusPlus(), XGradCAM(), HiResCAM(), LayerCAM(), EigenCAM()]
-OF_ATTENTION = ("attentionrollout", "rawattention")
+OF_ATTENTION = ("attentionrollout", "rawattention", "transformerattribution")
+BASELINES = torch.randn(4, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 METHODS: dict[str, attribution.Attribution] = {
     type(method).__name__.lower(): method
     for method in [
@@ -47,19 +59,30 @@ METHODS: dict[str, attribution.Attribution] = {
         AttentionRollout(),
         CaptumAttribution(call_args={"n_steps": 3}),
         DeconvNet(),
-        ExpectedGradients(baselines=torch.randn(4, 3, *SIZE, generator=torch.Generator().manual_seed(0)), n=3),
+        ExpectedGradCAM(baselines=BASELINES, n=3, batches=2),
+        ExpectedGradCAMPlusPlus(baselines=BASELINES, n=3),
+        ExpectedGradients(baselines=BASELINES, n=3),
+        ExtremalPerturbation(steps=3, step=4, sigma=6.0),
         FakeCAM(),
+        FullGrad(),
         RandomMap(),
         Gradient(),
         GuidedBackprop(),
+        GuidedExpectedGradCAM(ExpectedGradCAM(baselines=BASELINES, n=3)),
         GuidedGradCAM(),
+        HyperExpectedGradCAM(ExpectedGradCAM(baselines=BASELINES, n=3), local_draws=2),
         InputXGradient(),
         IntegratedGradients(steps=3),
+        Occlusion(patch=9, stride=3),
         OptiCAM(steps=3),
+        PolyCAM(),
         RawAttention(),
+        RISE(n=20, cells=4),
         ScoreCAM(),
         SmoothGrad(n=3),
         SmoothGradCAMPlusPlus(n=3),
+        TGrad(),
+        TransformerAttribution(),
     ]
 }
 

@@ -1,0 +1,276 @@
+"""Expected Grad-CAM. Buono and Akesson, Towards gradient faithfulness and beyond, Halmstad University, 2023.
+
+    x[s] = x'[s] + a[s] (x - x'[s])                                       (1)
+    w[k] = mean over i, j of mean over s of dy/dA(x[s])[k, i, j] D[k, i, j]    (2)
+    S    = relu(sum over k of w[k] A(x)[k])                               (3)
+    D    = A(x) - A(x'[s])                                                (4) "layer_diff"
+         = A(x - x'[s])                                                   (5) "encode_diff"
+         = dA(x[s])/da[s]                                                 (6) "tangent"
+
+A: activations of `layer`. x'[s]: drawn from `baselines`. a[s] ~ U(0, 1). y: logit of the target class. The thesis wants
+the derivative of (1) encoded at the layer; D is what that can mean. Only with (6) the sum over k, i, j of (2) tends to
+y(x) - mean y(x'). With several batches of draws, S is the mean of the maps (3) of each.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.autograd.forward_ad as fwad
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .base import GradientCAM, full
+from .baselines import Baselines
+from .capture import capture, gradients, grid_of, ran, tap
+from .chunks import in_chunks
+from .observe import Observed, Output, observe, prepare
+from .paths import per_input
+from .rules import gates
+from .targets import Resolved, Target, take
+
+Difference = Literal["layer_diff", "encode_diff", "tangent"]
+Indices = Literal["iid", "sequential"] | Sequence[int]
+
+
+class Draws(NamedTuple):
+    """Rows of a chunk: draw s of image i, in mini-batch `batch`; A, G, D at x[s] (rows, K, *spatial).
+
+    dx, where asked for, is (x - x') dy/dx at x[s], (rows, C, ...).
+    """
+
+    s: Tensor
+    i: Tensor
+    batch: Tensor
+    A: Tensor
+    G: Tensor
+    D: Tensor
+    dx: Tensor | None
+
+
+class Convergence(NamedTuple):
+    """How far the draws have settled, in their order.
+
+    difference: |sum of the first s gradients, over draws, channels and places|, (B, S). change: how much draw s moved
+    the mean gradient, as a share of it, (B, S). settled: after how many draws the change was below the tolerance five
+    times in a row, -1 if never, (B,). delta: sum of (2) - (y(x) - mean y(x')), (B,).
+    """
+
+    difference: Tensor
+    change: Tensor
+    settled: Tensor
+    delta: Tensor
+
+
+@dataclass(frozen=True)
+class ExpectedGradCAM(GradientCAM):
+    """Channels of `layer`, weighted by gradients on paths from baselines, times how far the path goes.
+
+    Args:
+        baselines: images (N, C, ...) from the training data, normalized alike, or what `cache_baselines` made of them.
+        n: draws in a mini-batch.
+        batches: number of mini-batches, whose maps are averaged.
+        draws: "iid"; "sequential", one baseline after the other; or the indices of baselines, used in turn.
+        alpha: a[s] of each mini-batch: "uniform" in [0, 1], or "linspace", from 0 to 1 in equal steps.
+        one_baseline_per_batch: all draws of a mini-batch start at the same baseline.
+        difference: D of (2).
+        seed: the draws; they are the same for every image.
+        chunk_size: images per pass; by default what suits the device and the image size.
+    """
+
+    baselines: Tensor | Baselines = field(kw_only=True)
+    n: int = 50
+    batches: int = 1
+    draws: Indices = "iid"
+    alpha: Literal["uniform", "linspace"] = "uniform"
+    one_baseline_per_batch: bool = False
+    difference: Difference = "layer_diff"
+    seed: int = 0
+    chunk_size: int | None = None
+
+    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        A = features(observed, images, target, layer)
+        w = torch.zeros(self.batches * len(images), A.shape[1], dtype=A.dtype, device=A.device)
+
+        def add(rows: Draws) -> None:
+            w.index_add_(0, rows.batch * len(images) + rows.i, (rows.G * rows.D).flatten(2).mean(2) / self.n)  # (2)
+
+        for_draws(self, observed, images, target, layer, A, add)
+        return mean_map(w, A, self.relu)
+
+    def convergence(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        target: Target = None,
+        *,
+        output: Output = None,
+        tolerance: float = 1e-3,
+    ) -> Convergence:
+        """How far the gradients of the (first) layer have settled, and what is missing to completeness."""
+        with observe(model, output) as observed:
+            images = prepare(observed, images)
+            resolved = observed.resolve(images, target)
+            layer = self.layers(observed, images, resolved)[0]
+            return _convergence(self, observed, images, resolved, layer, tolerance)
+
+
+def features(observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
+    """A of `images`, (B, K, *spatial)."""
+    return full(capture(observed, images, [layer], target, gradient=False).A[layer])
+
+
+def mean_map(w: Tensor, A: Tensor, relu: bool) -> Tensor:
+    """(3) for the weights (batches * B, K), averaged over mini-batches: (B, *spatial)."""
+    S = torch.einsum("nbk,bk...->nb...", w.view(-1, *A.shape[:2]), A)
+    return (S.relu() if relu else S).mean(0)
+
+
+def for_draws(
+    cam: ExpectedGradCAM,
+    observed: Observed,
+    images: Tensor,
+    target: Resolved,
+    layer: str,
+    A: Tensor,
+    visit: Callable[[Draws], None],
+    of_input: bool = False,
+) -> None:
+    """Visit the draws chunk by chunk, draw 0 of all images first; `A` are the features of the images.
+
+    Args:
+        of_input: take the gradient at the input, too.
+    """
+    baselines = as_baselines(cam)
+    baselines.check(images)
+    index, a = (t.to(images.device) for t in draw(cam))
+    base = baselines.images.to(images)[index]
+    from_layer = cam.difference == "layer_diff"
+    A0 = baselines.of_layer(observed, layer, index, cam.chunk_size) if from_layer else A[:0]
+
+    def run(rows: slice) -> None:
+        pair = torch.arange(rows.start, rows.stop, device=images.device)
+        s, i = pair // len(images), pair % len(images)
+        way, part = images[i] - base[s], take(target, i)
+        x = base[s] + per_input(a[s], images) * way  # (1)
+        look = _at_layer_and_input if of_input else _at_layer
+        A_s, G, dx = look(cam, observed, x, part, layer)
+        if from_layer:
+            D = A[i] - A0[s]  # (4)
+        elif cam.difference == "encode_diff":
+            D = features(observed, way, part, layer)  # (5)
+        else:
+            D = _tangent(observed, x, way, layer, A_s)  # (6)
+        visit(Draws(s, i, s // cam.n, A_s, G, D, None if dx is None else full(way) * dx))
+
+    in_chunks(run, len(index) * len(images), cam.chunk_size, images)
+
+
+def as_baselines(cam: ExpectedGradCAM) -> Baselines:
+    return cam.baselines if isinstance(cam.baselines, Baselines) else Baselines(cam.baselines)
+
+
+def draw(cam: ExpectedGradCAM) -> tuple[Tensor, Tensor]:
+    """Which baseline and which a each draw has, (batches * n,) each."""
+    if cam.n < 1 or cam.batches < 1:
+        raise ValueError(f"expected n and batches of at least 1, got n={cam.n}, batches={cam.batches}.")
+    generator = torch.Generator().manual_seed(cam.seed)
+    N, total = len(as_baselines(cam)), cam.batches if cam.one_baseline_per_batch else cam.batches * cam.n
+    if cam.draws == "iid":
+        index = torch.randint(N, (total,), generator=generator)
+    else:
+        listed = torch.arange(N) if isinstance(cam.draws, str) else torch.as_tensor(cam.draws)
+        if listed.ndim != 1 or len(listed) == 0 or not 0 <= int(listed.min()) <= int(listed.max()) < N:
+            raise ValueError(f"expected draws 'iid', 'sequential' or indices from 0 to {N - 1}, got {cam.draws!r}.")
+        index = listed[torch.arange(total) % len(listed)]
+    if cam.one_baseline_per_batch:
+        index = index.repeat_interleave(cam.n)
+    if cam.alpha == "linspace":
+        return index, torch.linspace(0, 1, cam.n, dtype=torch.float64).repeat(cam.batches)
+    return index, torch.rand(cam.batches * cam.n, generator=generator, dtype=torch.float64)
+
+
+Looked = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _at_layer(cam: ExpectedGradCAM, observed: Observed, x: Tensor, target: Resolved, layer: str) -> Looked:
+    with gates(cam.rule) as rule:
+        captured = capture(observed, x, [layer], target, on=cam.on, rule=rule)
+    return full(captured.A[layer].detach()), full(captured.dA[layer]), None
+
+
+def _at_layer_and_input(cam: ExpectedGradCAM, observed: Observed, x: Tensor, target: Resolved, layer: str) -> Looked:
+    with torch.enable_grad(), tap(observed.module, [layer]) as kept:
+        x = x.detach().requires_grad_()
+        y = observed.score(x, target, cam.on)
+        A = ran(kept, layer)[-1]
+        found = gradients(y, {"A": A, "x": x})
+    grid = grid_of(observed, x, layer, A, target)
+    return full(grid.read(A.detach())), full(grid.read(found["A"])), full(found["x"])
+
+
+def _tangent(observed: Observed, x: Tensor, way: Tensor, layer: str, A_s: Tensor) -> Tensor:
+    """How the features A_s move when x moves on its way: forward-mode differentiation, one pass."""
+    problem = None
+    plain = sdpa_kernel(SDPBackend.MATH)  # fused attention has no forward mode
+    with torch.no_grad(), plain, fwad.dual_level(), tap(observed.module, [layer], gradient=False) as kept:
+        try:
+            observed.run(fwad.make_dual(x, way))
+        except NotImplementedError as error:  # behind the layer it does not matter
+            problem = error
+        if problem is not None and layer not in kept:
+            raise _no_forward_mode(problem)
+        A, tangent = fwad.unpack_dual(ran(kept, layer)[-1])
+    grid = grid_of(observed, x, layer, A, None)
+    if problem is not None and not torch.allclose(full(grid.read(A)), A_s, 0.01, 0.01 * float(A_s.abs().max())):
+        raise _no_forward_mode(problem)  # the layer runs once more behind what failed
+    return full(grid.read(torch.zeros_like(A) if tangent is None else tangent))
+
+
+def _no_forward_mode(problem: Exception) -> RuntimeError:
+    return RuntimeError(
+        f"expected a model that can be differentiated in forward mode with difference='tangent', got: {problem}; "
+        "pass difference='layer_diff'."
+    )
+
+
+def _convergence(
+    cam: ExpectedGradCAM, observed: Observed, images: Tensor, target: Resolved, layer: str, tolerance: float
+) -> Convergence:
+    A = features(observed, images, target, layer)
+    mean, phi = torch.zeros_like(A), A.new_zeros(len(A))
+    total = A.new_zeros(len(A))
+    difference, change = (A.new_zeros(len(A), cam.batches * cam.n) for _ in range(2))
+
+    def follow(rows: Draws) -> None:
+        phi.index_add_(0, rows.i, (rows.G * rows.D).flatten(1).sum(1) / difference.shape[1])
+        for s, i, G in zip(rows.s.tolist(), rows.i.tolist(), rows.G):
+            total[i] += G.sum()
+            difference[i, s] = total[i].abs()
+            before = mean[i].clone()
+            mean[i] += (G - before) / (s + 1)
+            change[i, s] = (mean[i] - before).norm() / mean[i].norm().clamp(min=torch.finfo(A.dtype).tiny)
+
+    for_draws(cam, observed, images, target, layer, A, follow)
+    quiet = (change < tolerance).unfold(1, 5, 1).all(2) if change.shape[1] >= 5 else change[:, :0].bool()
+    first = quiet.float().argmax(1) + 5 if quiet.shape[1] else torch.zeros_like(phi).long()
+    settled = torch.where(quiet.any(1), first, -1)
+    return Convergence(difference, change, settled, phi - _rise(cam, observed, images, target))
+
+
+@torch.no_grad()
+def _rise(cam: ExpectedGradCAM, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    """y(x) - mean of y(x') over the draws, (B,)."""
+    used, counts = draw(cam)[0].to(images.device).unique(return_counts=True)
+    base, y = as_baselines(cam).images.to(images)[used], full(observed.score(images, target, cam.on))
+    mean = torch.zeros_like(y)
+
+    def run(rows: slice) -> None:
+        output = observed.run(base[rows])
+        for i in range(len(images)):
+            one = target[i].expand(rows.stop - rows.start) if isinstance(target, Tensor) else target
+            mean[i] += (full(observed.score_in(output, one, cam.on)) * counts[rows]).sum() / counts.sum()
+
+    in_chunks(run, len(base), cam.chunk_size, base)
+    return y - mean

@@ -1,0 +1,168 @@
+"""Extremal perturbation. Fong et al., ICCV 2019, https://arxiv.org/abs/1910.08485
+
+    m(u)   = smooth max over cells v of k(|u - v| / sigma) g[v], k(z) = exp(-2 max(z - 1/2, 0)^2)   (1)
+    x[m]   = x blurred at each pixel as much as m is below 1                                        (2)
+    maximize over g in [0, 1]  r - lambda[t] mean((sort(m) - ref)^2)                                (3)
+    r      = y(x[m]) "preserve", -y(x[1 - m]) "delete", y(x[m]) - y(x[1 - m]) "dual"                (4)
+
+g: a value for each cell v of a grid. smooth max: the mean, weighted with the softmax of `coldness` times the values.
+ref: zeros, then ones on the share `area` of the pixels. lambda[t] grows with every step. y: logit. The map is m, or the
+sum over several areas, found by gradient ascent with momentum; images are mirrored at every second step.
+Differs from the authors' code: m of (3) has no margin around the image, so that `area` is a share of the image.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import Attribution, full
+from .chunks import in_chunks
+from .maps import blur
+from .observe import Observed
+from .targets import Resolved, Score, pick_logits, score, take
+
+LR, MOMENTUM, COLDNESS = 0.01, 0.9, 20.0
+
+
+@dataclass(frozen=True)
+class ExtremalPerturbation(Attribution):
+    """The mask of a given area through which the class is seen best.
+
+    Args:
+        areas: shares of the image.
+        variant: r of (4).
+        contrastive: explain the logit minus the largest other one.
+        steps: of the ascent.
+        step: pixels from a cell to the next.
+        sigma: reach of a cell in pixels.
+        levels: of blur, between which (2) interpolates.
+        blur_sigma: standard deviation of the strongest blur in pixels.
+        weight: lambda at the first step.
+        growth: factor of lambda from step to step.
+        mirror: images, not signals, are mirrored at every second step.
+        on: what is explained, see `Gradient`.
+        chunk_size: masks that are optimized at once; by default what suits the device and the image size.
+    """
+
+    areas: Sequence[float] = (0.1,)
+    variant: Literal["preserve", "delete", "dual"] = "preserve"
+    contrastive: bool = False
+    steps: int = 800
+    step: int = 7
+    sigma: float = 21.0
+    levels: int = 8
+    blur_sigma: float = 20.0
+    weight: float = 300.0
+    growth: float = 1.0035
+    mirror: bool = True
+    on: Score = "logit"
+    chunk_size: int | None = None
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        if not self.areas or not all(0 < area < 1 for area in self.areas) or self.levels < 2 or self.step < 1:
+            raise ValueError(
+                f"expected areas between 0 and 1, levels of at least 2 and a step of at least 1, "
+                f"got areas={self.areas}, levels={self.levels}, step={self.step}."
+            )
+        areas = torch.tensor(list(self.areas), device=images.device)
+        maps = torch.zeros(len(areas), *images[:, 0].shape, dtype=full(images[:0]).dtype, device=images.device)
+
+        def optimize(rows: slice) -> None:
+            pair = torch.arange(rows.start, rows.stop, device=images.device)
+            i, a = pair // len(areas), pair % len(areas)
+            maps[a, i] = self._optimize(observed, images[i], take(target, i), areas[a]).to(maps)
+
+        in_chunks(optimize, len(areas) * len(images), self.chunk_size, images)
+        return maps.sum(0)
+
+    def _optimize(self, observed: Observed, images: Tensor, target: Resolved, areas: Tensor) -> Tensor:
+        """Masks (B, *spatial) after the last step."""
+        mask = _Mask(images, self.step, self.sigma)
+        pyramid = _pyramid(full(images), self.levels, self.blur_sigma)
+        pixels = math.prod(images.shape[2:])
+        ref = (torch.arange(pixels, device=images.device) >= (pixels * (1 - areas[:, None])).floor()).to(pyramid.dtype)
+        g = torch.ones(len(images), *mask.grid, dtype=pyramid.dtype, device=images.device)
+        velocity: Tensor | None = None
+        weight = self.weight
+        m = mask(g)
+        for t in range(self.steps):
+            with torch.enable_grad():
+                g.requires_grad_()
+                m = mask(g)
+                area = (m.flatten(1).sort(1).values - ref).square().mean(1)
+                r = self._reward(observed, pyramid, m, target, images.dtype, flip=self.mirror and t % 2 == 0)
+                objective = full(r) - weight * area  # (3)
+                (slope,) = torch.autograd.grad(objective.sum(), g)
+            velocity = slope if velocity is None else MOMENTUM * velocity + (1 - MOMENTUM) * slope
+            g = (g.detach() + LR * velocity).clamp(0, 1)
+            weight *= self.growth
+        return mask(g).detach() if self.steps else m
+
+    def _reward(
+        self, observed: Observed, pyramid: Tensor, m: Tensor, target: Resolved, dtype: torch.dtype, flip: bool
+    ) -> Tensor:
+        """r of (4) for each mask, (B,)."""
+
+        def y(mask: Tensor) -> Tensor:
+            x = _blurred(pyramid, mask).to(dtype)
+            output = observed.run(x.flip(-1) if flip and x.ndim > 3 else x)
+            if not self.contrastive:
+                return observed.score_in(output, target, self.on)
+            if not isinstance(target, Tensor):
+                raise TypeError("expected class indices as target with contrastive=True, got a callable.")
+            logits = pick_logits(output, observed.output)
+            others = logits.scatter(1, target.clamp(max=logits.shape[1] - 1)[:, None], -torch.inf).amax(1)
+            return score(logits, target, self.on) - others
+
+        if self.variant == "preserve":
+            return y(m)
+        return -y(1 - m) if self.variant == "delete" else y(m) - y(1 - m)
+
+
+def _pyramid(images: Tensor, levels: int, sigma: float) -> Tensor:
+    """Images from the most blurred to the untouched, (B, levels, C, *spatial)."""
+    sigmas = [sigma * (1 - l / (levels - 1)) for l in range(levels)]  # noqa: E741
+    return torch.stack([blur(images, 2 * math.ceil(4 * s) + 1, s) if s else images for s in sigmas], 1)
+
+
+def _blurred(pyramid: Tensor, m: Tensor) -> Tensor:
+    """(2) with masks m (B, *spatial): linear interpolation between the two nearest levels."""
+    top = pyramid.shape[1] - 1
+    at = (m * top)[:, None, None]
+    low = at.detach().floor().clamp(0, top - 1)
+    index = low.long().expand(-1, 1, *pyramid.shape[2:])
+    below, above = pyramid.gather(1, index), pyramid.gather(1, index + 1)
+    return torch.lerp(below, above, (at - low).expand_as(below))[:, 0]
+
+
+class _Mask:
+    """(1) for grids of cells that cover images: g (B, *grid) -> m (B, *spatial)."""
+
+    def __init__(self, images: Tensor, step: int, sigma: float) -> None:
+        size = images.shape[2:]
+        self.grid = [math.ceil(side / step) for side in size]
+        self.radius = 1 + math.ceil(sigma / step)  # cells farther away do not count
+        near = torch.arange(-self.radius, self.radius + 1, device=images.device)
+        self.index, squares = [], []
+        for side in size:
+            u = torch.arange(side, device=images.device)[:, None]
+            v = u // step + near
+            self.index.append(v + self.radius)  # into the padded grid
+            squares.append((u - step * v).to(full(images[:0]).dtype).square())
+        d2 = squares[0]
+        for square in squares[1:]:  # (pixels, near) of each axis in turn
+            d2 = d2[..., None, None] + square
+        self.kernel = (-2 * (d2.sqrt() / sigma - 0.5).clamp(min=0).square()).exp()
+
+    def __call__(self, g: Tensor) -> Tensor:
+        values = torch.nn.functional.pad(g, [self.radius, self.radius + 1] * len(self.grid))
+        for axis, index in enumerate(self.index):  # each axis becomes two: pixels, near
+            values = values.index_select(1 + 2 * axis, index.flatten()).unflatten(1 + 2 * axis, index.shape)
+        values = self.kernel * values
+        axes = range(len(self.index))
+        values = values.permute(0, *[1 + 2 * k for k in axes], *[2 + 2 * k for k in axes]).flatten(1 + len(axes))
+        return (values * (COLDNESS * values).softmax(-1)).sum(-1).clamp(0, 1)

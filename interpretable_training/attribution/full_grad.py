@@ -1,0 +1,65 @@
+"""FullGrad. Srinivas and Fleuret, NeurIPS 2019, https://arxiv.org/abs/1905.00780
+
+    T[0] = dy/dx * x, T[i] = dy/dz[i] * b[i]                        (1)
+    S    = sum over i of sum over channels of up(n(|T[i]|))         (2)
+    y    = sum over i of the sum of T[i], linear layers included    (3)
+
+x: image. z[i], b[i]: output and bias of the convolution or batch norm i. n: range normalization of the whole tensor
+T[i] of an image ("layer"), or of each channel. y: logit; (3) is exact for networks that are piecewise linear.
+Differs from the authors' code: no epsilon in n, so that the scale of the logits does not matter.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .affine import split
+from .base import Attribution
+from .maps import EPS, normalize, resize
+from .observe import Observed, Output, observe, prepare
+from .targets import Resolved, Target
+
+
+@dataclass(frozen=True)
+class FullGrad(Attribution):
+    """What the image and every bias contribute, all over the network.
+
+    Args:
+        rescale: n in (2) of each "layer" as the authors, of each "channel" as pytorch-grad-cam, or "none" as the paper.
+        implicit: count the implicit biases of activations such as GELU and SiLU, too.
+        align_corners: how upsampling places the corners; the authors' code has True.
+    """
+
+    rescale: Literal["layer", "channel", "none"] = "layer"
+    implicit: bool = False
+    align_corners: bool = False
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        maps: list[Tensor] = [torch.zeros_like(images[:, 0])]
+
+        def add(T: Tensor) -> None:
+            maps[0] = maps[0] + resize(self._over_channels(T.abs()), images.shape[2:], self.align_corners)  # (2)
+
+        add(split(observed, images, target, add, self.implicit).T)  # (1)
+        return maps[0]
+
+    def delta(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> Tensor:
+        """What completeness misses, sum of all T - y (B,)."""
+        with observe(model, output) as observed:
+            images = prepare(observed, images)
+            resolved = observed.resolve(images, target)
+            return split(observed, images, resolved, lambda T: None, self.implicit).missing()  # (3)
+
+    def _over_channels(self, v: Tensor) -> Tensor:
+        """The sum over channels of n(v), (B, *spatial)."""
+        if self.rescale == "none":
+            return v.sum(1)
+        if self.rescale == "channel":
+            return normalize(v.flatten(0, 1)).view_as(v).sum(1)
+        low, high = v.flatten(1).aminmax(dim=1)
+        span = high - low
+        flat = span <= EPS * high
+        low, span, flat = (t.reshape(-1, *[1] * (v.ndim - 2)) for t in (low, span, flat))
+        return ((v.sum(1) - v.shape[1] * low) / span.masked_fill(flat, 1)).masked_fill(flat, 0)

@@ -1,0 +1,53 @@
+"""Guided Expected Grad-CAM. Buono and Akesson, Towards gradient faithfulness and beyond, Halmstad University, 2023.
+
+    phi = mean over s of (x - x'[s]) * dy(x[s])/dx     (1)
+    H   = n(up(L)) phi                                 (2)
+    S   = sum over channels of |H|                     (3)
+
+L: Expected Grad-CAM. x: image (C, H, W). x'[s], x[s]: the same baselines and draws as those of L, so that one backward
+pass for each draw gives both gradients. y: logit. n: range normalization.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Attribution
+from .expected_grad_cam import Draws, ExpectedGradCAM, features, for_draws, mean_map
+from .gradient import Reduce, reduce_channels
+from .maps import normalize
+from .observe import Observed
+from .targets import Resolved
+
+
+@dataclass(frozen=True)
+class GuidedExpectedGradCAM(Attribution):
+    """Where Expected Grad-CAM looks, in the detail of expected gradients.
+
+    Args:
+        cam: the Expected Grad-CAM, with its baselines and draws, of one layer.
+        reduce: of the channels, see `Gradient`.
+    """
+
+    cam: ExpectedGradCAM
+    reduce: Reduce = "abs_sum"
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        cam = self.cam
+        layers = cam.layers(observed, images, target)
+        if len(layers) > 1 or not cam.upsample or cam.rule != "plain":
+            raise ValueError("expected a cam of one layer with upsample=True and rule='plain'; change its options.")
+        A = features(observed, images, target, layers[0])
+        total, B = cam.batches * cam.n, len(images)
+        w = torch.zeros(cam.batches * B, A.shape[1], dtype=A.dtype, device=A.device)
+        phi = torch.zeros(images.shape, dtype=A.dtype, device=A.device)
+
+        def add(rows: Draws) -> None:
+            w.index_add_(0, rows.batch * B + rows.i, (rows.G * rows.D).flatten(2).mean(2) / cam.n)
+            assert rows.dx is not None
+            phi.index_add_(0, rows.i, rows.dx / total)  # (1)
+
+        for_draws(cam, observed, images, target, layers[0], A, add, of_input=True)
+        L = cam.fuse([mean_map(w, A, cam.relu)], images)
+        return reduce_channels(normalize(L)[:, None] * phi, self.reduce)  # (2), (3)

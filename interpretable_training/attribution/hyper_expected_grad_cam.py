@@ -1,0 +1,163 @@
+"""Hyper Expected Grad-CAM. Buono and Akesson, Towards gradient faithfulness and beyond, Halmstad University, 2023.
+
+The thesis describes four stages in words; this is one reading of them that can be computed. E(z, l): Expected Grad-CAM
+of input z at layer l; n: range normalization; layers 1 to T from fine to coarse, T that of E.
+
+    m      = n(up(E(x, T))), a = number of pixels with m >= threshold                              (1)
+    K[0]   = IR round(sqrt(a) / IR), from IR to the image; IR = round(H / h)                       (2)
+    stages = min(most, 1 + floor(log2(K[0] / IR)));  K[s] = IR round(K[0] / 2^s / IR), at least IR  (3)
+    M[s]   = n(sum over blocks b of side K[s] of 1[b] up(E(x inside b, T)))                        (4)
+    mu[t]  = n(E(x, t)), h[t] = mu[t] - up(down(mu[t])), down: to the size of mu[t + 1]            (5)
+    r[T]   = mu[T], r[t] = relu(up(r[t + 1]) + h[t]), R = n(up(r[1]))                              (6)
+    P      = n(n(sum over s of M[s]) product over s of ((1 - beta) + beta M[s]))                   (7)
+    S      = n(P R)                                                                                (8)
+
+x: image (C, H, W), which outside of a block is zero, the mean color. Every input has the size of the image, as the
+thesis wants it. beta: its "bidirectional modulation" of 0.95, so that no single stage can erase a pixel.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Attribution
+from .choose import scale_layers
+from .expected_grad_cam import ExpectedGradCAM, features
+from .maps import blur, normalize, resize
+from .observe import Observed, Output, observe, prepare
+from .targets import Resolved, Target, take
+
+
+class HyperStages(NamedTuple):
+    """What each stage gave. first: m of (1). blocks: sides K[s] of each image. supermaps: M[s] of each image.
+
+    layers: names from fine to coarse; details: h of (5), coarsest layer's mu last. frequency: R. accumulated: P.
+    """
+
+    first: Tensor
+    blocks: list[list[tuple[int, ...]]]
+    supermaps: list[Tensor]
+    layers: list[str]
+    details: list[Tensor]
+    frequency: Tensor
+    accumulated: Tensor
+    saliency: Tensor
+
+
+@dataclass(frozen=True)
+class HyperExpectedGradCAM(Attribution):
+    """Expected Grad-CAM of the image, of blocks of it in several sizes, and of all scales of the network, combined.
+
+    Args:
+        cam: the Expected Grad-CAM of (1), of one layer; that of blocks and of other layers has the same baselines.
+        local_draws: draws for each block.
+        threshold: of (1).
+        most: most stages.
+        beta: of (7); 1 is the plain product.
+        layers: "auto", the last layer of each grid size up to that of `cam`, or names from fine to coarse.
+        fill: outside of a block the image is "zero" or a "blur" of it.
+    """
+
+    cam: ExpectedGradCAM
+    local_draws: int = 10
+    threshold: float = 0.5
+    most: int = 3
+    beta: float = 0.95
+    layers: str | Sequence[str] = "auto"
+    fill: Literal["zero", "blur"] = "zero"
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        return self._stages(observed, images, target).saliency
+
+    def stages(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> HyperStages:
+        """The intermediate results, the map last."""
+        with observe(model, output) as observed:
+            images = prepare(observed, images)
+            return self._stages(observed, images, observed.resolve(images, target))
+
+    def _stages(self, observed: Observed, images: Tensor, target: Resolved) -> HyperStages:
+        names = self._names(observed, images, target)
+        maps = [self._explain(observed, images, target, name) for name in names]
+        size = images.shape[2:]
+        m = normalize(resize(maps[-1], size))  # (1)
+        ratio = [max(1, round(S / s)) for S, s in zip(size, maps[-1].shape[1:])]
+        blocks = [self._blocks(one, ratio) for one in m]
+        supermaps = []
+        for i, sides in enumerate(blocks):
+            one = slice(i, i + 1)
+            found = [self._supermap(observed, images[one], take(target, one), names[-1], K) for K in sides]
+            supermaps.append(normalize(torch.stack(found)))  # (4)
+        details, R = _frequency([normalize(S) for S in maps], size)
+        P = torch.stack([normalize(self._accumulate(M)[None])[0] for M in supermaps])
+        return HyperStages(m, blocks, supermaps, names, details, R, P, normalize(P * R))  # (8)
+
+    def _names(self, observed: Observed, images: Tensor, target: Resolved) -> list[str]:
+        own = self.cam.layers(observed, images, target)
+        if len(own) > 1:
+            raise ValueError(f"expected a cam of one layer, got {own}.")
+        if self.layers != "auto":
+            finer = [self.layers] if isinstance(self.layers, str) else list(self.layers)
+        else:
+            cells = features(observed, images[:1], take(target, slice(1)), own[0])[0, 0].numel()
+            scales = scale_layers(observed, images, target)
+            finer = [c.name for c in scales if math.prod(c.grid.shape) > cells]
+        return [name for name in finer if name != own[0]] + own
+
+    def _explain(
+        self, observed: Observed, images: Tensor, target: Resolved, layer: str, n: int | None = None
+    ) -> Tensor:
+        """The map of Expected Grad-CAM at the layer's resolution, not normalized."""
+        cam = self.cam if n is None else replace(self.cam, n=n)
+        S = cam.layer_map(observed, images, target, layer)
+        return S.relu() if cam.relu else S
+
+    def _blocks(self, m: Tensor, ratio: Sequence[int]) -> list[tuple[int, ...]]:
+        """The sides K[s] of the blocks of one image, stage by stage."""
+        side = int((m >= self.threshold).sum()) ** (1 / m.ndim)
+        first = [min(max(1, round(side / r)), max(1, S // r)) for r, S in zip(ratio, m.shape)]  # (2), in units of IR
+        stages = min(self.most, 1 + int(math.log2(max(first))))
+        return [tuple(r * max(1, round(k / 2**s)) for r, k in zip(ratio, first)) for s in range(stages)]  # (3)
+
+    def _supermap(
+        self, observed: Observed, image: Tensor, target: Resolved, layer: str, sides: Sequence[int]
+    ) -> Tensor:
+        """What each block of one image (1, C, ...) gives inside of itself, (*spatial)."""
+        inside = _tiles(image, sides)
+        outside = blur(image) if self.fill == "blur" else torch.zeros_like(image)
+        inputs = torch.where(inside[:, None], image, outside)
+        many = target.expand(len(inputs)) if isinstance(target, Tensor) else target
+        maps = resize(self._explain(observed, inputs, many, layer, self.local_draws), image.shape[2:])
+        return (maps * inside).sum(0)
+
+    def _accumulate(self, M: Tensor) -> Tensor:
+        """(7) of one image's supermaps (stages, *spatial), before the last n."""
+        up = normalize(M.flip(0).sum(0)[None])[0]
+        return up * ((1 - self.beta) + self.beta * M).prod(0)
+
+
+def _tiles(image: Tensor, sides: Sequence[int]) -> Tensor:
+    """Which pixels each block covers, (blocks, *spatial); the last ones are cut at the border."""
+    number = torch.zeros(image.shape[2:], dtype=torch.long, device=image.device)
+    for axis, (S, K) in enumerate(zip(image.shape[2:], sides)):
+        along = torch.arange(S, device=image.device) // K
+        number = number * (-(-S // K)) + along.reshape(-1, *[1] * (image.ndim - 3 - axis))
+    return number == torch.arange(int(number.max()) + 1, device=image.device).reshape(-1, *[1] * number.ndim)
+
+
+def _frequency(mu: list[Tensor], size: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """h of (5), with mu[T] last, and R of (6), for normalized maps from fine to coarse."""
+    pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(size) - 1]
+    details = []
+    for fine, coarse in itertools.pairwise(mu):
+        down = pool(fine[:, None], tuple(coarse.shape[1:]))[:, 0]
+        details.append(fine - resize(down, fine.shape[1:]))  # (5)
+    r = mu[-1]
+    for h in reversed(details):
+        r = (resize(r, h.shape[1:]) + h).relu()
+    return [*details, mu[-1]], normalize(resize(r, size))  # (6)

@@ -1,0 +1,87 @@
+"""Occlusion. Zeiler and Fergus, ECCV 2014, https://arxiv.org/abs/1311.2901
+
+    D[b] = y(x) - y(x without patch b)                  (1)
+    S[p] = mean of D[b] over the patches b that cover p  (2)
+
+x: image. y: logit. Patches lie on a grid; the last of each row and column is cut at the border, every pixel is covered.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Attribution, full
+from .chunks import in_chunks
+from .observe import Observed
+from .targets import Resolved, Score, take
+
+
+@dataclass(frozen=True)
+class Occlusion(Attribution):
+    """How much the score falls when a patch is hidden.
+
+    Args:
+        patch: sides of a patch in pixels, one for all axes or one each.
+        stride: from a patch to the next, one for all axes or one each; at most `patch`.
+        value: what is hidden becomes this, in units of the network's input: 0 is the mean color of normalized images;
+            or a tensor that fits the images.
+        on: what is explained, see `Gradient`.
+        chunk_size: images per pass; by default what suits the device and the image size.
+    """
+
+    patch: int | Sequence[int] = 16
+    stride: int | Sequence[int] = 8
+    value: float | Tensor = 0.0
+    on: Score = "logit"
+    chunk_size: int | None = None
+
+    @torch.no_grad()
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        covers = self._covers(images)
+        counts = torch.tensor([len(cover) for cover in covers])
+        P, B = int(counts.prod()), len(images)
+        value = torch.as_tensor(self.value).to(images).expand_as(images)
+        y = full(observed.score(images, target, self.on))
+        total = torch.zeros(images[:, 0].shape, dtype=y.dtype, device=y.device)
+
+        def hide(rows: slice) -> None:
+            pair = torch.arange(rows.start, rows.stop, device=images.device)
+            i, b = pair // P, pair % P
+            inside = _patches(covers, b)
+            output = observed.run_fast(torch.where(inside[:, None], value[i], images[i]))
+            D = y[i] - full(observed.score_in(output, take(target, i), self.on))  # (1)
+            total.index_add_(0, i, D.reshape(-1, *[1] * (total.ndim - 1)) * inside)
+
+        in_chunks(hide, P * B, self.chunk_size, images)
+        return total / _patches([cover.sum(0, keepdim=True) for cover in covers], torch.zeros(1).long())  # (2)
+
+    def _covers(self, images: Tensor) -> list[Tensor]:
+        """For each axis which pixels each patch covers, (patches, side)."""
+        axes = images.ndim - 2
+        patch, stride = ([v] * axes if isinstance(v, int) else list(v) for v in (self.patch, self.stride))
+        right = len(patch) == len(stride) == axes and all(1 <= t <= k for k, t in zip(patch, stride))
+        if not right:
+            raise ValueError(
+                f"expected 1 <= stride <= patch for {axes} axes, so that patches cover every pixel, "
+                f"got patch {self.patch} and stride {self.stride}."
+            )
+        covers = []
+        for side, k, t in zip(images.shape[2:], patch, stride):
+            start = t * torch.arange(math.ceil(max(side - k, 0) / t) + 1, device=images.device)[:, None]
+            p = torch.arange(side, device=images.device)
+            covers.append((start <= p) & (p < start + k))
+        return covers
+
+
+def _patches(covers: Sequence[Tensor], b: Tensor) -> Tensor:
+    """The product over axes of what the patches number b cover, (len(b), *spatial)."""
+    inside = covers[-1][b % len(covers[-1])]
+    for cover in reversed(covers[:-1]):
+        b = b // len(covers[-1])
+        covers = covers[:-1]
+        rows = cover[b % len(cover)]
+        inside = rows.reshape(*rows.shape, *[1] * (inside.ndim - 1)) * inside[:, None]
+    return inside

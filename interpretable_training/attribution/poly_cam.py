@@ -1,0 +1,142 @@
+"""Poly-CAM. Englebert et al., ICPR 2022, https://arxiv.org/abs/2204.13359
+
+    H[l, k] = up(q(A[l, k])), q(v) = (v - low v) / high v in [0, 1]             (1)
+    w[l, k] = p(H[l, k] * x)                                                    (2) "+"
+            = relu(p(x) - p((1 - H[l, k]) * x))                                 (3) "-"
+            = relu(p(H[l, k] * x) + p(x) - p((1 - H[l, k]) * x))                (4) "+-"
+    M[l]    = relu(sum over k of w[l, k] A[l, k])                               (5)
+    P[L]    = M[L], P[l] = relu(M[l] / up(down(M[l])) * up(P[l + 1]))           (6)
+    S       = up(q(P[1]))                                                       (7)
+
+A[l]: activations of layer l, fine to coarse. low, high: the percentiles 0.1 and 99.9 over the places of a channel. p:
+probability of the class. x: image. down: to the size of P[l + 1]; up: to the image's size, in (6) to that of M[l].
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .base import Attribution, full
+from .capture import capture
+from .choose import scale_layers
+from .chunks import in_chunks
+from .maps import mask_images, resize
+from .observe import Observed, Output, observe, prepare
+from .targets import Resolved, Score, Target, take
+
+TINY, OUTLIERS = 1e-12, 0.001
+
+
+@dataclass(frozen=True)
+class PolyCAM(Attribution):
+    """Score-CAM's idea at several layers, each refining the map of the coarser one.
+
+    Args:
+        variant: of the weights: "+" (2), "-" (3) or "+-" (4).
+        layers: "auto", the last layer of each grid size, or names from fine to coarse.
+        lnorm: divide by the local mean in (6), or else not.
+        on: explain the "prob" or another score.
+        mean: the normalization's, to mask with black instead of the mean color; with `std`.
+        std: see `mean`.
+        align_corners: how upsampling places the corners.
+        chunk_size: images per pass; by default what suits the device and the image size.
+    """
+
+    variant: Literal["+", "-", "+-"] = "+-"
+    layers: str | Sequence[str] = "auto"
+    lnorm: bool = True
+    on: Score = "prob"
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    align_corners: bool = False
+    chunk_size: int | None = None
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        return self._stages(observed, images, target)[-1]
+
+    def stages(
+        self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None
+    ) -> dict[str, Tensor]:
+        """layer -> up(q(P[l])), (B, H, W), from coarse to fine; the last one is the map."""
+        with observe(model, output) as observed:
+            images = prepare(observed, images)
+            resolved = observed.resolve(images, target)
+            names = self._names(observed, images, resolved)
+            return dict(zip(names[::-1], self._stages(observed, images, resolved)))
+
+    def _names(self, observed: Observed, images: Tensor, target: Resolved) -> list[str]:
+        if self.layers == "auto":
+            found = [c.name for c in scale_layers(observed, images, target)]
+            if not found:
+                raise ValueError(
+                    f"expected a model with a layer whose output is a grid that reaches the score, found none in "
+                    f"{type(observed.module).__name__}; pass layers= with their names."
+                )
+            return found
+        return [self.layers] if isinstance(self.layers, str) else list(self.layers)
+
+    @torch.no_grad()
+    def _stages(self, observed: Observed, images: Tensor, target: Resolved) -> list[Tensor]:
+        names = self._names(observed, images, target)
+        captured = capture(observed, images, names, target, gradient=False)
+        p0 = full(observed.score_in(captured.output, target, self.on))
+        stages: list[Tensor] = []
+        P: Tensor | None = None
+        for name in reversed(names):
+            A = full(captured.A[name])
+            w = self._weights(observed, images, target, percentiles(A, 2), p0)
+            M = torch.einsum("bk,bk...->b...", w, A).relu()  # (5)
+            P = M if P is None else self._refine(M, P)
+            stages.append(resize(percentiles(P, 1), images.shape[2:], self.align_corners))  # (7)
+        return stages
+
+    def _refine(self, M: Tensor, P: Tensor) -> Tensor:
+        size = M.shape[1:]
+        if self.lnorm:
+            local = resize(resize(M, P.shape[1:], self.align_corners), size, self.align_corners)
+            M = M / local.clamp(min=TINY)
+        return (M * resize(P, size, self.align_corners)).relu()  # (6)
+
+    def _weights(self, observed: Observed, images: Tensor, target: Resolved, q: Tensor, p0: Tensor) -> Tensor:
+        """w of one layer (B, K) for its normalized channels `q` (B, K, *spatial)."""
+        B, K = q.shape[:2]
+        w = q.new_zeros(B * K)
+
+        def score(rows: slice) -> None:
+            pair = torch.arange(rows.start, rows.stop, device=images.device)
+            i, k = pair // K, pair % K
+            H, part = resize(q[i, k], images.shape[2:], self.align_corners), take(target, i)  # (1)
+
+            def p(mask: Tensor) -> Tensor:
+                output = observed.run_fast(mask_images(images[i], mask, self.mean, self.std))
+                return full(observed.score_in(output, part, self.on)).to(w)
+
+            if self.variant == "+":
+                w[rows] = p(H)  # (2)
+            elif self.variant == "-":
+                w[rows] = (p0[i] - p(1 - H)).relu()  # (3)
+            else:
+                w[rows] = (p(H) + p0[i] - p(1 - H)).relu()  # (4)
+
+        in_chunks(score, B * K, self.chunk_size, images)
+        return w.view(B, K)
+
+
+def percentiles(v: Tensor, leading: int) -> Tensor:
+    """q of tensors whose places come behind the first `leading` dimensions."""
+    flat = v.flatten(leading)
+    low, high = _percentile(flat, OUTLIERS), _percentile(flat, 1 - OUTLIERS)
+    return ((flat - low) / high.clamp(min=TINY)).clamp(0, 1).view_as(v)  # (1)
+
+
+def _percentile(flat: Tensor, share: float) -> Tensor:
+    # `torch.quantile` takes no more than 16 million values.
+    at = share * (flat.shape[-1] - 1)
+    below = math.floor(at)
+    above = min(below + 1, flat.shape[-1] - 1)
+    first, second = (flat.kthvalue(k + 1, keepdim=True).values for k in (below, above))
+    return torch.lerp(first, second, at - below)

@@ -1,0 +1,114 @@
+"""RISE. Petsiuk et al., BMVC 2018, https://arxiv.org/abs/1806.07421
+
+    G[i] ~ Bernoulli(p1) on a grid of cells, M[i] = G[i] upsampled, shifted by less than a cell    (1)
+    S    = 1 / (N p1) sum over i of p(M[i] * x) M[i]                                              (2)
+
+x: image. p: probability of the target class. With `normalizer="empirical"` the sum over i of M[i], pixel by pixel,
+stands in (2) for its expectation N p1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .base import Attribution, full
+from .chunks import in_chunks
+from .maps import mask_images
+from .observe import Observed
+from .targets import Resolved, Score, take
+
+
+@dataclass(frozen=True)
+class RISE(Attribution):
+    """The mean of random masks, each weighted by the score of the image seen through it.
+
+    Args:
+        n: number of masks.
+        cells: of the grid, along each axis.
+        p1: share of the cells that stay.
+        normalizer: see (2).
+        on: what is explained, see `Gradient`.
+        mean: the normalization's, to mask with black instead of the mean color; with `std`.
+        std: see `mean`.
+        seed: the masks; they are the same for every image.
+        chunk_size: images per pass; by default what suits the device and the image size.
+    """
+
+    n: int = 8000
+    cells: int = 7
+    p1: float = 0.5
+    normalizer: Literal["expected", "empirical"] = "expected"
+    on: Score = "prob"
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    seed: int = 0
+    chunk_size: int | None = None
+
+    @torch.no_grad()
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        masks, B = self._masks(images), len(images)
+        total = torch.zeros(images[:, 0].shape, dtype=masks.dtype, device=images.device)
+        mass = torch.zeros_like(total[0])
+
+        def score(rows: slice) -> None:
+            pair = torch.arange(rows.start, rows.stop, device=images.device)
+            first, s, i = rows.start // B, pair // B, pair % B
+            M = masks.at(torch.arange(first, (rows.stop - 1) // B + 1, device=images.device))[s - first]  # (1)
+            output = observed.run_fast(mask_images(images[i], M, self.mean, self.std))
+            p = full(observed.score_in(output, take(target, i), self.on)).to(M)
+            total.index_add_(0, i, p.reshape(-1, *[1] * (M.ndim - 1)) * M)
+            mass.add_(M[i == 0].sum(0))
+
+        in_chunks(score, self.n * B, self.chunk_size, images)
+        return total / (mass.clamp(min=torch.finfo(mass.dtype).tiny) if self.normalizer == "empirical" else masks.mass)
+
+    def _masks(self, images: Tensor) -> "_Masks":
+        if self.n < 1 or self.cells < 1 or not 0 < self.p1 <= 1:
+            raise ValueError(
+                f"expected n and cells of at least 1 and 0 < p1 <= 1, got n={self.n}, cells={self.cells}, p1={self.p1}."
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        size = images.shape[2:]
+        dtype = full(images[:0]).dtype
+        grid = (torch.rand(self.n, *[self.cells] * len(size), generator=generator) < self.p1).to(images.device, dtype)
+        sides = [math.ceil(side / self.cells) for side in size]
+        offsets = [torch.randint(side, (self.n,), generator=generator).to(images.device) for side in sides]
+        return _Masks(grid, offsets, sides, size, self.n * self.p1)
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """Upsampled bit by bit: all masks together would be too large."""
+
+    grid: Tensor  # (N, cells, ...)
+    offsets: Sequence[Tensor]  # (N,) for each axis
+    sides: Sequence[int]  # of a cell
+    size: Sequence[int]
+    mass: float
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.grid.dtype
+
+    def at(self, s: Tensor) -> Tensor:
+        """The masks number s, (len(s), *size)."""
+        M = self.grid[s]
+        for axis, (offset, side, n) in enumerate(zip(self.offsets, self.sides, self.size), 1):
+            weights = self._interpolation(offset[s], side, n)
+            M = torch.einsum("npc,nc...->np...", weights, M.movedim(axis, 1)).movedim(1, axis)
+        return M
+
+    def _interpolation(self, offset: Tensor, side: int, n: int) -> Tensor:
+        """What each cell gives to each pixel along one axis, (len(offset), n, cells).
+
+        The grid covers one cell more than the image, which is cut out of it at the offset.
+        """
+        cells = self.grid.shape[1]
+        p = offset[:, None] + torch.arange(n, device=offset.device)
+        at = (p + 0.5).to(self.dtype) * cells / ((cells + 1) * side) - 0.5
+        at = at.clamp(0, cells - 1)
+        return (1 - (at[..., None] - torch.arange(cells, device=offset.device)).abs()).clamp(min=0)

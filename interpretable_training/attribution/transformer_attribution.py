@@ -1,0 +1,78 @@
+"""Transformer attribution. Chefer et al., CVPR 2021, https://arxiv.org/abs/2012.09838
+
+    C[l] = I + mean over heads of relu(dy/dA[l] * R[l])    (1)
+    S    = (C[L] ... C[1])[CLS, patches]                   (2)
+    R[l] = relevance of A[l]                               (3) "lrp"
+         = A[l]                                            (4) "attn"
+
+A[l]: attention (heads, T, T) of block l of L. y: logit of the target class. Relevance starts with 1 at y and is passed
+back: by what each positive product w x adds to the output (linear layers), in halves to the factors of a product, to
+the terms of a residual sum in proportion to the sizes of their shares, unchanged through softmax, normalization and
+activation. (4) is the same authors' later variant with gradients alone, ICCV 2021, https://arxiv.org/abs/2103.15679
+Differs from the authors' code: sums are those of one image, not of the batch.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .attention import attention_grid, on_patches
+from .base import Attribution, full
+from .maps import resize
+from .observe import Observed
+from .relevance import OpenAttention, divide
+from .targets import Resolved, Score
+
+
+@dataclass(frozen=True)
+class TransformerAttribution(Attribution):
+    """Which patches reach the class token, through attention that speaks for the class.
+
+    Args:
+        relevance: R of (1): "lrp" (3) or "attn" (4).
+        start_layer: first block that counts.
+        on: explain the "logit" or the "prob", "logprob", "sigmoid" of the class.
+        upsample: to image resolution.
+        align_corners: how upsampling places the corners.
+    """
+
+    relevance: Literal["lrp", "attn"] = "lrp"
+    start_layer: int = 0
+    on: Score = "logit"
+    upsample: bool = True
+    align_corners: bool = False
+
+    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+        A, dA = self._attention(observed, images, target, lrp=False)
+        grid = attention_grid(observed, images, A)
+        if not 0 <= self.start_layer < len(A):
+            raise ValueError(f"expected start_layer from 0 to {len(A) - 1}, got {self.start_layer}.")
+        R = A
+        if self.relevance == "lrp":
+            A, s = self._attention(observed, images, target, lrp=True)
+            R = [full(a) * full(slope) for a, slope in zip(A, s)]  # (3)
+        T = A[0].shape[-1]
+        I = torch.eye(T, dtype=full(A[0]).dtype, device=images.device)  # noqa: E741  the formula's letter
+        C = I.expand(len(images), T, T)
+        for g, r in list(zip(dA, R))[self.start_layer :]:
+            C = (I + (full(g) * full(r)).relu().mean(1)) @ C  # (1), (2)
+        S = on_patches(C, grid)
+        return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
+
+    def _attention(
+        self, observed: Observed, images: Tensor, target: Resolved, lrp: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """A of the blocks (B, heads, T, T) and the gradients dy/dA, or with `lrp` the relevance divided by A."""
+        observed = replace(observed, autocast=()) if lrp else observed  # relevance does not survive half precision
+        with torch.enable_grad():
+            with OpenAttention(lrp) as mode:
+                y = observed.score(images.detach().requires_grad_(), target, self.on)
+            found = [A for A in mode.found if len(A) == len(images)]
+            if not found or not y.requires_grad:
+                return found, [torch.zeros_like(A) for A in found]
+            start = divide(torch.ones_like(y), y).detach() if lrp else torch.ones_like(y)
+            slopes = torch.autograd.grad(y, found, start, allow_unused=True)
+        A = [A.detach() for A in found]
+        return A, [torch.zeros_like(a) if s is None else s for a, s in zip(A, slopes)]

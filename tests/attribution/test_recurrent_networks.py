@@ -1,0 +1,176 @@
+"""Convolutions and an LSTM over series: which layer, which number, and gradients where cuDNN wants train mode."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import METHODS, state
+from torch import nn
+from torch.testing import assert_close
+
+from interpretable_training.attribution import GradCAM, Gradient, explain
+from interpretable_training.attribution.choose import choose_layer
+from interpretable_training.attribution.observe import observe
+from interpretable_training.models import build_network
+
+REFUSE = {"cam", "rawattention", "attentionrollout", "transformerattribution"}  # they ask for other networks
+BASELINES = torch.randn(4, 3, 12, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def series():
+    return torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=["cnn_lstm", "cnn_bilstm"])
+def net(request, series):
+    torch.manual_seed(0)
+    net = build_network(request.param, 1, channels=3, width=4, hidden=12, kernel=3)  # as many features as time steps
+    net(series)
+    return net.eval()
+
+
+class Stacked(nn.Module):
+    """Two LSTMs with dropout between them, and nothing else that is spatial."""
+
+    def __init__(self, layer=nn.LSTM):
+        super().__init__()
+        self.lstm = layer(3, 5, num_layers=2, batch_first=True, dropout=0.5)
+        self.head = nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.head(self.lstm(x.transpose(1, 2))[0].mean(1))
+
+
+class Torn(torch.autograd.Function):
+    """The identity, whose backward pass ends as that of cuDNN does."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise RuntimeError("cudnn RNN backward can only be called in training mode")
+
+
+@pytest.fixture
+def like_cudnn(monkeypatch):
+    """LSTMs and GRUs that have a backward pass in train mode only."""
+    for kind in (nn.LSTM, nn.GRU):
+
+        def forward(self, *args, original=kind.forward, **kwargs):
+            output, state = original(self, *args, **kwargs)
+            if self.training:
+                return output, state
+            return Torn.apply(output), tuple(map(Torn.apply, state)) if isinstance(state, tuple) else Torn.apply(state)
+
+        monkeypatch.setattr(kind, "forward", forward)
+
+
+def by_hand(net, series, sign=1.0):
+    A = net.features(series).detach().requires_grad_()
+    y = net.head(net.lstm(A.transpose(1, 2))[1][0].transpose(0, 1).flatten(1))
+    dA = torch.autograd.grad(sign * y.sum(), A)[0]
+    return (dA.mean(2, keepdim=True) * A).sum(1).relu().detach()
+
+
+def test_grad_cam_of_the_last_convolutions_explains_the_output_itself(net, series):
+    """With 0 as the target it explains what lowers the output."""
+    with observe(net) as observed:
+        assert choose_layer(observed, series) == "features"
+    assert_close(GradCAM()(net, series), by_hand(net, series))
+    assert_close(GradCAM()(net, series, 0), by_hand(net, series, -1.0))
+    assert_close(GradCAM()(net, series, lambda y: y[:, 0]), by_hand(net, series))
+    assert by_hand(net, series).amax(1).min() > 0 or by_hand(net, series, -1.0).amax(1).min() > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.filterwarnings("ignore:image and biases do not add up", "ignore::FutureWarning")
+def test_every_method_has_a_map_of_the_time_steps(net, series, name):
+    method = METHODS[name]
+    if hasattr(method, "baselines"):
+        method = replace(method, baselines=BASELINES)
+    if hasattr(method, "cam"):
+        method = replace(method, cam=replace(method.cam, baselines=BASELINES))
+    if name in REFUSE:
+        with pytest.raises(ValueError, match="expected"):
+            method(net, series)
+        return
+    S = method(net, series)
+    assert S.shape == (2, 12)
+    assert S.isfinite().all()
+
+
+def test_an_lstm_is_no_layer_of_its_own_accord_and_is_read_by_time_if_named(net, series):
+    """Each has as many features as there are time steps: which axis is time cannot be seen."""
+    S = GradCAM(layer="lstm", relu=False)(net, series)
+    A = net.lstm(net.features(series).transpose(1, 2))[0].detach()
+    assert S.shape == (2, 12)
+    assert not S.any()  # the last state is read from another output
+    lstm = Stacked()
+    lstm.lstm = nn.LSTM(3, 12, batch_first=True)
+    lstm.head = nn.Linear(12, 1)
+    A = lstm.lstm(series.transpose(1, 2))[0].detach()
+    expected = torch.einsum("btk,k->bt", A, lstm.head.weight[0]) / 12
+    assert_close(GradCAM(layer="lstm", relu=False)(lstm, series), expected.detach())
+    with pytest.raises(ValueError, match="pass layer= with the name of one"):
+        GradCAM()(lstm, series)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_are_explained_where_only_train_mode_has_gradients(like_cudnn, kind, series):
+    torch.manual_seed(0)
+    net = Stacked(kind).eval()
+    with pytest.raises(RuntimeError, match="training mode"):
+        net(series.requires_grad_()).sum().backward()
+    series = series.detach()
+    A = net.lstm(series.transpose(1, 2))[0].detach()
+    expected = (torch.einsum("btk,k->bt", A, net.head.weight[0]) / 12).detach()
+    before = state(net)
+    assert_close(GradCAM(layer="lstm", relu=False)(net, series), expected)
+    assert Gradient()(net, series).amax() > 0
+    assert state(net) == before
+    assert net.lstm.dropout == 0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_recurrent_layers_are_explained_on_a_gpu(net, series):
+    methods = {"gradcam": GradCAM(), "gradient": Gradient()}
+    expected = explain(methods, net, series)
+    for name, S in explain(methods, net.cuda(), series.cuda()).items():
+        assert_close(S.cpu(), expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_in_training_is_explained_without_its_dropout(series):
+    torch.manual_seed(0)
+    net = Stacked().eval()
+    expected = Gradient()(net, series)
+    net.train()
+    before = state(net)
+    assert_close(Gradient()(net, series), expected, rtol=0, atol=0)
+    assert state(net) == before
+    assert net.lstm.dropout == 0.5
+    net.head.forward = lambda x: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        Gradient()(net, series)
+    assert (net.lstm.dropout, net.lstm.training) == (0.5, True)
+
+
+def test_dropout_stays_where_the_mode_is_kept(series):
+    net = Stacked().train()
+    with observe(net, keep_mode=True):
+        assert (net.lstm.dropout, net.lstm.training) == (0.5, True)
+    net.eval()
+    with observe(net, keep_mode=True):
+        assert net.lstm.dropout == 0  # as in eval mode, in which it was
+
+
+def test_a_layer_with_code_of_its_own_is_in_eval_mode():
+    class Own(nn.LSTM):
+        def forward(self, x, hx=None):
+            return super().forward(x if not self.training else 0 * x, hx)
+
+    net = Stacked(Own).train()
+    with observe(net):
+        assert not net.lstm.training

@@ -165,7 +165,7 @@ class ImageNetDataModule(PicturesDataModule):
 def wnids_of(meta: Path) -> dict[int, str]:
     """WordNet's numbers by those of the devkit, which numbers the classes differently."""
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat
     except ImportError as error:
         raise ImportError(
             f"expected scipy, which reads {os.fspath(meta)!r}, got no such package; "

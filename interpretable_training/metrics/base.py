@@ -39,6 +39,8 @@ class ImageMetric(Metric):
     n_degenerate: Tensor
     facts: Tensor
     chunk_size: int | None = None
+    left_out = "whose scores or maps are not numbers"  # which images, in a warning
+    why_no_number = "are not numbers and"  # in a table
 
     def __init__(self, **kwargs: Any) -> None:
         """To be called when the options are set: the passport is made of them."""
@@ -72,6 +74,11 @@ class ImageMetric(Metric):
         """The scores (B, J) that the number summarizes, by the name of their curve, for metrics that have such."""
         return {}
 
+    @property
+    def wants_high(self) -> bool | None:
+        """Whether a higher number is better, with these options; `higher_is_better` is the class's."""
+        return self.higher_is_better
+
     def passport(self) -> dict[str, Fact]:
         """Everything that decides what the number means."""
         options = self.options()
@@ -79,7 +86,7 @@ class ImageMetric(Metric):
         return {
             "metric": type(self).__name__,
             "formula": self.formula,
-            "direction": "higher is better" if self.higher_is_better else "lower is better",
+            "direction": "higher is better" if self.wants_high else "lower is better",
             "range": f"{low:g} to {high:g}",
             "unit": self.unit,
             **options,
@@ -125,7 +132,7 @@ class ImageMetric(Metric):
         if self.n_invalid:
             warnings.warn(
                 f"{type(self).__name__} leaves out {int(self.n_invalid)} of {int(self.count + self.n_invalid)} images, "
-                "whose scores or maps are not numbers",
+                f"{self.left_out}",
                 stacklevel=2,
             )
         return self.aggregate(self.total / self.count).float()

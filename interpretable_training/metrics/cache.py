@@ -85,10 +85,12 @@ class Cache:
 
 
 def fingerprint(feed: Feed) -> str:
-    """A number that changes with the choice of images and with those of the first batch and their targets."""
+    """A number that changes with the choice of images and with those of the first batch, their targets and regions."""
     plan = zlib.crc32(repr(feed.plan).encode())
-    first = [part for _, _, *batch in feed.read(lambda number: number == 0) for part in batch if part is not None]
-    return f"{plan:08x} {checksum(*first)}"
+    found: list[Any] = []
+    for _, _, images, target, annotations in feed.read_annotated(lambda number: number == 0):
+        found += [images, target, *(part for name in sorted(annotations) for part in annotations[name])]
+    return f"{plan:08x} {checksum(*(torch.as_tensor(part) for part in found if part is not None))}"
 
 
 def refuse_other(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:

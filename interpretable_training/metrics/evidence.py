@@ -5,7 +5,8 @@ not depend on the maps (the clean images, a blurred copy) is kept in `clean`, wh
 share.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from interpretable_training.attribution.targets import Resolved, Target, take
 
 Kind = Literal["prob", "logit", "sigmoid", "accuracy"]
 SCORES: tuple[Kind, ...] = ("prob", "logit", "sigmoid", "accuracy")
+ANNOTATIONS = ("mask", "boxes", "shortcut_mask", "box_target", "mask_target")  # what batches may carry
 SLACK = 1e-4  # by how much a map may leave [0, 1] through rounding
 
 
@@ -36,6 +38,7 @@ class Evidence:
             `saliency_masked`.
         clean: scores that do not depend on the maps.
         chunk_size: images per pass; by default what suits the device and the image size.
+        annotations: where the objects are, by name: `mask`, `boxes`, `shortcut_mask`.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class Evidence:
         known: dict[str, Tensor] | None = None,
         clean: dict[Hashable, Tensor] | None = None,
         chunk_size: int | None = None,
+        annotations: Mapping[str, Any] | None = None,
     ) -> None:
         self._observed, self._images, self._target, self.method = observed, images, target, method
         self._saliency = None if saliency is None else check_saliency(saliency, images)
         self.known = known or {}
+        self.annotations = annotations or {}
         self.clean = {} if clean is None else clean
         self.kept: dict[Hashable, Tensor] = {}
         self.chunk_size = chunk_size
@@ -80,12 +85,14 @@ class Evidence:
     @property
     def degenerate(self) -> Tensor | None:
         """Which maps are constant or not numbers, (B,); None without maps."""
-        return None if self._saliency is None else degenerate(self._saliency)
+        S = self._saliency
+        return None if S is None else self.once("degenerate", lambda: degenerate(S))
 
     @property
     def unknown(self) -> Tensor | None:
         """Which maps hold a value that is not a number, (B,); None without maps."""
-        return None if self._saliency is None else self._saliency.flatten(1).isnan().any(1)
+        S = self._saliency
+        return None if S is None else self.once("unknown", lambda: S.flatten(1).sum(1).isnan())  # all others are finite
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """What `compute` returns, computed only the first time that `key` is asked for."""
@@ -143,7 +150,7 @@ class Evidence:
                 "Coherency(attribution=GradCAM())."
             )
         maps = full(self.method.attribute(self.observed, images, self.target).detach())
-        return maps if raw else normalize(maps)
+        return maps if raw or getattr(self.method, "in_unit_range", False) else normalize(maps)
 
 
 HINTS = {
@@ -182,13 +189,20 @@ def check_saliency(saliency: Tensor, images: Tensor | None) -> Tensor:
             f"{tuple(saliency.shape)}; methods upsample by themselves unless upsample=False."
         )
     saliency = saliency.detach()
-    known = saliency[~saliency.isnan()]
-    if known.numel() and not -SLACK <= float(known.min()) <= float(known.max()) <= 1 + SLACK:
-        raise ValueError(
-            f"expected saliency in [0, 1], got {float(known.min()):.4g} to {float(known.max()):.4g}; "
-            "pass normalize(saliency)."
-        )
-    return saliency.clamp(0, 1)
+    low, high = bounds(saliency)
+    if math.isnan(low):
+        low, high = bounds(saliency[~saliency.isnan()])
+    if not -SLACK <= low <= high <= 1 + SLACK:
+        raise ValueError(f"expected saliency in [0, 1], got {low:.4g} to {high:.4g}; pass normalize(saliency).")
+    return saliency if low >= 0 and high <= 1 else saliency.clamp(0, 1)
+
+
+def bounds(values: Tensor) -> tuple[float, float]:
+    """The lowest and the highest; 0 and 0 of none, NaN where one is."""
+    if not values.numel():
+        return 0.0, 0.0
+    low, high = values.aminmax()
+    return float(low), float(high)
 
 
 @contextmanager
@@ -201,12 +215,13 @@ def gather(
     method: Attribution | None = None,
     output: Output = None,
     chunk_size: int | None = None,
-    **known: Tensor | None,
+    **known: Any,
 ) -> Iterator[Evidence]:
     """Evidence of what the caller has, with the model prepared if there is one."""
     given = {name: value for name, value in known.items() if value is not None}
+    where = {name: given.pop(name) for name in ANNOTATIONS if name in given}
     if model is None or images is None:
-        yield Evidence(images=images, saliency=saliency, method=method, known=given)
+        yield Evidence(images=images, saliency=saliency, method=method, known=given, annotations=where)
         return
     with observe(model, output) as observed:
         images = prepare(observed, images)
@@ -215,4 +230,4 @@ def gather(
             raise ValueError(
                 f"expected one class per image, (B,), got {tuple(resolved.shape)}; repeat images and maps for several."
             )
-        yield Evidence(observed, images, saliency, resolved, method, given, None, chunk_size)
+        yield Evidence(observed, images, saliency, resolved, method, given, None, chunk_size, where)

@@ -20,6 +20,8 @@ from torch.utils.data import (
 from interpretable_training.attribution.maps import one_of
 from interpretable_training.batch import describe, images_and_target
 
+from .evidence import ANNOTATIONS
+
 Split = Literal["val", "test"]
 BATCH = 32  # images, where the data do not come in batches
 
@@ -57,25 +59,36 @@ class Feed:
 
     def read(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Tensor, Tensor | None]]:
         """Number, indices, images and target of each batch whose number is wanted."""
+        for number, indices, images, target, _ in self.read_annotated(wanted):
+            yield number, indices, images, target
+
+    def read_annotated(
+        self, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, list[int], Tensor, Tensor | None, dict[str, Any]]]:
+        """`read` with what else a batch holds, which tells where the objects are."""
         if self.plan is None:
             yield from self._stream(wanted)
             return
         numbers = [number for number in range(len(self.plan)) if wanted(number)]
         for number, batch in zip(numbers, again(self.source, [self.plan[number] for number in numbers])):
             images, target = taken_apart(batch)
-            yield number, self.plan[number], images, target
+            yield number, self.plan[number], images, target, annotations_of(batch)
 
-    def _stream(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Tensor, Tensor | None]]:
+    def _stream(
+        self, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, list[int], Tensor, Tensor | None, dict[str, Any]]]:
         seen = 0
         for number, batch in enumerate(self.source):
             images, target = taken_apart(batch)
+            annotations = annotations_of(batch)
             if self.max_images is not None and seen + len(images) > self.max_images:
                 left = self.max_images - seen
                 images, target = images[:left], None if target is None else target[:left]
+                annotations = {name: value[:left] for name, value in annotations.items()}
             indices = list(range(seen, seen + len(images)))
             seen += len(images)
             if len(images) and wanted(number):
-                yield number, indices, images, target
+                yield number, indices, images, target, annotations
             if seen == self.max_images:
                 return
 
@@ -135,3 +148,10 @@ def taken_apart(batch: Any) -> tuple[Tensor, Tensor | None]:
     elif isinstance(batch, (tuple, list)) and len(batch) == 1:
         alone = batch[0]
     return (alone, None) if isinstance(alone, Tensor) else images_and_target(batch)
+
+
+def annotations_of(entries: Any) -> dict[str, Any]:
+    """What a batch tells of where the objects are: tensors, or lists with one tensor for each image."""
+    if not isinstance(entries, Mapping):
+        return {}
+    return {name: entries[name] for name in ANNOTATIONS if isinstance(entries.get(name), (Tensor, list, tuple))}

@@ -91,7 +91,7 @@ def to_latex(table: Table) -> str:
 
 def headings(table: Table) -> list[str]:
     """Names of the metrics with the better direction."""
-    return [f"{name} {ARROWS[metric.higher_is_better]}".strip() for name, metric in table.metrics.items()]
+    return [f"{name} {ARROWS[metric.wants_high]}".strip() for name, metric in table.metrics.items()]
 
 
 def body(table: Table, write: Callable[[Cell], str]) -> list[list[str]]:
@@ -139,7 +139,8 @@ def notes(table: Table) -> list[str]:
             found.append(f"{method}: {int(flags.sum())} of {len(flags)} maps are constant or not numbers.")
     for cell in table.cells.values():
         if cell.n_invalid:
-            found.append(f"{cell.method}, {cell.metric}: {cell.n_invalid} rows are not numbers and left out.")
+            reason = table.metrics[cell.metric].why_no_number
+            found.append(f"{cell.method}, {cell.metric}: {cell.n_invalid} rows {reason} left out.")
     return found
 
 

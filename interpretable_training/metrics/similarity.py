@@ -97,7 +97,7 @@ def hog(maps: Tensor) -> Tensor:
     if maps.ndim != 3:
         raise ValueError(f"expected maps (B, H, W) for a HOG, got {tuple(maps.shape)}.")
     side = min(maps.shape[1:])
-    cell, block = (16, 3) if side >= 224 else (max(4, side // 14), 2)
+    cell, block = cell_and_block(side)
     if side < cell * block:
         raise ValueError(f"expected maps of at least {cell * block} pixels a side for a HOG, got {tuple(maps.shape)}.")
     dy, dx = torch.zeros_like(maps), torch.zeros_like(maps)  # 0 at the border, which has one neighbor only
@@ -112,6 +112,11 @@ def hog(maps: Tensor) -> Tensor:
     blocks = blocks.permute(0, 2, 3, 4, 5, 1).flatten(3)
     clipped = (blocks / size(blocks)).clamp(max=CLIP)
     return clipped / size(clipped)
+
+
+def cell_and_block(side: int) -> tuple[int, int]:
+    """Pixels of a cell and cells of a block, a side, for maps of `side` pixels."""
+    return (16, 3) if side >= 224 else (max(4, side // 14), 2)
 
 
 def size(blocks: Tensor) -> Tensor:

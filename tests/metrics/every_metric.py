@@ -15,12 +15,20 @@ from interpretable_training.metrics import (
     AverageDropInDeletion,
     AverageGain,
     AverageIncrease,
+    BoxAccuracy,
     Coherency,
     Complexity,
     Deletion,
+    EnergyLocalizationError,
+    EnergyPointingGame,
     Insertion,
     InsertionDeletion,
+    LocalizationError,
     MaxSensitivity,
+    OfficialMetric,
+    PixelF1,
+    PointingGame,
+    SaliencyMetric,
 )
 
 METHOD = GradCAM(layer="4")  # of the fixture `network`
@@ -39,13 +47,38 @@ MAKE: dict[str, Any] = {
     "adcc": lambda: ADCC(METHOD),
     "adcc_of_means": lambda: ADCC(METHOD, average="dataset"),
     "max_sensitivity": lambda: MaxSensitivity(METHOD, n=2),
+    "official_metric": OfficialMetric,
+    "localization_error": lambda: LocalizationError(iou=True),
+    "energy_localization_error": lambda: EnergyLocalizationError(0.5, iou=True),
+    "box_accuracy": lambda: BoxAccuracy(steps=4),
+    "pointing_game": PointingGame,
+    "energy_pointing_game": EnergyPointingGame,
+    "pixel_f1": PixelF1,
+    "pixel_f1_per_box": lambda: PixelF1("casme"),
+    "saliency_metric": SaliencyMetric,
 }
-WITHOUT_MODEL = ("complexity",)
+WITHOUT_MODEL = (
+    "complexity",
+    "localization_error",
+    "energy_localization_error",
+    "box_accuracy",
+    "pointing_game",
+    "energy_pointing_game",
+    "pixel_f1",
+    "pixel_f1_per_box",
+)
+WITHOUT_IMAGES = (*WITHOUT_MODEL, "saliency_metric")  # what does not look at every pixel of the images
+
+
+def where(images: Tensor) -> dict[str, Tensor]:
+    """Where an object is in each image."""
+    return {"mask": images[:, 0] > 0, "boxes": torch.tensor([[1.0, 1.0, 5.0, 4.0]]).expand(len(images), 1, 4)}
 
 
 def batch(metric: Metric, model: nn.Module, images: Tensor, saliency: Tensor, target: Any) -> dict[str, Any]:
     """The keywords of these that the metric's update takes."""
-    return metric._filter_kwargs(model=model, images=images, saliency=saliency, target=target)
+    given = {"model": model, "images": images, "saliency": saliency, "target": target}
+    return metric._filter_kwargs(**given, **where(images))
 
 
 def sums(metric: Metric) -> dict[str, Tensor]:

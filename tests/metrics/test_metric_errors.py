@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from every_metric import MAKE, batch
+from every_metric import MAKE, WITHOUT_MODEL, batch
 
 from interpretable_training.metrics import AverageDrop, AverageGain, Complexity, Deletion, Insertion
 from interpretable_training.metrics.base import resolve
 
-RESCORING = [name for name in MAKE if name != "complexity"]
+RESCORING = [name for name in MAKE if name not in WITHOUT_MODEL]
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
-from every_metric import MAKE, WITHOUT_MODEL, batch, same_sums, sums
+from every_metric import MAKE, batch, same_sums, sums, where
 from torch import nn
 from torch.testing import assert_close
 from torchmetrics import MetricCollection
 
-from interpretable_training.metrics import AverageDrop, AverageDropInDeletion, AverageIncrease, Complexity, Deletion
+from interpretable_training.metrics import AverageDrop, AverageDropInDeletion, AverageIncrease, Deletion
 from interpretable_training.metrics.base import ImageMetric
 
 
@@ -127,7 +127,7 @@ def test_states_of_another_passport_do_not_merge_as_a_dict_either():
 
 def test_a_collection_gives_each_what_it_takes(whole):
     collection = MetricCollection({name: make() for name, make in MAKE.items()})
-    collection.update(**whole, loss=torch.tensor(1.0))
+    collection.update(**whole, **where(whole["images"]), loss=torch.tensor(1.0))
     values = collection.compute()
     assert set(values) == set(MAKE)
     for name, make in MAKE.items():
@@ -237,10 +237,10 @@ def test_a_metric_of_ones_own_needs_values_and_a_formula():
         Brightness().update(torch.rand(2, 3, 3))
 
 
-@pytest.mark.parametrize("name", set(MAKE) - set(WITHOUT_MODEL))
+@pytest.mark.parametrize("name", MAKE)
 def test_the_direction_is_stated(name):
     metric = MAKE[name]()
     assert isinstance(metric.higher_is_better, bool)
-    lower = ("average_drop", "deletion", "max_sensitivity")
+    errors = ("official_metric", "localization_error", "energy_localization_error", "saliency_metric")
+    lower = ("average_drop", "deletion", "max_sensitivity", "complexity", *errors)
     assert metric.higher_is_better == (name not in lower)
-    assert Complexity().higher_is_better is False

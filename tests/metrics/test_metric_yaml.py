@@ -50,6 +50,14 @@ def test_without_options(name, base):
         ("Coherency", {"rescale": False, "space": "pixel", "mean": [0.5], "std": [0.5]}),
         ("ADCC", {"average": "dataset", "topk": 10, "preset": "thesis"}),
         ("MaxSensitivity", {"radius": 0.1, "n": 3, "raw": True}),
+        ("OfficialMetric", {"preset": "casme", "threshold": 0.7, "region": "mask"}),
+        ("LocalizationError", {"iou": True, "connectivity": 8, "upstream": True}),
+        ("EnergyLocalizationError", {"energy": 0.9, "region": "shortcut_mask"}),
+        ("BoxAccuracy", {"preset": "maxboxaccv2", "deltas": [0.5, 0.75]}),
+        ("PointingGame", {"ties": "fraction", "tolerance": 3, "region": "boxes"}),
+        ("EnergyPointingGame", {"region": "shortcut_mask"}),
+        ("PixelF1", {"per_box": True, "upstream": False}),
+        ("SaliencyMetric", {"p_on": "image", "on": "sigmoid", "chunk_size": 3}),
     ],
 )
 def test_options_reach_the_metric(name, options):

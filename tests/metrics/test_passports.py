@@ -6,118 +6,22 @@ import json
 import pytest
 import torch
 from every_metric import MAKE
+from passport_cases import CASES, NORMAL, M, S
 
-from interpretable_training.attribution import ExpectedGradients, GradCAM, LayerCAM
+from interpretable_training.attribution import ExpectedGradients
 from interpretable_training.metrics import (
-    ADCC,
     AOPC,
-    ROAD,
     AverageDrop,
     AverageDropInDeletion,
-    AverageGain,
     AverageIncrease,
     Coherency,
-    Complexity,
     Deletion,
     Insertion,
     InsertionDeletion,
-    MaxSensitivity,
 )
 from interpretable_training.metrics.base import same_passport
 
-M, S = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-COLOR = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
-NORMAL = {"mean": M, "std": S}
 WITHOUT_EFFECT = {"chunk_size", "kwargs", "self"}
-CONFIDENCE = [
-    ({}, {"preset": "torchcam"}),
-    (NORMAL, {"preset": "adcc"}),
-    (NORMAL, {"space": "normalized"}),
-    ({}, NORMAL),
-    (NORMAL, {"mean": (0.5, 0.5, 0.5)}),
-    (NORMAL, {"std": (0.5, 0.5, 0.5)}),
-    ({}, {"topk": 10}),
-    ({"topk": 10}, {"topk": 20}),
-    ({}, {"on": "logit"}),
-    ({}, {"on": "sigmoid"}),
-]
-PROBABLE = [pair for pair in CONFIDENCE if pair[1] not in ({"preset": "torchcam"}, {"on": "logit"})]
-AGAIN = [
-    ({}, {"attribution": GradCAM()}),
-    ({"attribution": GradCAM()}, {"attribution": LayerCAM()}),
-    ({"attribution": GradCAM()}, {"attribution": GradCAM(layer="0")}),
-]
-CURVE = [
-    ({}, {"steps": 28}),
-    ({"steps": 28}, {"steps": 29}),
-    ({}, {"preset": "ca_stream"}),
-    ({}, {"preset": "polycam"}),
-    ({"preset": "polycam"}, {"preset": "tgrad"}),
-    ({}, {"preset": "torchcam"}),
-    ({"substrate": "min"}, {"substrate": "uniform"}),
-    ({"substrate": "min"}, {"substrate": COLOR}),
-    ({"substrate": COLOR}, {"substrate": COLOR + 0.1}),
-    ({"substrate": "blur"}, {"substrate": "gaussian"}),
-    ({"substrate": "blur"}, {"kernel": 5}),
-    ({"substrate": "gaussian"}, {"kernel": 5}),
-    ({}, {"auc": "mean"}),
-    ({}, {"ties": "reverse"}),
-    ({}, {"ties": "random"}),
-    ({"ties": "random"}, {"seed": 1}),
-    ({"substrate": "uniform"}, {"seed": 1}),
-    ({}, {"x_axis": "fraction"}),
-    ({"substrate": "black"}, NORMAL),
-    ({"substrate": "black", **NORMAL}, {"mean": (0.5,) * 3}),
-    ({"substrate": "black", **NORMAL}, {"std": (0.5,) * 3}),
-    ({}, {"on": "logit"}),
-    ({}, {"on": "sigmoid"}),
-]
-CASES = {
-    AverageDrop: [*CONFIDENCE, ({}, {"relative": False}), ({}, {"preset": "pytorch_grad_cam"})],
-    AverageIncrease: [*CONFIDENCE, ({}, {"signed": True})],
-    AverageGain: PROBABLE,
-    AverageDropInDeletion: [*CONFIDENCE, ({}, {"clamp": True})],
-    Insertion: CURVE,
-    Deletion: CURVE,
-    InsertionDeletion: CURVE,
-    AOPC: [
-        ({}, {"patch": 7}),
-        ({}, {"steps": 9}),
-        *[({}, {"substrate": r}) for r in ("mean", "black", "uniform", "blur", "gaussian", COLOR)],
-        ({"substrate": COLOR}, {"substrate": COLOR + 0.1}),
-        ({"substrate": "black"}, NORMAL),
-        ({"substrate": "black", **NORMAL}, {"mean": (0.5,) * 3}),
-        ({"substrate": "black", **NORMAL}, {"std": (0.5,) * 3}),
-        ({"substrate": "uniform"}, {"seed": 1}),
-        ({}, {"on": "logit"}),
-    ],
-    ROAD: [
-        ({}, {"percentages": (10, 50)}),
-        *[({}, {"on": on}) for on in ("accuracy", "sigmoid", "logit")],
-        ({}, {"noise": 0.0}),
-        ({}, {"seed": 1}),
-    ],
-    Coherency: [
-        *AGAIN,
-        ({}, {"rescale": False}),
-        (NORMAL, {"space": "pixel"}),
-        ({"space": "pixel"}, NORMAL),
-        ({"space": "pixel", **NORMAL}, {"mean": (0.5,) * 3}),
-        ({"space": "pixel", **NORMAL}, {"std": (0.5,) * 3}),
-    ],
-    Complexity: [],
-    ADCC: [
-        *AGAIN,
-        ({}, {"average": "dataset"}),
-        (NORMAL, {"preset": "thesis"}),
-        *[(a, b) for a, b in CONFIDENCE if "preset" not in b and "space" not in b and a != NORMAL and b != NORMAL],
-        ({"space": "pixel"}, NORMAL),
-        (NORMAL, {"space": "pixel"}),
-        ({"space": "pixel", **NORMAL}, {"mean": (0.5,) * 3}),
-        ({"space": "pixel", **NORMAL}, {"std": (0.5,) * 3}),
-    ],
-    MaxSensitivity: [*AGAIN, ({}, {"radius": 0.02}), ({}, {"n": 9}), ({}, {"raw": True}), ({}, {"seed": 1})],
-}
 PAIRS = [
     pytest.param(metric, base, change, id=f"{metric.__name__}-{i}")
     for metric, cases in CASES.items()

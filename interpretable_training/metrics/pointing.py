@@ -1,0 +1,167 @@
+"""Whether the map, or its highest point, lies on the object.
+
+    SP = 100 1[argmax S in U]                                               (1)
+    EP = 100 (sum over U of S) / (sum of S)                                 (2)
+    F1 = 100 2 P R / (P + R),  P = (2), R = (sum over U of S) / |U|          (3)
+
+U: pixels of the object. (1): Zhang et al., IJCV 2018, https://arxiv.org/abs/1608.00507. (2): Wang et al., CVPR-W 2020,
+https://arxiv.org/abs/1910.01279. (3): as in Zhang et al., Opti-CAM. 0/0 is 0. Of a map that is exchangeable noise the
+expected value of (1) and of (2) is 100 |U| / (H W), exactly.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interpretable_training.attribution.base import full
+from interpretable_training.attribution.maps import one_of
+
+from .base import Fact, resolve
+from .confidence import share
+from .evidence import Evidence, wide
+from .localization import RegionMetric
+from .regions import Region, area, boxes, pixels
+
+EPS = 1e-6  # of the published F1
+POINTING: dict[str, dict[str, Any]] = {
+    "thesis": {"ties": "first", "tolerance": 0.0},
+    "saliencysense": {"ties": "any", "tolerance": 0.0},
+    "torchray": {"ties": "first", "tolerance": 15.0},
+}
+F1: dict[str, dict[str, Any]] = {
+    "thesis": {"per_box": False, "upstream": False},
+    "casme": {"per_box": True, "upstream": True},
+}
+
+
+class PointingGame(RegionMetric):
+    """Percentage of the maps whose highest pixel lies on the object (1).
+
+    Args:
+        preset: whose conventions are followed where the other arguments say nothing.
+        ties: which of several highest pixels counts: the "first", row by row; "any" of them; or the "fraction" of them
+            that lies on the object.
+        tolerance: pixels by which it may miss the object.
+    """
+
+    higher_is_better = True
+    formula = "1[argmax S in U]"
+    preferred = "mask"
+
+    def __init__(
+        self,
+        preset: Literal["thesis", "saliencysense", "torchray"] = "thesis",
+        ties: Literal["first", "any", "fraction"] | None = None,
+        tolerance: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        chosen = resolve(POINTING, preset, ties=ties, tolerance=tolerance)
+        one_of("ties", chosen["ties"], "first", "any", "fraction")
+        self.ties, self.tolerance = chosen["ties"], float(chosen["tolerance"])
+        if self.tolerance < 0:
+            raise ValueError(f"expected a tolerance of at least 0 pixels, got {self.tolerance:g}.")
+        super().__init__(**kwargs)
+
+    def options(self) -> dict[str, Fact]:
+        return {**super().options(), "ties": self.ties, "tolerance": self.tolerance}
+
+    def values(self, evidence: Evidence) -> Tensor:
+        S, U = evidence.saliency.flatten(1), pixels(evidence, self.region)
+        known = U.flatten(1).any(1)
+        U = (dilated(U, self.tolerance) if self.tolerance else U).flatten(1)
+        if self.ties == "first":
+            hit = U.gather(1, S.argmax(1, keepdim=True))[:, 0].to(wide(S))
+        else:
+            top = S.amax(1, keepdim=True) == S
+            hits = (top & U).sum(1).to(wide(S))
+            hit = (hits > 0).to(hits) if self.ties == "any" else hits / top.sum(1)
+        return (100 * hit).masked_fill(~known, torch.nan)  # (1)
+
+
+def dilated(U: Tensor, reach: float) -> Tensor:
+    """Pixels (B, H, W) whose distance to U is at most `reach`."""
+    n = math.floor(reach)
+    t = torch.arange(-n, n + 1, device=U.device)
+    disc = (t[:, None] ** 2 + t**2 <= reach**2).float()[None, None]
+    return F.conv2d(U[:, None].float(), disc, padding=n)[:, 0] > 0.5
+
+
+class EnergyPointingGame(RegionMetric):
+    """Percentage of the map that lies on the object (2); on a planted cue with `region="shortcut_mask"`."""
+
+    higher_is_better = True
+    formula = "sum over U of S / sum of S"
+    preferred = "mask"
+
+    def values(self, evidence: Evidence) -> Tensor:
+        within, total, size = sums(evidence, self.region)
+        return (100 * share(within, total)).masked_fill(size == 0, torch.nan)  # (2)
+
+
+class PixelF1(RegionMetric):
+    """How well the map, as it is, covers the object and nothing else, in percent (3).
+
+    Args:
+        preset: whose conventions are followed where the other arguments say nothing.
+        per_box: the best of the boxes alone instead of all pixels of the object.
+        upstream: as published: boxes that leave the image count with their whole area. Matters with `per_box` only.
+    """
+
+    higher_is_better = True
+    formula = "2 P R / (P + R), P = sum over U of S / sum of S, R = sum over U of S / |U|"
+    preferred = "mask"
+
+    def __init__(
+        self,
+        preset: Literal["thesis", "casme"] = "thesis",
+        per_box: bool | None = None,
+        upstream: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        chosen = resolve(F1, preset, per_box=per_box, upstream=upstream)
+        self.per_box, self.upstream = chosen["per_box"], chosen["per_box"] and chosen["upstream"]
+        self.preferred = "boxes" if self.per_box else "mask"
+        super().__init__(**kwargs)
+
+    def options(self) -> dict[str, Fact]:
+        return {**super().options(), "per_box": self.per_box, "upstream": self.upstream}
+
+    def values(self, evidence: Evidence) -> Tensor:
+        if self.per_box:
+            return self._best(evidence)
+        within, total, size = sums(evidence, self.region)
+        return (100 * share(2 * within, total + size)).masked_fill(size == 0, torch.nan)  # (3), with P and R put in
+
+    def _best(self, evidence: Evidence) -> Tensor:
+        S, B = evidence.saliency, boxes(evidence, self.region)
+        size = area(boxes(evidence, self.region, clip=False)).to(wide(S)) if self.upstream else area(B).to(wide(S))
+        known = ~B.isnan().any(2)
+        within, total = sums_in_boxes(S, B), S.sum((1, 2), dtype=wide(S))[:, None]
+        P, R = within / (total + EPS), within / (size + EPS)
+        found = (2 * P * R / (P + R + EPS)).masked_fill(~known, -1).amax(1)
+        return (100 * found).masked_fill(~known.any(1), torch.nan)
+
+
+def sums(evidence: Evidence, region: Region) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each map over the region and over all, and the number of its pixels: (B,) each."""
+    S = full(evidence.saliency)  # torch sums pairwise: single precision is precise enough within a map
+    total = evidence.once("sum", lambda: S.flatten(1).sum(1).to(wide(S)))
+    weight = evidence.once_clean(("weight", region), lambda: pixels(evidence, region).flatten(1).to(S))
+    size = evidence.once_clean(("size", region), lambda: weight.sum(1).to(total))
+    within = torch.linalg.vecdot(S.flatten(1), weight.to(S)).to(total)
+    return within.minimum(total), total, size  # no more than all, whatever rounding says
+
+
+def sums_in_boxes(saliency: Tensor, boxes: Tensor) -> Tensor:
+    """Of each map over each of its boxes (B, n, 4), (B, n), by sums from the upper left corner."""
+    H, W = saliency.shape[1:]
+    upto = F.pad(saliency.to(wide(saliency)).cumsum(1).cumsum(2), (1, 0, 1, 0)).flatten(1)
+    x1, y1, x2, y2 = (boxes.nan_to_num(0) - 0.5).ceil().long().unbind(2)  # pixels whose middles lie in
+
+    def at(y: Tensor, x: Tensor) -> Tensor:
+        return upto.gather(1, y.clamp(0, H) * (W + 1) + x.clamp(0, W))
+
+    return at(y2, x2) - at(y1, x2) - at(y2, x1) + at(y1, x1)

@@ -1,0 +1,250 @@
+"""Whether maps depend on the network: what must stay, what must change, and what is never touched."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from interpretable_training.attribution import FakeCAM, GradCAM, Gradient, RandomMap
+from interpretable_training.attribution.observe import observe
+from interpretable_training.metrics import ParameterRandomization
+from interpretable_training.metrics.randomization import layers_from_output, own_tensors_back, randomize
+
+KINDS = ("spearman", "spearman_abs")
+
+
+def record(module):
+    """Everything of a module and of the random generators that could change."""
+    tensors = {
+        name: (id(t), t._version, t.clone()) for name, t in [*module.named_parameters(), *module.named_buffers()]
+    }
+    flags = [(m.training, len(m._forward_pre_hooks), len(m._forward_hooks)) for m in module.modules()]
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return tensors, flags, [p.requires_grad for p in module.parameters()], states
+
+
+def same(a, b):
+    assert a[0].keys() == b[0].keys()
+    for name in a[0]:
+        assert a[0][name][:2] == b[0][name][:2]
+        assert torch.equal(a[0][name][2], b[0][name][2])
+    assert a[1:] == b[1:]
+
+
+@pytest.mark.parametrize("mode", ["cascading", "independent"])
+@pytest.mark.parametrize("stages", [None, 1, 2, "last"])
+def test_the_model_stays_bit_for_bit(network, images, mode, stages):
+    network.train()
+    network[0].weight.requires_grad_(False)
+    before = record(network)
+    ParameterRandomization(mode, stages, KINDS)(network, [Gradient(), GradCAM("3")], images)
+    same(before, record(network))
+
+
+def test_also_after_a_method_that_fails(network, images):
+    class Fails(Gradient):
+        def attribute(self, observed, images, target):
+            if not torch.equal(observed.module[8].weight, head):
+                raise RuntimeError("boom")
+            return super().attribute(observed, images, target)
+
+    head, before = network[8].weight.clone(), record(network)
+    with pytest.raises(RuntimeError, match="boom"):
+        ParameterRandomization(similarity=KINDS)(network, Fails(), images)
+    same(before, record(network))
+
+
+@pytest.mark.parametrize("mode", ["cascading", "independent"])
+def test_maps_that_know_nothing_of_the_network_stay(network, images, mode):
+    for check in ParameterRandomization(mode, similarity=KINDS)(network, [FakeCAM(), RandomMap()], images):
+        assert check.similarity == pytest.approx(dict.fromkeys(KINDS, 1.0))
+        assert [curve == pytest.approx([1.0] * 4) for curve in check.curves.values()] == [True, True]
+        assert check.passed is False
+
+
+def test_a_gradient_changes_and_passes(network, images):
+    (check,) = ParameterRandomization(similarity=KINDS, threshold=0.99)(network, Gradient(), images)
+    assert check.passed is True
+    assert check.method == "gradient"
+    assert max(check.curves["spearman"]) < 1
+    assert check.steps == ["8", "3", "1", "0"]
+
+
+def test_by_hand_each_step_randomizes_the_layers_behind(network, images):
+    """An own cascade on a copy, with the same random numbers."""
+    (check,) = ParameterRandomization(similarity=("spearman",), seed=3)(network, Gradient(), images)
+    from interpretable_training.metrics.similarity import spearman
+
+    target = network(images).argmax(1)
+    before, twin = Gradient()(network, images, target), copy.deepcopy(network)
+    torch.manual_seed(3)
+    for step, layer in enumerate([8, 3, 1, 0]):
+        twin[layer].reset_parameters()
+        after = Gradient()(twin, images, target)
+        assert check.curves["spearman"][step] == pytest.approx(float(spearman(before, after).mean()))
+
+
+def test_independent_steps_change_one_layer_each(network, images):
+    check = ParameterRandomization("independent", similarity=("spearman",))(network, Gradient(), images)[0]
+    cascade = ParameterRandomization(similarity=("spearman",))(network, Gradient(), images)[0]
+    assert check.curves["spearman"][0] == cascade.curves["spearman"][0]
+    assert check.curves["spearman"][2] > cascade.curves["spearman"][2]  # batch norm alone changes little
+    assert check.similarity["spearman"] == pytest.approx(sum(check.curves["spearman"]) / 4)
+
+
+def test_the_step_that_decides_leaves_half_of_the_layers(network, images):
+    make = {None: ["8", "3", "1", "0"], 2: ["8+3", "1+0"], 3: ["8", "3", "1+0"], 1: ["8+3+1+0"], "last": ["8"]}
+    where = {None: 1, 2: 0, 3: 1, 1: 0, "last": 0}
+    for stages, steps in make.items():
+        check = ParameterRandomization(stages=stages, similarity=KINDS)(network, Gradient(), images)[0]
+        assert check.steps == steps
+        assert check.similarity["spearman"] == check.curves["spearman"][where[stages]]
+    assert "with the 1 of 4 layers nearest to the output random" in check.rule
+
+
+def test_the_same_seed_gives_the_same_numbers(network, images):
+    one, two, other = (ParameterRandomization(similarity=KINDS, seed=s)(network, Gradient(), images) for s in (0, 0, 1))
+    assert one == two
+    assert one != other
+
+
+class Odd(nn.Module):
+    """Parameters of its own, a layer that runs first but not in its place, a shared weight, one that never runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1,), 2.0))
+        self.position = nn.Parameter(torch.randn(16))
+        self.head = nn.Linear(16, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        nn.init.normal_(self.attention.in_proj_bias)
+        nn.init.normal_(self.attention.out_proj.bias)
+        self.stem = nn.Linear(16, 16)
+        self.tied = nn.Linear(16, 16)
+        self.tied.weight = self.stem.weight
+
+    def forward(self, x):
+        x = self.stem(x.flatten(2).transpose(1, 2)) + self.position
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.head(self.tied(x).mean(1)) * self.scale
+
+
+@pytest.fixture
+def odd():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Odd().eval()
+
+
+def test_layers_are_ordered_as_they_run(odd):
+    with observe(odd) as observed:
+        found = layers_from_output(observed, torch.randn(2, 16, 2, 2))
+    assert list(found) == ["head", "tied", "attention", "stem", ""]
+    assert found["attention"] == ["attention", "attention.out_proj"]
+
+
+def test_every_parameter_becomes_random_and_shared_ones_stay_shared(odd):
+    before = {name: p.clone() for name, p in odd.named_parameters()}
+    with own_tensors_back(odd):
+        randomize(odd, ["head", "tied", "attention", "attention.out_proj", "stem", ""])
+        for name, p in odd.named_parameters():
+            assert not torch.equal(p, before[name]), name
+        assert odd.tied.weight is odd.stem.weight
+        assert float(odd.position.detach().std()) == pytest.approx(float(before["position"].detach().std()), rel=0.6)
+    for name, p in odd.named_parameters():
+        assert torch.equal(p, before[name])
+
+
+def test_a_module_whose_reset_reaches_its_children_changes_only_itself():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.inner = nn.Parameter(torch.ones(3)), nn.Linear(3, 3)
+
+        def reset_parameters(self):
+            nn.init.normal_(self.weight)
+            nn.init.zeros_(self.inner.weight)
+
+    block = Block()
+    inner = block.inner.weight.clone()
+    with own_tensors_back(block):
+        randomize(block, [""])
+        assert torch.equal(block.inner.weight, inner)
+        assert not torch.equal(block.weight, torch.ones(3))
+    assert torch.equal(block.weight, torch.ones(3))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_running_statistics_start_anew_or_stay(network, keep):
+    mean = network[1].running_mean.clone()
+    with own_tensors_back(network):
+        randomize(network, ["1"], keep)
+        assert torch.equal(network[1].running_mean, mean) == keep
+        assert torch.equal(network[1].weight, torch.ones(6).double())
+    assert torch.equal(network[1].running_mean, mean)
+
+
+def test_computed_weights_are_randomized_by_what_they_are_computed_of(images):
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    net = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    before, weight = record(net), conv.weight.clone()
+    (check,) = ParameterRandomization(similarity=KINDS)(net, Gradient(), images.float())
+    assert max(check.curves["spearman"]) < 1
+    same(before, record(net))
+    assert_close(conv.weight, weight)
+
+
+def test_small_maps_leave_ssim_out_and_the_verdict_open(network, images):
+    (check,) = ParameterRandomization()(network, Gradient(), images[:, :, :9])
+    assert set(check.similarity) == {"spearman", "spearman_abs", "hog"}
+    assert check.passed is None
+
+
+def test_constant_maps_are_left_out_and_counted(network, images):
+    network[8].weight.data[:] = 0
+    (check,) = ParameterRandomization(similarity=KINDS)(network, GradCAM("3"), images)
+    assert check.n_undefined == 20
+    assert check.passed is None
+
+
+def test_under_inference_mode_and_for_outputs_in_dicts(network, images, function):
+    with torch.inference_mode():
+        inside = ParameterRandomization(stages=2, similarity=KINDS)(network, Gradient(), images)
+    assert inside == ParameterRandomization(stages=2, similarity=KINDS)(network, Gradient(), images)
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x):
+            return {"scores": self.inner(x)}
+
+    found = ParameterRandomization(stages=2, similarity=KINDS)(Named(), Gradient(), images, output="scores")
+    assert found[0].curves == inside[0].curves
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "both"}, "expected mode to be one of"),
+        ({"stages": 0}, "expected stages of at least 1, 'last' or None, got 0"),
+        ({"stages": "first"}, "expected stages of at least 1, 'last' or None, got 'first'"),
+        ({"similarity": ("rank",)}, "expected similarity to be one of"),
+        ({"similarity": ("hog",), "decided_by": "ssim"}, "expected decided_by to be one of"),
+    ],
+)
+def test_options_of_the_test_that_do_not_exist(options, message):
+    with pytest.raises(ValueError, match=message):
+        ParameterRandomization(**options)
+
+
+def test_more_stages_than_layers_and_no_layers_at_all(network, images):
+    with pytest.raises(ValueError, match="at most as many stages as layers with parameters, 4, got 5"):
+        ParameterRandomization(stages=5)(network, Gradient(), images)
+    with pytest.raises(ValueError, match="expected a model with parameters to randomize, got Flatten"):
+        ParameterRandomization()(nn.Flatten(), Gradient(), images)

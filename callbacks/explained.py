@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.maps import degenerate
 from interpretable_training.attribution.targets import as_classes, by_rank, score
+from interpretable_training.callbacks.failure import Failure
 
 TARGETS = ("pred", "label", "both", "least")
 Views = dict[str, Tensor]  # name -> class of each image (B,)
@@ -36,11 +37,12 @@ class Explained:
     targets: Views = field(default_factory=dict)
     maps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     inside: Tensor | None = None
-    errors: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, Failure] = field(default_factory=dict)
 
     @property
     def pred(self) -> Tensor:
-        return by_rank("pred", self.logits)
+        """Predicted class (n,); one logit stands for two classes."""
+        return (self.logits[:, 0] > 0).long() if self.logits.shape[1] == 1 else by_rank("pred", self.logits)
 
     def prob(self, target: Tensor) -> Tensor:
         """Probability of a class of each image, (n,)."""
@@ -80,10 +82,10 @@ class Look:
     found: dict[str, Explained]
 
     @property
-    def errors(self) -> dict[str, str]:
+    def errors(self) -> dict[str, Failure]:
         """What went wrong with single methods, each reason once."""
-        reasons = [reason for found in self.found.values() for reason in found.errors.values()]
-        return {reason: reason for reason in reasons}
+        failures = [failure for found in self.found.values() for failure in found.errors.values()]
+        return {failure.reason: failure for failure in failures}
 
 
 def joined(parts: list[Explained]) -> Explained:

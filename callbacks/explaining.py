@@ -1,6 +1,7 @@
 """Images explained by several methods: the passes, in sizes that memory allows, and one method's failure alone."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,11 @@ from interpretable_training.attribution.observe import Observed, Output, observe
 from interpretable_training.attribution.targets import pick_logits, take
 from interpretable_training.batch import Picked
 from interpretable_training.callbacks.explained import Explained, joined, view
+from interpretable_training.callbacks.failure import Failure
 from interpretable_training.callbacks.scene import Scene
+from interpretable_training.metrics.evidence import Evidence
+from interpretable_training.metrics.feed import annotations_of
+from interpretable_training.metrics.regions import pixels
 
 
 def explain_panel(
@@ -30,7 +35,7 @@ def explain_panel(
         n: how many images, of all processes.
     """
     found = []
-    for ids, picked in scene.batches(trainer, -(-n // trainer.world_size)):
+    for ids, picked in scene.batches(trainer, n):
         known = "pred" if target == "label" and picked.target is None else target
         options = scene.options.output, scene.multilabel
         part = explain_images(methods, scene.network, picked.images, picked.target, known, *options, ids)
@@ -41,8 +46,11 @@ def explain_panel(
 
 def objects(picked: Picked) -> Tensor | None:
     """Pixels of the objects (B, H, W), of a batch's masks or boxes."""
-    mask = picked.rest.get("mask")
-    return mask.bool().cpu() if isinstance(mask, Tensor) and mask.ndim == 3 else None
+    annotations = annotations_of(picked.rest)
+    if "mask" not in annotations and "boxes" not in annotations:
+        return None
+    nowhere = torch.zeros_like(picked.images[:, 0])  # what the size is taken from
+    return pixels(Evidence(saliency=nowhere, annotations=annotations), "auto").cpu()
 
 
 def explain_images(
@@ -66,17 +74,11 @@ def explain_images(
         for name, classes in view(target, logits, label).items():
             maps = found.maps.setdefault(name, {})
             found.targets[name] = classes.cpu()
-            try:
-                maps.update(explain_view(methods, observed, ready, classes))
-            except Exception as error:  # which of the methods it was shows when each is alone
-                if len(methods) == 1:
-                    found.errors[next(iter(methods))] = reason(next(iter(methods)), error)
-                else:
-                    maps.update(each_alone(methods, observed, ready, classes, found.errors))
+            maps.update(explain_each(methods, observed, ready, classes, found.errors))
             for method, S in maps.items():
                 bad = int((~S.flatten(1).isfinite()).any(1).sum())
                 if bad:
-                    found.errors[method] = f"{method}: maps hold values that are not numbers"
+                    found.errors[method] = Failure(ValueError("maps hold values that are not numbers"), method)
     return found
 
 
@@ -93,16 +95,19 @@ def explain_view(
     return {name: torch.cat([part[name] for part in parts]) for name in methods}
 
 
-def each_alone(
-    methods: Mapping[str, Attribution], observed: Observed, images: Tensor, classes: Tensor, errors: dict[str, str]
+def explain_each(
+    methods: Mapping[str, Attribution], observed: Observed, images: Tensor, classes: Tensor, errors: dict[str, Failure]
 ) -> dict[str, Tensor]:
-    """Maps of the methods that work; why the others do not goes into `errors`."""
+    """Maps of all methods, or where one fails of those that work alone; why the others do not goes into `errors`."""
+    with suppress(Exception):  # which of the methods it was shows when each is alone
+        if len(methods) > 1:
+            return explain_view(methods, observed, images, classes)
     maps: dict[str, Tensor] = {}
     for name, method in methods.items():
         try:
             maps.update(explain_view({name: method}, observed, images, classes))
         except Exception as error:  # counted and said by the caller
-            errors[name] = reason(name, error)
+            errors[name] = Failure(error, name)
     return maps
 
 
@@ -117,8 +122,3 @@ def observed_logits(observed: Observed, images: Tensor) -> Tensor:
     """Logits (B, N) without a graph."""
     with torch.no_grad():
         return pick_logits(observed.run(images), observed.output)
-
-
-def reason(name: str, error: Exception) -> str:
-    """Why a method failed."""
-    return f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"

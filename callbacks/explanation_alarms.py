@@ -8,11 +8,11 @@
 S, S': maps of two images. Mass: the positive values of a map. A map without any is left out.
 """
 
+import logging
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from interpretable_training.attribution import Attribution, GradCAM
@@ -27,6 +27,7 @@ from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.watcher import Watcher
 
 Methods = Attribution | dict[str, Attribution] | list[Attribution]
+log = logging.getLogger("lightning.pytorch.alarms")  # shown where Lightning's own messages are
 RING = 0.1  # of the image's height and width at each side
 MEANINGS = {
     "alike": "maps of different images look alike",
@@ -51,6 +52,7 @@ class ExplanationAlarms(Watcher):
         outside: for the share of mass outside of the object; batches need a `mask` or `boxes`.
         border: for the share of mass in the outer tenth of the image, 0.36 for a map that is even.
         drift: for the share of mass that has moved since the look before.
+        on: stages in which to look.
         **watch: when to look and how to read batches; see `Watcher`.
     """
 
@@ -64,9 +66,10 @@ class ExplanationAlarms(Watcher):
         outside: float | None = None,
         border: float | None = None,
         drift: float | None = None,
+        on: tuple[str, ...] | list[str] = ("fit",),
         **watch: Any,
     ) -> None:
-        super().__init__(n_images, images, **{"on": ("fit",), **watch})
+        super().__init__(n_images, images, on=on, **watch)
         check_target(target)
         given = {"alike": alike, "outside": outside, "border": border, "drift": drift}
         self.thresholds = {kind: limit for kind, limit in given.items() if limit is not None}
@@ -92,6 +95,8 @@ class ExplanationAlarms(Watcher):
         return Look({"panel": found})
 
     def scalars(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+        if not parts:
+            return {}
         found = joined([part.found["panel"] for part in parts]).sorted_by_id()
         maps: dict[str, Tensor] = next(iter(found.maps.values()), {})
         now = small(found)
@@ -118,17 +123,16 @@ class ExplanationAlarms(Watcher):
 
     def show(self, trainer: L.Trainer, parts: list[Any], moment: Moment) -> None:
         for key, value in self.values.items():
-            _, method, _, kind = key.split("/")
+            method, _, kind = key.removeprefix("xai/").rsplit("/", 2)
             limit = self.thresholds[kind]
-            if value <= limit or value != value:
+            if not value > limit:
                 self.above.discard(key)
-                continue
-            message = f"{method}: {MEANINGS[kind]} ({kind} {value:.2f}, threshold {limit:g})"
-            told = {"name": key, "value": value, "threshold": limit, "message": message}
-            self.records.write(trainer, "alarm", moment, **told)
-            if key not in self.above:
+            elif key not in self.above:
                 self.above.add(key)
-                rank_zero_warn(f"{message}, epoch {moment.epoch}, step {moment.step}")
+                message = f"{method}: {MEANINGS[kind]} ({kind} {value:.2f}, threshold {limit:g})"
+                told = {"name": key, "value": value, "threshold": limit, "message": message}
+                self.records.write(trainer, "alarm", moment, **told)
+                log.warning(f"{message}, epoch {moment.epoch}, step {moment.step}")
                 loggers.alert(trainer, MEANINGS[kind], f"{message}, epoch {moment.epoch}, step {moment.step}")
 
     def state_dict(self) -> dict[str, Any]:

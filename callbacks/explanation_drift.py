@@ -46,6 +46,7 @@ class ExplanationDrift(Watcher):
         monitor: name of the value that says which look was the best; by default that of the project's checkpoint
             callback. Without one there is no best.
         mode: whether the smallest ("min") or largest ("max") of it is the best; by default the checkpoint callback's.
+        on: stages in which to look.
         **watch: when to look and how to read batches; see `Watcher`.
     """
 
@@ -59,9 +60,10 @@ class ExplanationDrift(Watcher):
         target: str | int = "label",
         monitor: str | None = None,
         mode: Literal["min", "max"] | None = None,
+        on: tuple[str, ...] | list[str] = ("fit",),
         **watch: Any,
     ) -> None:
-        super().__init__(n_images, images, **{"on": ("fit",), **watch})
+        super().__init__(n_images, images, on=on, **watch)
         check_target(target)
         if monitor is not None:
             one_of("mode", mode, "min", "max")
@@ -86,16 +88,20 @@ class ExplanationDrift(Watcher):
         return Look({"panel": explain_panel(trainer, scene, self.methods, self.target, self.n)})
 
     def scalars(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+        if not parts:
+            return {}
         found = joined([part.found["panel"] for part in parts]).sorted_by_id()
         now = small(found)
+        if set(found.ids) < set(self.ids):
+            return {}  # another process failed
         if found.ids != self.ids or any(now[name].shape != old.shape for name, old in self.newest(now).items()):
             self.kept, self.ids = {}, found.ids  # other images: nothing to compare with
-        self.kept.setdefault("first", now)
-        self.kept.setdefault("previous", now)
+        for reference in ("first", "previous"):
+            self.kept[reference] = now | self.kept.get(reference, {})
         rows = {
             name: {ref: compare(S, self.kept[ref][name]) for ref in self.comparable(name)} for name, S in now.items()
         }
-        self.kept["previous"] = now
+        self.kept["previous"] = self.kept["previous"] | now
         values = {
             f"xai/{name}/{kind}_{ref}": float(numbers[kind].nanmean())
             for name, refs in rows.items()
@@ -165,7 +171,8 @@ def small(found: Explained) -> Maps:
     """The maps of the only view, as small as the journal keeps them, on a scale that half precision can hold."""
     maps: Maps = next(iter(found.maps.values()), {})
     shrunk = {name: shrink(S) for name, S in maps.items()}
-    return {name: S / S.flatten(1).abs().amax(1).clamp(min=1e-30)[:, None, None] for name, S in shrunk.items()}
+    scaled = {name: S / S.flatten(1).abs().amax(1).clamp(min=1e-30)[:, None, None] for name, S in shrunk.items()}
+    return {name: S.half().float() for name, S in scaled.items()}  # what a checkpoint holds, exactly
 
 
 def compare(now: Tensor, then: Tensor) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ class ExplanationLogger(Watcher):
 
     def listen(self, trainer: L.Trainer) -> None:
         """Hear what the network says of the next batch."""
-        scene = self.scenes.get(str(trainer.state.fn))
+        scene = self.scenery.scene
         if scene is not None and not trainer.sanity_checking:
             self.worst.listen(scene.network)
 
@@ -111,7 +111,7 @@ class ExplanationLogger(Watcher):
         return Look(parts)
 
     def show(self, trainer: L.Trainer, parts: list[Any], moment: Moment) -> None:
-        scene = self.scenes[str(trainer.state.fn)]
+        scene = self.scenery.scene
         assert scene is not None  # rank zero has the first image
         panel = joined([part.found["panel"] for part in parts]).sorted_by_id()
         worst = [part.found["worst"] for part in parts if "worst" in part.found]

@@ -37,10 +37,10 @@ class Gallery:
         """Draw the groups of a moment, and send them in one call."""
         images: dict[str, tuple[list[Tensor], list[str]]] = {}
         prefix, test = moment.prefix + "xai", moment.stage == "test"
+        kept: list[tuple[str, Explained, Tensor, dict[str, Tensor]]] = []
         for group, found in groups.items():
             pictures = scene.colors.pictures(found.images)
             if group == "panel" and moment.stage not in self.sent:
-                self.sent.add(moment.stage)
                 images[f"{prefix}/images"] = (list(as_bytes(pictures)), self.titles(found, scene.class_names))
             rows = {"image": as_bytes(pictures)}
             for view, maps in found.maps.items():
@@ -50,10 +50,14 @@ class Gallery:
                     rows[name.replace("/", " ")] = drawn
                     key = f"{prefix}/{name}" if group == "panel" else f"{prefix}/{group}/{name}"
                     images[key] = (list(drawn), self.captions(found, view, S, scene, moment))
-            if records.journal is not None:
-                name = f"test-{group}" if test else group
-                self.keep(records.journal, scene.class_names, name, found, pictures, rows, moment)
-        loggers.log_images(trainer, images, moment.logged, moment.epoch)
+            kept.append((f"test-{group}" if test else group, found, pictures, rows))
+        try:
+            for part in kept if records.journal is not None else ():
+                own = scene.panel.prefix if part[0].endswith("panel") else ""
+                self.keep(records.journal, scene.class_names, *part, moment, ("test-" if test else "") + own)
+        finally:  # also with a full disk
+            loggers.log_images(trainer, images, moment.logged, moment.epoch)
+            self.sent.add(moment.stage)
 
     def keep(
         self,
@@ -64,29 +68,29 @@ class Gallery:
         pictures: Tensor,
         rows: dict[str, Tensor],
         moment: Moment,
+        prefix: str = "",
     ) -> None:
-        """Write pictures, maps and a sheet to the journal."""
-        split = "test-" if moment.stage == "test" else ""
+        """Write pictures, maps and a sheet to the journal; the ids get the prefix."""
         for row, index in enumerate(found.ids):
-            journal.save_image(f"{split}{index}", pictures[row], self.label(found, row))
+            journal.save_image(f"{prefix}{index}", pictures[row], self.label(found, row))
         journal.save_panel(f"{group}-{moment.name}", draw_sheet(rows, self.titles(found, class_names)))
         for view, maps in found.maps.items():
             for method, S in maps.items():
                 small = shrink(S)
                 file, scales = journal.save_maps(f"{group}-{moment.name}-{method}-{view}".lower(), small)
-                told = self.rows(found, view, S, scales, split)
+                told = self.rows(found, view, S, scales, prefix)
                 facts = {"group": group, "method": method, "view": view, "weights": moment.weights}
                 facts |= {"file": file, "h": small.shape[1], "w": small.shape[2]}
                 size = {"epoch": moment.epoch, "step": moment.step, "stage": moment.stage}
                 journal.write("maps", **size, **facts, rows=told)
 
-    def rows(self, found: Explained, view: str, S: Tensor, scales: list[Any], split: str) -> list[dict[str, Any]]:
+    def rows(self, found: Explained, view: str, S: Tensor, scales: list[Any], prefix: str) -> list[dict[str, Any]]:
         """What is told of each map."""
         target, numbers, loss = found.targets[view], statistics(S), found.loss()
         prob, prob_pred = found.prob(target), found.prob(found.pred)
         return [
             {
-                "id": f"{split}{index}",
+                "id": f"{prefix}{index}",
                 "target": int(target[i]),
                 "pred": int(found.pred[i]),
                 "label": self.label(found, i),
@@ -127,7 +131,8 @@ class Gallery:
         prob, titles, captions = found.prob(target), self.titles(found, scene.class_names), []
         for i, index in enumerate(found.ids):
             label, about = self.label(found, i), name_of(scene.class_names, int(target[i]))
-            parts = [f"#{index}", f"predicted {titles[i]}"]
+            parts = [f"#{index}"] if index >= 0 else []  # unknown where the loader shuffles
+            parts.append(f"predicted {titles[i]}")
             if label is not None:
                 parts.append(f"true {name_of(scene.class_names, label)}")
             parts.append(f"shown {about} {float(prob[i]):.2f}")

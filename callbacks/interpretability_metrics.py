@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import suppress
 from typing import Any, Literal
 
 import lightning as L
@@ -9,9 +10,11 @@ import torch
 
 from interpretable_training.attribution import Attribution, GradCAM
 from interpretable_training.attribution.base import name_methods
+from interpretable_training.attribution.chunks import in_chunks
 from interpretable_training.attribution.maps import one_of
+from interpretable_training.batch import Picked
 from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.explaining import reason
+from interpretable_training.callbacks.failure import Failure
 from interpretable_training.callbacks.moments import Moment
 from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.watcher import Watcher
@@ -94,7 +97,7 @@ class InterpretabilityMetrics(Watcher):
     def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
         start, found = time.perf_counter(), self.rows(trainer, scene, FEW)
         seconds = (time.perf_counter() - start) * self.n / min(FEW, self.n)
-        failed = [("failed", why) for why in found.errors.values()]
+        failed = [("failed", str(why)) for why in found.errors.values()]
         return [*failed, ("a look", f"about {seconds:.2g} s for {self.n} images")]
 
     def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
@@ -102,25 +105,23 @@ class InterpretabilityMetrics(Watcher):
 
     def rows(self, trainer: L.Trainer, scene: Scene, n: int) -> "Measured":
         """The numbers of this process's images among the first `n`."""
-        metrics, found = self.adapted(scene), Measured()
-        for ids, picked in scene.batches(trainer, -(-n // trainer.world_size)):
+        found, metrics = Measured(), self.adapted(scene)
+        for ids, picked in scene.batches(trainer, n):
             target = "pred" if self.target == "label" and picked.target is None else self.target
             options = target, scene.multilabel, scene.options.output, self.chunk_size
 
-            def part(
-                methods: dict[str, Attribution], ids: Any = ids, picked: Any = picked, options: Any = options
-            ) -> Part:
+            def measure(methods: dict[str, Attribution], *seen: Any, options: Any = options) -> None:
                 work = Work(scene.network, methods, metrics, *options)
-                return work.measure(len(found.parts), ids, picked.images, picked.target, not found.parts)
+                found.measure(work, *seen)
 
-            try:
-                found.parts.append(part(self.methods))
-            except Exception:  # which of the methods it was shows when each is alone
-                for name, method in self.methods.items():
-                    try:
-                        found.parts.append(part({name: method}))
-                    except Exception as error:  # counted and said by the base
-                        found.errors[name] = reason(name, error)
+            with suppress(Exception):  # which of the methods it was shows when each is alone
+                measure(self.methods, ids, picked)
+                continue
+            for name, method in self.methods.items():
+                try:
+                    measure({name: method}, ids, picked)
+                except Exception as error:  # counted and said by the base
+                    found.errors[name] = Failure(error, name)
         return found
 
     def scalars(self, parts: list[Any], moment: Moment) -> dict[str, float]:
@@ -143,7 +144,7 @@ class InterpretabilityMetrics(Watcher):
         for method in self.methods if moment.stage == "fit" else ():
             for name, metric in self.metrics.items():
                 key = f"xai/{method}/{name}"
-                better = max if metric.higher_is_better else min
+                better = max if metric.wants_high else min
                 if not math.isnan(values[key]):
                     self.best[key] = better(self.best.get(key, values[key]), values[key])
 
@@ -163,4 +164,16 @@ class Measured:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self.errors: dict[str, str] = {}
+        self.errors: dict[str, Failure] = {}
+
+    def measure(self, work: Work, ids: list[int], picked: Picked) -> None:
+        """Add those of a batch; in halves, where memory does not suffice."""
+        parts: list[Part] = []
+
+        def some(rows: slice) -> None:
+            few = picked.rows(rows)
+            check = not self.parts and not parts
+            parts.append(work.measure(len(self.parts), ids[rows], few.images, few.target, check, few.rest))
+
+        in_chunks(some, len(ids), len(ids), picked.images)
+        self.parts += parts

@@ -66,13 +66,16 @@ def gather(trainer: L.Trainer, part: Any) -> list[Any]:
 
 
 def validates_now(trainer: L.Trainer) -> bool:
-    """Whether a validation follows in the epoch of training that is about to end."""
-    every = trainer.check_val_every_n_epoch
-    if not trainer.enable_validation or trainer.val_dataloaders is None:
-        return False
-    if every is None:  # validation counts batches, not epochs
-        return False
-    return (trainer.current_epoch + 1) % every == 0
+    """Whether a validation follows the batch of training that has just ended."""
+    loop: Any = trainer.fit_loop
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
+
+
+def last_epoch(trainer: L.Trainer) -> bool:
+    """Whether the training ends with this epoch, as far as can be known."""
+    steps = 0 < trainer.max_steps <= trainer.global_step
+    stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
+    return steps or stopped or trainer.current_epoch + 1 == trainer.max_epochs
 
 
 def last_batch(trainer: L.Trainer) -> bool:

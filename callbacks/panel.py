@@ -1,16 +1,23 @@
 """Which images are watched: the same ones in every epoch and every run of a sweep."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from interpretable_training.attribution.observe import same_generators
-from interpretable_training.batch import Key, pick
+from interpretable_training.batch import pick
 from interpretable_training.metrics.feed import again, indices_of
+
+if TYPE_CHECKING:
+    from interpretable_training.callbacks.scene import Options
 
 READ_PER_IMAGE = 4  # items read for each image wanted, where labels are only known by reading
 
@@ -24,37 +31,57 @@ class Panel:
         batches: as the loader collates them, on the CPU; in the order of `ids`.
         source: where they are from, in words.
         ready: whether they have been through the project's hooks for moving a batch to the device.
+        alone: whether this process has all images.
+        prefix: of the images' names, where they are not of the data set that is validated.
+        dataset: of which they are, where it is known.
     """
 
     ids: list[int]
     batches: list[Any]
     source: str
     ready: bool = False
+    alone: bool = False
+    prefix: str = ""
+    dataset: Any = None
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Whatever is drawn depends on the seed alone; all generators go on afterwards as if nothing was drawn."""
+    with same_generators():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        yield
 
 
 def choose_panel(
-    loader: DataLoader, n: int, seed: int, rank: int = 0, world: int = 1, image_key: Key = None, label_key: Key = None
+    loader: DataLoader, n: int, options: "Options", rank: int = 0, world: int = 1, prefix: str = ""
 ) -> Panel:
     """`n` images of a loader's data set, as many of each class as there are; those of one rank.
 
-    Labels are taken from the data set's list of them; where it has none, some items are read.
+    Labels are taken from the data set's list of them; where it has none, some items are read. The classes take turns,
+    so that the first images are balanced too.
     """
-    index = indices_of(loader)
+    index, seed = indices_of(loader), options.seed
     assert index is not None, "asked before"
     order = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))].tolist()
-    with same_generators():
+    with seeded(seed):
         labels = known_labels(loader.dataset)
-        if labels is None and n < len(order):
-            labels = read_labels(loader, order[: READ_PER_IMAGE * n], image_key, label_key)
-        chosen = sorted(balanced(order, labels, n))
-        return read_panel(loader, chosen[rank::world], f"{len(chosen)} of {len(order)} images, seed {seed}")
+    if labels is None and n < len(order):
+        labels = read_labels(loader, order[: READ_PER_IMAGE * n], options)
+    chosen = balanced(order, labels, n)
+    panel = read_panel(loader, chosen[rank::world], f"{len(chosen)} of {len(order)} images, seed {seed}", seed)
+    return replace(panel, prefix=prefix, dataset=loader.dataset)
 
 
-def read_panel(loader: DataLoader, ids: Sequence[int], source: str) -> Panel:
-    """The images of given indices, in the loader's batches."""
+def read_panel(loader: DataLoader, ids: Sequence[int], source: str, seed: int) -> Panel:
+    """The images of given indices, in the loader's batches; their random transforms are drawn by the seed."""
     size = loader.batch_size or 32
     parts = [list(ids[i : i + size]) for i in range(0, len(ids), size)]
-    with same_generators():
+    with seeded(seed):
         return Panel(list(ids), list(again(loader, parts)) if parts else [], source)
 
 
@@ -83,14 +110,17 @@ def known_labels(dataset: Any) -> dict[int, int] | None:
     return None
 
 
-def read_labels(loader: DataLoader, ids: list[int], image_key: Key, label_key: Key) -> dict[int, int] | None:
+def read_labels(loader: DataLoader, ids: list[int], options: "Options") -> dict[int, int] | None:
     """Index -> class of some items, found by reading them; None where they have no single label."""
     labels: dict[int, int] = {}
-    for part, batch in zip(read_panel(loader, ids, "").batches, range(0, len(ids), loader.batch_size or 32)):
-        target = pick(part, image_key, label_key).target
+    for part, start in zip(read_panel(loader, ids, "", options.seed).batches, count(0, loader.batch_size or 32)):
+        try:
+            target = pick(part, options.image_key, options.label_key).target
+        except (TypeError, KeyError):  # a batch that the project's hooks make readable
+            return None
         if target is None or target.ndim != 1:
             return None
-        labels.update(zip(ids[batch : batch + len(target)], target.tolist()))
+        labels.update(zip(ids[start : start + len(target)], target.tolist()))
     return labels
 
 

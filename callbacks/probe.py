@@ -36,7 +36,7 @@ def probe(
     maps = [(name, S) for view in found.maps.values() for name, S in view.items()]
     flat = {name: int(degenerate(S).sum()) for name, S in maps}
     lines += [("maps", f"{name}: {k} of {len(found.ids)} are constant") for name, k in flat.items() if k]
-    lines += [("failed", why) for why in found.errors.values()]
+    lines += [("failed", str(why)) for why in found.errors.values()]
     cost = f"about {seconds:.2g} s for {n} images"
     if maps and found.images.ndim >= 4:
         size = picture_size(scene, found.images[:1], maps[0][1][:1]) * n * len(maps) / 1e6

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from interpretable_training.attribution import Attribution, GradCAM
 from interpretable_training.attribution.base import name_methods
 from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.moments import this_moment
+from interpretable_training.callbacks.moments import Moment, this_moment
+from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.watcher import Watcher
 from interpretable_training.metrics.randomization import ParameterRandomization
 from interpretable_training.metrics.sanity import Check, SanityTable
@@ -26,7 +27,7 @@ class RandomizationTest(Watcher):
         methods: name -> method, or a list; by default Grad-CAM.
         images: which images; see `Watcher`.
         n_images: how many of them.
-        test: which layers become random and when a method passes; by default three steps from the output on.
+        test: which layers become random and when a method passes; by default two steps from the output on.
         **watch: how to read batches; see `Watcher`.
     """
 
@@ -38,20 +39,23 @@ class RandomizationTest(Watcher):
         test: ParameterRandomization | None = None,
         **watch: Any,
     ) -> None:
-        super().__init__(n_images, images, **{"on": ("fit",), "every_n_epochs": None, **watch})
+        super().__init__(n_images, images, every_n_epochs=None, on=("fit",), **watch)
         self.methods = name_methods(GradCAM() if methods is None else methods)
-        self.test = test or ParameterRandomization(stages=3, similarity=("spearman", "spearman_abs"))
+        self.test = test or ParameterRandomization(stages=2, similarity=("ssim", "spearman_abs"))
 
     def settings(self) -> dict[str, Any]:
         methods = {name: repr(method) for name, method in self.methods.items()}
         return {"methods": methods, "images": self.n, "test": repr(self.test)}
+
+    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+        return None
 
     def finish(self, trainer: L.Trainer) -> None:
         self.run(trainer, trainer.lightning_module)
 
     def run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Check]:
         """Do the test now, and log what came out."""
-        scene = self.find_scene(trainer, pl_module)
+        scene = self.scenery.find(trainer, pl_module)
         if scene is None:
             return []
         images = torch.cat([picked.images for _, picked in scene.batches(trainer)])

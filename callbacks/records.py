@@ -4,7 +4,9 @@ Watching callbacks of a trainer share one journal. What there is one of for all 
 project's own curves, the costs, the report) is done by the last of them.
 """
 
+import math
 import os
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +18,21 @@ from interpretable_training.callbacks.moments import Moment
 from interpretable_training.journal import Journal
 
 if TYPE_CHECKING:
+    from interpretable_training.callbacks.failure import Failure
     from interpretable_training.callbacks.scene import Scene
     from interpretable_training.callbacks.watcher import Watcher
 
 
-def watchers(trainer: L.Trainer) -> "list[Watcher]":
+def everyone(trainer: L.Trainer) -> "list[Watcher]":
     """The watching callbacks of a trainer, in order."""
     from interpretable_training.callbacks.watcher import Watcher
 
     return [callback for callback in trainer.callbacks if isinstance(callback, Watcher)]  # type: ignore[attr-defined]
+
+
+def watchers(trainer: L.Trainer) -> "list[Watcher]":
+    """Those that watch in the stage that runs."""
+    return [watcher for watcher in everyone(trainer) if trainer.state.fn in watcher.on]
 
 
 class Records:
@@ -36,7 +44,9 @@ class Records:
         self.probe: list[tuple[str, str]] = []
         self.resumed: dict[str, str] | None = None  # the journal of the checkpoint from which the training goes on
         self.page: Path | None = None
+        self.owner: weakref.ref[L.Trainer] | None = None  # the trainer whose journal it is
         self.validated_in: int | None = None
+        self.logged: set[str] = set()  # names of values, in this stage
         self.complained = False
 
     @property
@@ -52,18 +62,20 @@ class Records:
 
     def open(self, trainer: L.Trainer) -> None:
         """Take the journal of this trainer's folder, or begin it; on all ranks, which agree on the folder."""
+        self.logged.clear()
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "explanations"
         if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             self.journal = None
             return
-        others = [watcher.records for watcher in watchers(trainer)]
+        others = [watcher.records for watcher in everyone(trainer)]
         self.page = self.folder.parent / "report.html"
-        shared = next((r for r in others if r.journal is not None and r.journal.folder == self.folder), None)
+        shared = next((r for r in others if r.belongs(trainer, self.folder)), None)
+        resumed = next((r.resumed for r in others if r.resumed is not None), None)
+        self.owner, self.resumed = weakref.ref(trainer), None
         if shared is not None:
             self.journal, self.page = shared.journal, shared.page
             return
         self.journal = Journal(self.folder)
-        resumed, self.resumed = self.resumed, None
         if resumed is None and self.page.exists():  # of another run in this folder
             self.page = self.page.with_name(f"report-{self.journal.run}.html")
         if resumed is not None:
@@ -77,6 +89,11 @@ class Records:
                 )
                 self.write(trainer, "continued", None, step=trainer.global_step, folder=str(near))
 
+    def belongs(self, trainer: L.Trainer, folder: Path) -> bool:
+        """Whether what this trainer does in a folder belongs into the journal; another one's training does not."""
+        same = self.owner is not None and self.owner() is trainer
+        return self.journal is not None and self.journal.folder == folder and (same or trainer.state.fn != "fit")
+
     def write(self, trainer: L.Trainer, kind: str, moment: Moment | None, **facts: Any) -> None:
         """Add a line to the journal; a full disk is said once and costs no more than the line."""
         if self.journal is None:
@@ -85,7 +102,7 @@ class Records:
         try:
             self.journal.write(kind, **when, **facts)
         except OSError as error:
-            if not self.complained:
+            if not any(other.records.complained for other in everyone(trainer)):
                 rank_zero_warn(f"could not write to {self.journal.folder}, the training goes on: {error}")
             self.complained = True
 
@@ -93,28 +110,36 @@ class Records:
         self, trainer: L.Trainer, watcher: "Watcher", values: dict[str, float], moment: Moment, on_step: bool
     ) -> None:
         """Log numbers, which are the same on all ranks, as Lightning's own, so that other callbacks see them."""
-        if not values:
-            return
+
+        def send(row: dict[str, float]) -> None:
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=moment.logged)
+
         options: dict[str, Any] = {"batch_size": 1, "sync_dist": trainer.world_size > 1, "add_dataloader_idx": False}
         for name, value in values.items():
-            # Steps that Lightning would not log (log_every_n_steps) are sent below.
-            watcher.log(name, value, on_step=on_step, on_epoch=not on_step, logger=not on_step, **options)
-        if on_step:
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=moment.logged)
-        self.write(trainer, "values", moment, callback=watcher.label, values=values)
+            if not (math.isnan(value) and name in self.logged):  # what others monitor keeps its value
+                watcher.log(name, value, on_step=on_step, on_epoch=not on_step, logger=not on_step, **options)
+        self.logged |= set(values)
+        if values:
+            self.write(trainer, "values", moment, callback=watcher.label, values=values)
+        if values and on_step:  # Lightning would not log all steps (log_every_n_steps)
+            watcher.guard(trainer, lambda: send({**values, "epoch": moment.epoch}))
+
+    def failed(self, trainer: L.Trainer, watcher: "Watcher", failure: "Failure", moment: Moment) -> None:
+        """Say a reason when it is new, and add it to the journal each time."""
+        first = watcher.reasons[failure.reason] == 1
+        if first and watcher.on_error == "warn":
+            rank_zero_warn(f"{watcher.label} failed, the training goes on: {failure.reason}")
+        self.write(trainer, "failure", moment, callback=watcher.label, reason=failure.reason, first=first)
 
     # What there is one of
 
-    def started(self, trainer: L.Trainer, watcher: "Watcher") -> None:
-        """Say what was found, once all callbacks have found it."""
-        everyone = watchers(trainer)
-        if watcher is not everyone[-1]:
-            return
-        named = dict(zip(unique([other.label for other in everyone]), everyone))
+    def started(self, trainer: L.Trainer, active: "list[Watcher]") -> None:
+        """Say what callbacks have found, once they have."""
+        named = dict(zip(unique([other.label for other in active]), active))
         settings = {name: other.settings() for name, other in named.items()}
         probe = together({name: other.records.probe for name, other in named.items()})
-        scene = next((s for other in everyone for s in other.scenes.values() if s is not None), None)
+        scene = next((o.scenery.scene for o in active if o.scenery.scene is not None), None)
         classes = None if scene is None else scene.class_names
         model = type(trainer.lightning_module).__name__
         self.write(trainer, "run", None, classes=classes, model=model, settings=settings, probe=probe)
@@ -122,7 +147,7 @@ class Records:
             width = max(len(name) for name, _ in probe)
             lines = [f"  {name:<{width}}  {text}" for name, text in probe]
             rank_zero_info("\n".join(["What the watching callbacks found:", *lines]))
-        watcher.guard(trainer, lambda: loggers.log_facts(trainer, settings))
+        active[-1].guard(trainer, lambda: loggers.log_facts(trainer, settings))
 
     def tell(self, trainer: L.Trainer, watcher: "Watcher", scene: "Scene") -> None:
         """Keep what was found for the table at the start."""
@@ -134,18 +159,21 @@ class Records:
             ("images", scene.panel.source),
             ("classes", scene.class_source),
             ("colors", scene.colors.source),
-            *(watcher.facts(trainer, scene) if trainer.is_global_zero else []),
         ]
+        self.probe += watcher.facts(trainer, scene) if trainer.is_global_zero else []
 
-    def end_epoch(self, trainer: L.Trainer, watcher: "Watcher", moment: Moment) -> None:
-        """Costs of the callback; of all of them and the project's own numbers, once."""
+    def end_epoch(self, trainer: L.Trainer, watcher: "Watcher", moment: Moment, dropped: str = "") -> None:
+        """Costs of the callback and what it leaves out for them; of all costs and the project's own numbers, once."""
+        if dropped:
+            rank_zero_info(f"{watcher.label}: {dropped}")
+            self.write(trainer, "dropped", moment, callback=watcher.label, what=dropped)
         thrift = watcher.thrift
         cost = {"xai/seconds": thrift.seconds, "xai/share_of_epoch": thrift.share, "xai/megabytes": thrift.bytes / 1e6}
         self.write(trainer, "values", moment, callback=watcher.label, values=cost)
-        everyone = watchers(trainer)
-        if watcher is not everyone[-1]:
+        active = watchers(trainer)
+        if active[-1:] != [watcher]:
             return
-        seconds = sum(other.thrift.seconds for other in everyone)
+        seconds = sum(other.thrift.seconds for other in active)
         total = {"xai/seconds": seconds, "xai/share_of_epoch": seconds / thrift.duration}
         watcher.log_dict(total, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
         fresh = self.validated_in == trainer.current_epoch  # else the values of an earlier validation are still there
@@ -159,12 +187,12 @@ class Records:
 
     def report(self, trainer: L.Trainer, watcher: "Watcher") -> None:
         """Make the page of what the journal holds; also of a training that was stopped."""
-        if self.journal is None or self.page is None or watcher is not watchers(trainer)[-1]:
+        if self.journal is None or self.page is None or watchers(trainer)[-1:] != [watcher]:
             return
         try:
             from interpretable_training.visual.report import write_report
 
-            path = write_report(self.journal.folder, self.page)
+            path = write_report(self.journal.folder, self.page, run=self.journal.run)
             rank_zero_info(f"Report of the watching callbacks: {path}")
         except Exception as error:  # a page is no reason to end a training
             rank_zero_warn(f"could not write the report of {self.journal.folder}: {type(error).__name__}: {error}")

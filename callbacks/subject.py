@@ -32,13 +32,10 @@ def find_network(
         few = prepare(observed, images[:2])
         if is_overridden("forward", pl_module, nn.Module) and type(pl_module).forward is not L.LightningModule.forward:
             whole = logits_of(pl_module, few, output)
-            if whole is None:
-                whole = pick_logits(pl_module(few.clone()), output)  # its error says what is wrong
-            for part, module in parts.items():
-                found = logits_of(module, few, output)
-                if found is not None and found.shape == whole.shape and torch.equal(found, whole):
-                    return part, module
-            return "", pl_module
+            if whole is not None:
+                same = (part for part in parts if equals(logits_of(parts[part], few, output), whole))
+                part = next(same, "")
+                return part, parts.get(part, pl_module)
         able = {part: module for part, module in parts.items() if logits_of(module, few, output) is not None}
     if len(able) != 1:
         raise ValueError(
@@ -69,6 +66,11 @@ def candidates(pl_module: nn.Module) -> dict[str, nn.Module]:
         if not isinstance(part, (Metric, MetricCollection)) and any(True for _ in part.parameters())
     }
     return {name: parts[name] for name in sorted(parts, key=lambda n: USUAL.index(n) if n in USUAL else len(USUAL))}
+
+
+def equals(found: Tensor | None, whole: Tensor) -> bool:
+    """Whether a part returned what the whole does."""
+    return found is not None and found.shape == whole.shape and torch.equal(found, whole)
 
 
 def logits_of(module: nn.Module, images: Tensor, output: Output) -> Tensor | None:

@@ -38,8 +38,9 @@ class Thrift:
     Each level halves the number of images; below the fewest each level doubles the time between looks instead.
     """
 
-    def __init__(self, budget: Budget | None, fewest: int = FEWEST) -> None:
-        self.budget, self.fewest, self.level = budget, fewest, 0
+    def __init__(self, budget: Budget | float | None, fewest: int = FEWEST) -> None:
+        self.budget = Budget(budget) if isinstance(budget, (int, float)) else budget
+        self.fewest, self.level = fewest, 0
         self.seconds, self.bytes, self.start = 0.0, 0, time.perf_counter()
         self.duration = math.inf
 
@@ -94,3 +95,10 @@ class Thrift:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.level = state_dict["level"]
+
+
+def at_least_one(**counts: int | None) -> None:
+    """Refuse counts that are none."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"expected {name} of at least 1, got {value}.")

@@ -4,30 +4,28 @@ A look is `measure` on each process, one exchange between processes, `scalars` l
 Whatever `measure` or `show` raise is counted, said once, and does not end the training.
 """
 
+import copy
 import time
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from interpretable_training.attribution.maps import one_of
-from interpretable_training.callbacks.failure import Failure
-from interpretable_training.callbacks.moments import Moment, gather, last_batch, this_moment, validates_now
-from interpretable_training.callbacks.records import Records
-from interpretable_training.callbacks.scene import Collector, Images, Options, Scene, build_scene, find_panel
-from interpretable_training.callbacks.thrift import Budget, Thrift
-
-STAGES = ("fit", "validate", "test")
+from interpretable_training.callbacks.failure import Failure, attempt
+from interpretable_training.callbacks.moments import Moment, gather, last_batch, last_epoch, this_moment, validates_now
+from interpretable_training.callbacks.records import Records, watchers
+from interpretable_training.callbacks.scene import Images, Options, Scene
+from interpretable_training.callbacks.scenery import Scenery
+from interpretable_training.callbacks.thrift import Budget, Thrift, at_least_one
 
 
 class Watcher(L.Callback):
     """Looks at the model from time to time and changes nothing in it.
 
     Args:
-        n: how many images are watched.
+        n: how many images are watched; of indices all.
         images: which: "panel" (chosen by the seed, as many of each class), indices of the validation set, a data set or
             loader of your own, or a function of the trainer that returns a batch.
         every_n_epochs: look at each validation of every n-th epoch, the first and the last one included; at the end of
@@ -62,25 +60,25 @@ class Watcher(L.Callback):
     ) -> None:
         if isinstance(images, str):
             one_of("images", images, "panel")
-        one_of("on_error", on_error, "warn", "raise")
+        elif isinstance(images, Sequence):
+            n = len(images)
         for stage in on:
-            one_of("on", stage, *STAGES)
-        counts = {"number of images": n, "every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"expected {name} of at least 1, got {value}.")
+            one_of("on", stage, "fit", "validate", "test")
+        one_of("on_error", on_error, "warn", "raise")
+        at_least_one(n=n, every_n_epochs=every_n_epochs, every_n_steps=every_n_steps)
         self.n, self.images, self.on, self.on_error = n, images, tuple(on), on_error
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.options = Options(**reading)
         # A callback whose images must stay the same looks less often instead of at fewer of them.
-        limit = Budget(budget) if isinstance(budget, (int, float)) else budget
-        self.thrift = Thrift(limit, n) if self.same_images else Thrift(limit)
+        self.thrift = Thrift(budget, n) if self.same_images else Thrift(budget)
         self.records = Records()
-        self.scenes: dict[str, Scene | None] = {}
-        self.collector: Collector | None = None
-        self.looked: tuple[str, int, int] | None = None  # the last moment
+        self.scenery = Scenery(images, n, self.options)
+        self.step = 0  # after the last batch
+        self.met = False  # whether there was a look in this validation
+        self.looked: tuple[int, int] | None = None  # epoch and step
         self.looked_in: int | None = None  # the last epoch
         self.reasons: Counter[str] = Counter()
+        self.new: dict[str, Any] = {}  # the state before the first training
 
     # What subclasses say
 
@@ -89,7 +87,7 @@ class Watcher(L.Callback):
         raise NotImplementedError(f"expected {type(self).__name__} to implement measure.")
 
     def scalars(self, parts: list[Any], moment: Moment) -> dict[str, float]:
-        """Numbers to be logged, the same in every process."""
+        """Numbers to be logged, the same in every process; NaN where all parts are missing."""
         return {}
 
     def show(self, trainer: L.Trainer, parts: list[Any], moment: Moment) -> None:
@@ -113,46 +111,50 @@ class Watcher(L.Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(**{name: repr(value) for name, value in self.settings().items()})
+        images = self.images if isinstance(self.images, (str, list, tuple)) else type(self.images).__name__
+        told = {**self.settings(), "images": images, "n": self.n, "on": self.on, "network": self.options.network}
+        return self._generate_state_key(**{name: repr(value) for name, value in told.items()})
 
     # When to look
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.new = self.new or copy.deepcopy(self.state_dict())
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.begin(trainer, pl_module)
 
+    on_test_start = on_train_start
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.met = False
         if trainer.state.fn == "validate":
             self.begin(trainer, pl_module)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.begin(trainer, pl_module)
-
     def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prepare what can be prepared before the first look, and say what was found."""
-        self.scenes.clear()
+        self.scenery.clear()
+        self.step, self.met = trainer.global_step, False
         if trainer.state.fn not in self.on:
             return
+        if trainer.state.fn == "fit" and not trainer.global_step:
+            self.load_state_dict(self.new)  # of an earlier training nothing is left
         self.records.open(trainer)
-        found = self.attempt(lambda: self.find_scene(trainer, pl_module))
+        found = attempt(lambda: self.scenery.find(trainer, pl_module))
         failed = [part for part in gather(trainer, found if isinstance(found, Failure) else None) if part]
-        if failed:
-            self.failed(trainer, failed, this_moment(trainer))
-        elif found is not None:
-            self.guard(trainer, lambda: self.records.tell(trainer, self, found))
-            self.guard(trainer, lambda: self.begun(trainer, found))
-        self.records.started(trainer, self)
+        self.failed(trainer, failed, this_moment(trainer))
+        self.tell(trainer)
+        if watchers(trainer)[-1] is self:
+            self.records.started(trainer, watchers(trainer))
 
-    def find_scene(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Scene | None:
-        """What is watched in this stage; None until there is something."""
-        stage = str(trainer.state.fn)
-        if self.scenes.get(stage) is None:
-            panel = find_panel(trainer, self.images, self.n, self.options)
-            if panel is None:
-                self.collector = self.collector or Collector(-(-self.n // trainer.world_size), self.options)
-                panel = self.collector.panel() if self.collector.batches else None
-            idle = panel is None or (not panel.batches and trainer.global_rank > 0)
-            self.scenes[stage] = None if idle or panel is None else build_scene(trainer, pl_module, panel, self.options)
-        return self.scenes[stage]
+    def tell(self, trainer: L.Trainer) -> bool:
+        """Say what was found, as soon as there is something; whether it was said now."""
+        scene = self.scenery.scene
+        new = scene is not None and not self.scenery.told
+        if scene is not None and new:
+            self.scenery.told = True
+            self.guard(trainer, lambda: self.records.tell(trainer, self, scene))
+            self.guard(trainer, lambda: self.begun(trainer, scene))
+        return new
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.thrift.start_epoch()
@@ -162,96 +164,103 @@ class Watcher(L.Callback):
     ) -> None:
         if "fit" not in self.on:
             return
-        step = trainer.global_step
-        by_steps = self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0
+        step, before = trainer.global_step, self.step
+        self.step = step
+        if self.scenery.waits and not trainer.enable_validation:
+            self.guard(trainer, lambda: self.scenery.take(batch))
+        if self.due(trainer) and validates_now(trainer):
+            return  # to look then
+        every = (self.every_n_steps or 0) * self.thrift.stretch(self.n)
+        by_steps = every > 0 and step // every > before // every  # an optimizer may make several steps in a batch
         # An epoch without validation ends here for us: what is logged now is seen by every callback at its end.
-        by_epochs = trainer.is_last_batch and self.due(trainer) and not validates_now(trainer)
-        if by_steps or (by_epochs and self.looked_in != trainer.current_epoch):
-            self.look(trainer, pl_module, on_step=by_steps)
+        by_epochs = trainer.is_last_batch and self.due(trainer) and self.looked_in != trainer.current_epoch
+        if by_steps or by_epochs:
+            self.look(trainer, pl_module, by_epochs, on_step=True)
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         self.after_batch(trainer, pl_module, batch)
 
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        self.after_batch(trainer, pl_module, batch)
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
         """Look after the last batch: averaged weights, which later hooks take away again, are still in the model."""
         if trainer.sanity_checking or trainer.state.fn not in self.on:
             return
-        if self.collector is not None and self.scenes.get(str(trainer.state.fn)) is None:
-            self.guard(trainer, partial(self.collector.take, batch))
-        if last_batch(trainer) and (trainer.state.fn != "fit" or self.due(trainer)):
+        if self.scenery.waits:
+            self.guard(trainer, lambda: self.scenery.take(batch))
+        if last_batch(trainer):
+            self.meet(trainer, pl_module)
+
+    def meet(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look once in a validation or test, where all processes do."""
+        if not self.met and (trainer.state.fn != "fit" or self.due(trainer)):
             self.look(trainer, pl_module)
+        self.met = True
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn in self.on:
+            self.meet(trainer, pl_module)  # for this process there was no batch
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
             self.records.validated_in = trainer.current_epoch
+        if trainer.state.fn == "validate":
+            self.records.report(trainer, self)
 
     def due(self, trainer: L.Trainer) -> bool:
         """Whether this epoch is one to look at."""
-        if self.every_n_epochs is None:
-            return False
-        epoch, end = trainer.current_epoch, trainer.max_epochs
-        every = self.every_n_epochs * self.thrift.stretch(self.n)
-        return epoch % every == 0 or (end is not None and epoch == end - 1)
+        every = (self.every_n_epochs or 0) * self.thrift.stretch(self.n)
+        return every > 0 and (trainer.current_epoch % every == 0 or last_epoch(trainer))
 
     # Looking
 
-    def look(self, trainer: L.Trainer, pl_module: L.LightningModule, on_step: bool = False) -> None:
+    def look(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, for_epoch: bool = True, on_step: bool = False
+    ) -> None:
         """Measure, exchange, log, show."""
         moment = this_moment(trainer)
-        key = (moment.stage, moment.epoch, moment.step)
-        if key == self.looked:  # already seen, before the checkpoint from which the run went on was written
+        key = (moment.epoch, moment.step)
+        if moment.stage == "fit" and key == self.looked:  # before the checkpoint from which the run went on was written
             return
-        self.looked, self.looked_in = key, moment.epoch
         start, size = time.perf_counter(), self.records.bytes_written
-        found = self.attempt(lambda: self.measure(trainer, self.find_scene(trainer, pl_module), moment))
-        parts = gather(trainer, found)
+        part = attempt(lambda: self.measure(trainer, self.scenery.find(trainer, pl_module), moment))
+        parts = gather(trainer, part)
+        if moment.stage == "fit":
+            self.looked, self.looked_in = key, moment.epoch if for_epoch else self.looked_in
+        if self.tell(trainer):
+            self.records.started(trainer, [self])
         failed = [part for part in parts if isinstance(part, Failure)]
-        if failed:
-            self.failed(trainer, failed, moment)
         good = [part for part in parts if part is not None and not isinstance(part, Failure)]
-        partly = [Failure(RuntimeError(reason)) for part in good for reason in getattr(part, "errors", {}).values()]
-        if partly:
-            self.failed(trainer, partly, moment)
-        if good:
-            values = self.attempt(lambda: self.scalars(good, moment))  # the same in all processes
-            if isinstance(values, Failure):
-                self.failed(trainer, [values], moment)
-                return
+        partly = [failure for part in good for failure in getattr(part, "errors", {}).values()]
+        self.failed(trainer, failed + partly, moment)
+        if good or failed:
+            found = attempt(lambda: self.scalars(good, moment))  # the same in all processes
+            self.failed(trainer, [found] if isinstance(found, Failure) else [], moment)
+            values = {} if isinstance(found, Failure) else found
             self.records.log(trainer, self, {moment.prefix + k: v for k, v in values.items()}, moment, on_step)
-            if trainer.is_global_zero:
-                self.guard(trainer, lambda: self.show(trainer, good, moment))
+        if good and trainer.is_global_zero:
+            self.guard(trainer, lambda: self.show(trainer, good, moment))
         self.thrift.spend(time.perf_counter() - start, self.records.bytes_written - size)
-
-    def attempt(self, work: Callable[[], Any]) -> Any:
-        """The result of `work`, or its failure."""
-        try:
-            return work()
-        except Exception as error:
-            return Failure(error)
 
     def guard(self, trainer: L.Trainer, work: Callable[[], Any]) -> None:
         """Do what concerns this process alone; a failure is counted."""
-        found = self.attempt(work)
+        found = attempt(work)
         if isinstance(found, Failure):
             self.failed(trainer, [found], this_moment(trainer))
 
     def failed(self, trainer: L.Trainer, failures: list[Failure], moment: Moment) -> None:
-        """Count failures, say a reason when it is new; raise it where that was asked for."""
+        """Count failures; raise the first where that was asked for."""
         for failure in failures:
             self.reasons[failure.reason] += 1
-            first = self.reasons[failure.reason] == 1
-            if first and self.on_error == "warn":
-                rank_zero_warn(f"{self.label} failed, the training goes on: {failure.reason}")
-            self.records.write(trainer, "failure", moment, callback=self.label, reason=failure.reason, first=first)
-        if self.on_error == "raise":
+            self.records.failed(trainer, self, failure, moment)
+        if failures and self.on_error == "raise":
             raise failures[0].error
+        for failure in failures:
+            failure.forget()
 
     # At the end
 
@@ -261,11 +270,7 @@ class Watcher(L.Callback):
         if self.due(trainer) and self.looked_in != trainer.current_epoch:  # a loader that does not know its last batch
             self.look(trainer, pl_module)
         self.thrift.end_epoch(trainer)
-        said = self.thrift.adjust(trainer, self.n)
-        if said:
-            rank_zero_info(f"{self.label}: {said}")
-            self.records.write(trainer, "dropped", this_moment(trainer), callback=self.label, what=said)
-        self.records.end_epoch(trainer, self, this_moment(trainer))
+        self.records.end_epoch(trainer, self, this_moment(trainer), self.thrift.adjust(trainer, self.n))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and "fit" in self.on:
@@ -277,17 +282,14 @@ class Watcher(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.records.report(trainer, self)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.records.report(trainer, self)
+    on_test_end = on_fit_end
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.records.report(trainer, self)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"looked": self.looked, "looked_in": self.looked_in, "reasons": dict(self.reasons)} | {
-            "thrift": self.thrift.state_dict(),
-            "journal": self.records.address,
-        }
+        told = {"looked": self.looked, "looked_in": self.looked_in, "reasons": dict(self.reasons)}
+        return {**told, "thrift": self.thrift.state_dict(), "journal": self.records.address}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         looked = state_dict["looked"]

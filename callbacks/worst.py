@@ -6,12 +6,14 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from interpretable_training.attribution.targets import pick_logits
 from interpretable_training.batch import pick
 from interpretable_training.callbacks.explained import losses
-from interpretable_training.callbacks.panel import first_loader
+from interpretable_training.callbacks.panel import indexed
 from interpretable_training.callbacks.scene import Options
+from interpretable_training.metrics.base import checksum
 
 
 @dataclass
@@ -19,7 +21,7 @@ class Bad:
     """An image with its loss."""
 
     loss: float
-    id: int
+    id: int  # below zero where the index in the data set is not known
     image: Tensor  # (C, H, W), on the CPU
     label: Tensor
 
@@ -51,7 +53,8 @@ class Worst:
             self.handle = network.register_forward_hook(self.hear)
 
     def hear(self, network: nn.Module, args: Any, output: Any) -> None:
-        self.heard = output
+        if self.heard is None:  # later calls are those of other callbacks after the step
+            self.heard = output
 
     def stop(self) -> None:
         """After a batch, or an error in it."""
@@ -83,14 +86,18 @@ class Worst:
         floor = self.kept[-1].loss if len(self.kept) == self.k else -float("inf")
         for row in loss.topk(min(self.k, n)).indices.tolist():
             if float(loss[row]) > floor:
+                image, label = picked.images[row].detach().cpu().clone(), picked.target[row].detach().cpu().clone()
                 # Ranks take turns where Lightning shares a loader among them.
                 index = trainer.global_rank + trainer.world_size * (start + row)
-                image, label = picked.images[row].detach().cpu().clone(), picked.target[row].detach().cpu().clone()
+                index = index if ordered(trainer) else -1 - int(checksum(image), 16)
                 self.kept.append(Bad(float(loss[row]), index, image, label))
         self.kept = sorted(self.kept, key=lambda bad: -bad.loss)[: self.k]
 
 
-def shuffled(trainer: L.Trainer) -> bool:
-    """Whether the number of an image in its validation is not its index in the data set."""
-    loader = first_loader(trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders)
-    return loader is not None and isinstance(loader.sampler, torch.utils.data.RandomSampler)
+def ordered(trainer: L.Trainer) -> bool:
+    """Whether an image's number in its validation is its index in the data set."""
+    loaders = trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
+    if not isinstance(loaders, DataLoader):
+        return False
+    shared = isinstance(loaders.sampler, DistributedSampler) and not loaders.sampler.shuffle
+    return not indexed(loaders) or shared or isinstance(loaders.sampler, SequentialSampler)

@@ -1,7 +1,7 @@
 """What a loader returns, taken apart, so that a mistake ends in a sentence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,13 @@ class Picked:
     label_key: Key
     rest: dict[str, Any]  # the other entries, by name
 
+    def rows(self, some: slice) -> "Picked":
+        """Some of the images, with what belongs to them."""
+        n = len(self.images)
+        rest = {k: v[some] if isinstance(v, (Tensor, list)) and len(v) == n else v for k, v in self.rest.items()}
+        target = None if self.target is None else self.target[some]
+        return replace(self, images=self.images[some], target=target, rest=rest)
+
     def __str__(self) -> str:
         target = "no labels" if self.target is None else f"labels from {self.label_key!r}"
         image = "the batch itself" if self.image_key is None else repr(self.image_key)
@@ -32,8 +39,8 @@ def pick(batch: Any, image_key: Key = None, label_key: Key = None) -> Picked:
 
     Args:
         batch: what a loader returned.
-        image_key: name or index of the images; by default the usual names, else the first tensor of three or more
-            dimensions that holds floating numbers.
+        image_key: name or index of the images, "outer.inner" of those in another entry; by default the usual names,
+            else the first tensor of three or more dimensions that holds floating numbers.
         label_key: name or index of the labels; by default the usual names, else the first other tensor with one
             row per image, of integers or of a 0 or 1 per class.
     """
@@ -50,19 +57,48 @@ def pick(batch: Any, image_key: Key = None, label_key: Key = None) -> Picked:
     others = {key: value for key, value in entries.items() if key != image_key}
 
     def labels(value: Any) -> bool:
-        whole = isinstance(value, Tensor) and not value.is_floating_point() and value.ndim in (1, 2)
-        several = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 2
-        return (whole or several) and len(value) == len(images)
+        return isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == len(images) and discrete(value)
 
     found = _key(others, label_key, LABEL_KEYS, labels, "label_key" if label_key is not None else None, batch)
+    if label_key is None and found is not None and last(found) not in LABEL_KEYS:
+        numbers = [v for k, v in others.items() if last(k) in LABEL_KEYS and isinstance(v, Tensor) and v.ndim]
+        if any(v.is_floating_point() and len(v) == len(images) for v in numbers):
+            found = None  # of a regression: what else the batch holds tells no classes
     target = None if found is None else others[found]
     if found is not None and not isinstance(target, Tensor):
         raise TypeError(f"expected labels as a tensor under {found!r} of the batch, got {kind(target)}.")
-    rest = {str(key): value for key, value in others.items() if key != found}
-    return Picked(images, target, image_key, found, rest)
+    rest = {last(key): value for key, value in others.items() if key != found}
+    return Picked(images, None if target is None else as_labels(target), image_key, found, rest)
+
+
+def discrete(value: Tensor) -> bool:
+    """Whether a tensor may hold labels: integers, a number per class, or zeros and ones of two classes."""
+    return not value.is_floating_point() or value.ndim == 2 or bool(((value == 0) | (value == 1)).all())
+
+
+def as_labels(target: Tensor) -> Tensor:
+    """A column of labels as (B,), and those of two classes that are written as floating numbers as integers."""
+    target = target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
+    return target.long() if target.ndim == 1 and target.is_floating_point() and discrete(target) else target
+
+
+def last(key: Any) -> str:
+    """The name itself, without the names of what it is in."""
+    return str(key).rpartition(".")[2]
 
 
 def named(batch: Any) -> dict[Any, Any]:
+    """The entries of a batch by name or index; those of an entry that is itself a batch as "entry.name"."""
+    entries = listed(batch)
+    shown = any(looks_like_images(value) for value in entries.values())
+    found: dict[Any, Any] = {}
+    for key, value in entries.items():
+        inner = isinstance(value, Mapping) or (not shown and isinstance(value, (tuple, list)))
+        found |= {f"{key}.{name}": part for name, part in named(value).items()} if inner else {key: value}
+    return found
+
+
+def listed(batch: Any) -> dict[Any, Any]:
     """The entries of a batch by name or index."""
     if isinstance(batch, Mapping):
         return dict(batch.items())
@@ -81,7 +117,7 @@ def _key(entries: dict[Any, Any], given: Key, usual: Sequence[str], fits: Any, n
         if given not in entries:
             raise KeyError(f"expected {name} to be one of {list(entries)}, got {given!r}.")
         return given
-    found = next((key for key in usual if fits(entries.get(key))), None)
+    found = next((key for name in usual for key, value in entries.items() if last(key) == name and fits(value)), None)
     found = next((key for key, value in entries.items() if fits(value)), None) if found is None else found
     if found is None and name is not None:
         raise TypeError(

@@ -1,8 +1,9 @@
-"""Pictures: learning curves, maps over images, contact sheets."""
+"""Pictures: learning curves, maps over images and series, contact sheets."""
 
 from .curves import draw_curves
 from .faithfulness import draw_faithfulness
 from .overlay import denormalize, overlay
+from .series import draw_series
 from .sheet import draw_sheet
 
-__all__ = ["denormalize", "draw_curves", "draw_faithfulness", "draw_sheet", "overlay"]
+__all__ = ["denormalize", "draw_curves", "draw_faithfulness", "draw_series", "draw_sheet", "overlay"]

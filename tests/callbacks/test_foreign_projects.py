@@ -74,6 +74,15 @@ def test_an_overlay_file_adds_callbacks_to_a_foreign_project(project):
         "    init_args: {methods: {cam: {class_path: interpretable_training.attribution.LayerCAM}}, n_images: 4}\n"
         "  - class_path: interpretable_training.callbacks.ExplanationDrift\n"
     )
-    project("project.py", "fit", "--model=DictModule", "--data=Data", "--data.as_dict=true", *FEW.split(), "-c", "watch.yaml")
+    project(
+        "project.py",
+        "fit",
+        "--model=DictModule",
+        "--data=Data",
+        "--data.as_dict=true",
+        *FEW.split(),
+        "-c",
+        "watch.yaml",
+    )
     assert "xai/gradcam/similarity_previous" in keys_of(project.folder)
     assert list(project.folder.rglob("maps/*cam*.png"))

@@ -1,0 +1,125 @@
+"""Series under the maps that explain them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interpretable_training.journal import ends, levels
+
+from .overlay import color_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STRIP, LINE = 0.32, 0.62  # inches a row has: of a map, of a channel
+ORANGE = torch.tensor([1.0, 0.72, 0.36])
+
+
+def draw_series(
+    series: Tensor,
+    maps: Tensor | Mapping[str, Tensor],
+    path: str | Path,
+    names: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+    known: Tensor | None = None,
+    known_name: str = "known",
+    order: Sequence[int] | None = None,
+) -> None:
+    """Draw a PNG with a column for each series: a strip for each map, and a line for each channel.
+
+    Behind the lines the first map goes on in orange. Each map has its own scale, as under images.
+
+    Args:
+        series: What the maps explain, (B, C, T).
+        maps: Raw maps (B, T), or several by name.
+        path: File to write.
+        names: Of the channels.
+        titles: Of the series.
+        known: Time steps (B, T) where the answer is known to lie, which a green bar marks.
+        known_name: What they are called.
+        order: Channels that are drawn, from top to bottom; by default all.
+    """
+    from matplotlib.figure import Figure  # here, because it takes a second; Figure has no global state
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    strips = {"map": maps} if isinstance(maps, Tensor) else dict(maps)
+    B, C, T = check(series, strips)
+    channels = list(range(C)) if order is None else list(order)
+    names = [f"channel {c}" for c in range(C)] if names is None else names
+    heights = [STRIP] * len(strips) + [LINE] * len(channels)
+    layout = ConstrainedLayoutEngine(h_pad=0.01, w_pad=0.03, hspace=0, wspace=0.02)
+    figure = Figure(figsize=(1.2 + 3.2 * B, sum(heights) + 0.8), layout=layout)
+    grid = figure.subplots(
+        len(heights), B, squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": heights}
+    )
+    first = next(iter(strips.values()))
+    for b in range(B):
+        column = list(grid[:, b])
+        for axes, (name, S) in zip(column, strips.items()):
+            draw_strip(axes, color_table()[(own_levels(S[b]) * 256).long().clamp(max=255)])
+            label(axes, name if b == 0 else "")
+        for axes, c in zip(column[len(strips) :], channels):
+            draw_strip(axes, 1 - own_levels(first[b])[:, None] * (1 - ORANGE))
+            axes.plot(range(T), series[b, c].detach().float().cpu(), color="black", linewidth=1.1)
+            label(axes, names[c] if b == 0 else "")
+        if known is not None:
+            mark(column[0], known[b], known_name if b == 0 else "")
+        column[0].set_title("" if titles is None else titles[b], fontsize=10, pad=10)
+        column[-1].set_xlim(-0.5, T - 0.5)
+        column[-1].set_xlabel("time step", fontsize=9)
+        column[-1].tick_params(axis="x", bottom=True, labelbottom=True, labelsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def check(series: Tensor, maps: Mapping[str, Tensor]) -> tuple[int, int, int]:
+    """B, C, T of series whose maps fit them."""
+    if series.ndim != 3:
+        raise ValueError(f"expected series (B, C, T), got {tuple(series.shape)}; draw images with overlay.")
+    B, C, T = series.shape
+    for name, S in maps.items():
+        if tuple(S.shape) != (B, T):
+            raise ValueError(f"expected a map ({B}, {T}) of {name!r}, got {tuple(S.shape)}.")
+    if not maps:
+        raise ValueError("expected at least one map, got none.")
+    return B, C, T
+
+
+def own_levels(S: Tensor) -> Tensor:
+    """The map (T,) of one series in [0, 1]."""
+    S = S.detach().float().cpu().nan_to_num()[None, None]
+    return levels(S, ends(S))[0, 0]
+
+
+def draw_strip(axes: Axes, colors: Tensor) -> None:
+    """A color (T, 3) for each time step as the background of a row."""
+    place: dict[str, Any] = {"extent": (-0.5, len(colors) - 0.5, 0, 1), "transform": axes.get_xaxis_transform()}
+    axes.imshow(colors[None].numpy(), aspect="auto", interpolation="nearest", **place)
+
+
+def label(axes: Axes, name: str) -> None:
+    """The name of a row at its left, and no ticks."""
+    axes.tick_params(left=False, labelleft=False, bottom=False, labelbottom=False)
+    axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+
+
+def mark(axes: Axes, known: Tensor, name: str) -> None:
+    """A bar above the row over the time steps (T,) that are marked, and its name at the left."""
+    above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}  # in units of the row's height
+    for start, end in runs(known):
+        axes.plot([start - 0.5, end - 0.5], [1.15, 1.15], color="C2", linewidth=4, solid_capstyle="butt", **above)
+    if name:
+        axes.annotate(
+            name, (0, 1.15), (-6, 0), axes.transAxes, "offset points", color="C2", ha="right", va="center", fontsize=9
+        )
+
+
+def runs(known: Tensor) -> list[tuple[int, int]]:
+    """Start and end, just outside, of the stretches of time steps (T,) that are marked."""
+    off = torch.zeros(1, dtype=torch.int)
+    edges = torch.cat([off, known.cpu().int(), off]).diff()
+    return list(zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist()))

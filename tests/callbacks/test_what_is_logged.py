@@ -1,0 +1,125 @@
+"""The numbers and pictures that are logged, against those computed by hand."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from watched import BATCHES, Module, Notes, fit, of_callback, pictures, record
+
+from interpretable_training.attribution import Attribution, GradCAM, LayerCAM
+from interpretable_training.callbacks import (
+    ExplanationDrift,
+    InterpretabilityMetrics,
+)
+from interpretable_training.callbacks.explanation_drift import compare
+from interpretable_training.metrics import AverageDrop, AverageGain, Insertion, evaluate
+
+ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
+
+
+@dataclass(frozen=True)
+class Given(Attribution):
+    """Shows the first channel of the image itself."""
+
+    def attribute(self, observed, images, target):
+        return images[:, 0].clone()
+
+
+@pytest.mark.parametrize("target", ["label", "pred"])
+def test_metrics_are_those_of_evaluate_on_the_same_images(tmp_path, target):
+    methods = {"gradcam": GradCAM(), "layercam": LayerCAM("0")}
+    metrics = {"ad": AverageDrop(), "ag": AverageGain(), "insertion": Insertion(steps=4)}
+    notes = Notes()
+    watcher = InterpretabilityMetrics(methods, metrics, max_images=6, target=target, controls=True, on_error="raise")
+    trainer = fit(tmp_path, [notes, watcher])
+    seen = pictures(9, 1)
+    ids = sorted(watcher.scenery.scene.panel.ids)
+    images = DataLoader(torch.utils.data.Subset(seen, ids), batch_size=4)
+    for values, network in zip(of_callback(tmp_path, "InterpretabilityMetrics"), notes.networks):
+        black = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+        table = evaluate(network, methods, metrics, images, target, resamples=2, progress=False, **black)
+        for method in ("gradcam", "layercam", "fakecam"):
+            for name in metrics:
+                assert values[f"xai/{method}/{name}"] == pytest.approx(table[method, name].mean, rel=1e-5)
+    assert float(trainer.callback_metrics["xai/gradcam/ad"]) == pytest.approx(values["xai/gradcam/ad"])
+    passports = {line["metric"]: line["facts"] for line in record(tmp_path).of("passport")}
+    assert {*passports} == {*metrics}
+    assert "formula" in passports["ad"]
+
+
+def test_the_best_of_each_number_is_kept(tmp_path):
+    metrics = {"ad": AverageDrop(), "ag": AverageGain()}
+    watcher = InterpretabilityMetrics(metrics=metrics, max_images=6, on_error="raise")
+    fit(tmp_path, [watcher])
+    values = of_callback(tmp_path, "InterpretabilityMetrics")
+    assert watcher.best["xai/gradcam/ad"] == min(v["xai/gradcam/ad"] for v in values)
+    assert watcher.best["xai/gradcam/ag"] == max(v["xai/gradcam/ag"] for v in values)
+
+
+# Drift
+
+
+def test_drift_of_maps_by_hand():
+    a = torch.tensor([[[4.0, 3], [2, 1]]])
+    assert {k: v.item() for k, v in compare(a, a).items()} == {"similarity": 1, "shift": 0}
+    b = torch.tensor([[[1.0, 2], [3, 4]]])  # a tenth of the mass from each to the next: 0.3 + 0.1 of it have to move
+    assert {k: v.item() for k, v in compare(a, b).items()} == pytest.approx({"similarity": -1, "shift": 0.4})
+    c = torch.tensor([[[0.0, 0], [0, 1]]])
+    assert compare(a, c)["shift"].item() == pytest.approx(0.9)
+    assert compare(a, torch.zeros(1, 2, 2))["shift"].isnan().all()
+
+
+def test_drift_against_each_reference(tmp_path):
+    """The best look is the one whose validation loss was the least so far."""
+
+    class Scripted(Module):
+        losses = [3.0, 1.0, 2.0, 5.0]
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", self.losses[self.trainer.current_epoch])
+
+    notes = Notes()
+    watcher = ExplanationDrift(n_images=9, target=0, monitor="val/loss", mode="min", on_error="raise")
+    fit(tmp_path, [notes, watcher], Scripted(), max_epochs=4)
+    maps = [GradCAM()(network, pictures(9, 1).tensors[0], 0) for network in notes.networks]
+    values = of_callback(tmp_path, "ExplanationDrift")
+    for reference, of in {"first": [0, 0, 0, 0], "previous": [0, 0, 1, 2], "best": [None, 0, 1, 1]}.items():
+        for look, then in enumerate(of):
+            found = values[look].get(f"xai/gradcam/similarity_{reference}")
+            if then is None:
+                assert found is None
+                continue
+            expected = compare(maps[look], maps[then])
+            assert found == pytest.approx(float(expected["similarity"].nanmean()), abs=2e-3)
+            shift = values[look][f"xai/gradcam/shift_{reference}"]
+            assert shift == pytest.approx(float(expected["shift"].nanmean()), abs=2e-3)
+    rows = record(tmp_path).of("drift")[1]["rows"]
+    mean = sum(row["first"]["shift"] for row in rows) / 9
+    assert mean == pytest.approx(values[1]["xai/gradcam/shift_first"])
+
+
+def test_maps_that_stay_the_same_do_not_drift(tmp_path):
+    fit(tmp_path, [ExplanationDrift(Given(), n_images=4, on_error="raise")])
+    for values in of_callback(tmp_path, "ExplanationDrift"):
+        assert {round(v, 6) for k, v in values.items() if "similarity" in k} == {1}
+        assert {v for k, v in values.items() if "shift" in k} == {0}
+
+
+def test_a_process_that_fails_once_takes_no_reference_away():
+    watcher = ExplanationDrift(n_images=4)
+    moment = SimpleNamespace(epoch=0, step=0)
+    whole, half = look_of([0, 1, 2, 3]), look_of([0, 2])
+    watcher.scalars([whole], moment)
+    assert watcher.scalars([half], moment) == {}
+    assert watcher.scalars([whole], moment)["xai/gradcam/similarity_first"] == pytest.approx(1)
+
+
+def look_of(ids):
+    from interpretable_training.callbacks.explained import Explained, Look
+
+    maps = {"pred": {"gradcam": torch.rand(9, 4, 4, generator=torch.Generator().manual_seed(0))[ids]}}
+    n = len(ids)
+    targets = {"pred": torch.zeros(n, dtype=torch.long)}
+    return Look({"panel": Explained(ids, torch.zeros(n, 3, 4, 4), None, torch.zeros(n, 3), False, targets, maps)})

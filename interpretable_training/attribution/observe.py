@@ -164,7 +164,7 @@ def _same_flags(module: nn.Module, keep_mode: bool, create_graph: bool) -> Itera
         yield
     finally:
         for layer, dropout in recurrent:
-            pass
+            layer.dropout = dropout
         for m, flag in training:
             m.training = flag
         for p in learned:

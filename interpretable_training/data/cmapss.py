@@ -1,10 +1,11 @@
 """C-MAPSS: sensors of simulated jet engines that run until they fail. Saxena et al., PHM 2008.
 
     target = min(last cycle - t, max_rul)                  (1)
-    x[j]   = (raw[j] - mean[j]) / std[j]                   (2)
+    x[j]   = (raw[j] - mean[j]) / std[j]                   (2) "standard"
+           = (raw[j] - min[j]) / (max[j] - min[j])         (3) "range"
 
-t: the last cycle of a window. mean[j], std[j]: of sensor j over the engines that train. An engine counts as sound as
-long as more than `max_rul` cycles are left: nothing can be seen of its end yet.
+t: the last cycle of a window. mean[j], std[j], min[j], max[j]: of sensor j over the engines that train. An engine is
+sound as long as more than `max_rul` cycles are left: nothing can be seen of its end yet.
 """
 
 import math
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from interpretable_training.attribution.maps import one_of
 
 from .base import SeededDataModule, at_least, seeded
 from .listing import absent
@@ -41,26 +44,31 @@ class Engine(NamedTuple):
 
 
 class Scaling:
-    """(2), where wanted for each operating condition by itself.
+    """(2) or (3), where wanted for each operating condition by itself.
 
     Args:
         engines: That train.
         sensors: Columns that are taken.
-        by_condition: Whether mean and std are those of the cycles with the same settings.
+        by_condition: Whether the moments are those of the cycles with the same settings.
+        scaling: "standard" or "range".
     """
 
-    def __init__(self, engines: Sequence[Engine], sensors: Sequence[int], by_condition: bool) -> None:
+    def __init__(
+        self, engines: Sequence[Engine], sensors: Sequence[int], by_condition: bool, scaling: str = "standard"
+    ) -> None:
         self.columns, self.by_condition = torch.tensor(sensors) - 1, by_condition
         raw = torch.cat([engine.sensors for engine in engines])[:, self.columns]
         keys = torch.cat([self.condition(engine) for engine in engines])
         self.moments = {}
         for key in keys.unique(dim=0):
             part = raw[(keys == key).all(1)]
-            self.moments[tuple(key.tolist())] = part.mean(0), part.std(0, correction=0)
+            low = part.amin(0)
+            moments = (part.mean(0), part.std(0, correction=0)) if scaling == "standard" else (low, part.amax(0) - low)
+            self.moments[tuple(key.tolist())] = moments
 
     def condition(self, engine: Engine) -> Tensor:
         """Altitude in thousand feet, Mach number and throttle, of which the files hold six settings with some noise."""
-        digits = torch.tensor([1.0, 100.0, 1.0])
+        digits = torch.tensor([1.0, 100.0, 1.0], dtype=torch.float64)
         rounded = (engine.settings * digits).round() / digits + 0.0  # no -0
         return rounded if self.by_condition else torch.zeros_like(rounded)
 
@@ -74,9 +82,9 @@ class Scaling:
                     f"expected operating conditions of the training engines, {sorted(self.moments)}, got "
                     f"{tuple(key.tolist())} in engine {engine.number}; pass by_condition=False."
                 )
-            mean, std = self.moments[tuple(key.tolist())]
+            start, unit = self.moments[tuple(key.tolist())]
             rows = (keys == key).all(1)
-            x[rows] = (raw[rows] - mean) / torch.where(std > 1e-6 * mean.abs(), std, 1)  # (2), constants become 0
+            x[rows] = (raw[rows] - start) / torch.where(unit > 1e-6 * start.abs(), unit, 1)  # (2), (3); constants: 0
         return x.T.float().contiguous()
 
 
@@ -129,9 +137,9 @@ class Windows(Dataset):
 class CMAPSSDataModule(SeededDataModule):
     """Windows of the sensors of jet engines, and how many cycles are left to each engine.
 
-    Batches are series (B, C, T) and targets (B,). Engines of `train_FD00x.txt` train, some are set apart for validation;
-    of each engine of `test_FD00x.txt` the last window is taken, as in the challenge. There is no `mean` and `std`: what a
-    map hides becomes the sensor's mean, since a sensor has no black.
+    Batches are series (B, C, T) and targets (B,). Engines of `train_FD00x.txt` train, some are set apart for
+    validation; of each engine of `test_FD00x.txt` the last window is taken, as in the challenge. There is no `mean` and
+    `std`: a sensor has no black, so what a map hides becomes 0 after scaling.
 
     Args:
         root: Folder with the text files.
@@ -141,7 +149,8 @@ class CMAPSSDataModule(SeededDataModule):
         max_rul: The target is never larger; see (1).
         cap_test: Whether the targets of the test split are capped, too. Published errors differ in this.
         sensors: Numbers of the sensors, from 1 to 21.
-        by_condition: Whether sensors are normalized in each operating condition by itself, which FD002 and FD004 need.
+        scaling: (2) or (3): what a map hides becomes the mean of a sensor, or its least value.
+        by_condition: Whether sensors are scaled in each operating condition by itself, which FD002 and FD004 need.
         n_val: Training engines set apart for validation.
         annotations: Whether items are dicts instead of pairs: `image`, `target`, `engine`, `cycle` and, where it is
             known, `mask` (T,), the cycles that show that the end comes.
@@ -162,6 +171,7 @@ class CMAPSSDataModule(SeededDataModule):
         max_rul: int = 125,
         cap_test: bool = True,
         sensors: Sequence[int] = CHANGING,
+        scaling: Literal["standard", "range"] = "standard",
         by_condition: bool = False,
         n_val: int = 20,
         annotations: bool = False,
@@ -171,20 +181,21 @@ class CMAPSSDataModule(SeededDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         at_least(1, window=window, stride=stride, max_rul=max_rul, n_val=n_val)
+        one_of("scaling", scaling, "standard", "range")
         wrong = [s for s in sensors if not 1 <= s <= SENSORS]
         if wrong or not sensors or len({*sensors}) < len(sensors):
             raise ValueError(f"expected different sensors from 1 to {SENSORS}, got {list(sensors)}.")
         self.root, self.subset, self.window, self.stride = root, subset, window, stride
-        self.max_rul, self.cap_test, self.sensors, self.by_condition = max_rul, cap_test, tuple(sensors), by_condition
-        self.n_val, self.annotations = n_val, annotations
+        self.max_rul, self.cap_test, self.sensors = max_rul, cap_test, tuple(sensors)
+        self.scaling, self.by_condition, self.n_val, self.annotations = scaling, by_condition, n_val, annotations
         self.channel_names = [f"sensor {s}" for s in sensors]
 
     def setup(self, stage: str | None = None) -> None:
         wanted = self.missing(stage)
         if not wanted:
             return
-        engines = {split: self.engines(split) for split in {"train", *wanted}}
-        scaling = Scaling(engines["train"], self.sensors, self.by_condition)
+        engines = {split: self.engines(split) for split in dict.fromkeys(["train", *wanted])}
+        scaling = Scaling(engines["train"], self.sensors, self.by_condition, self.scaling)
         for split in wanted:
             step = None if split == "test" else self.stride
             cap = None if split == "test" and not self.cap_test else self.max_rul
@@ -228,5 +239,5 @@ def lives(rows: np.ndarray) -> list[Engine]:
     for number in np.unique(rows[:, 0]):
         own = rows[rows[:, 0] == number]
         own = torch.from_numpy(own[np.argsort(own[:, 1], kind="stable")])
-        engines.append(Engine(int(number), own[:, 2 : 2 + SETTINGS].float(), own[:, 2 + SETTINGS :]))
+        engines.append(Engine(int(number), own[:, 2 : 2 + SETTINGS], own[:, 2 + SETTINGS :]))
     return engines

@@ -8,6 +8,7 @@ begins where the capped target begins to fall, so a window tells the target by i
 """
 
 import math
+from typing import Literal
 
 import torch
 
@@ -31,6 +32,7 @@ class EnginesDataModule(CMAPSSDataModule):
         window: Cycles in a window.
         stride: Cycles from one window of training and validation to the next.
         max_rul: How many cycles before the end the wear begins, and the largest target.
+        scaling: See `CMAPSSDataModule`.
         annotations: Whether items are dicts instead of pairs: `image`, `target`, `engine`, `cycle` and `mask` (T,), the
             worn cycles.
         batch_size: Windows per batch.
@@ -50,6 +52,7 @@ class EnginesDataModule(CMAPSSDataModule):
         window: int = 48,
         stride: int = 2,
         max_rul: int = 48,
+        scaling: Literal["standard", "range"] = "standard",
         annotations: bool = False,
         batch_size: int = 128,
         num_workers: int = 0,
@@ -60,6 +63,7 @@ class EnginesDataModule(CMAPSSDataModule):
             stride=stride,
             max_rul=max_rul,
             sensors=range(1, COUNT + 1),
+            scaling=scaling,
             n_val=n_val,
             annotations=annotations,
             batch_size=batch_size,

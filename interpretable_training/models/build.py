@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .cifar import CIFARMobileNetV2, CIFARResNet18
+from .recurrent import CNNLSTM, CNNBiLSTM
 from .tiny import TinyCNN, TinyViT
 
 OURS: dict[str, type[nn.Module]] = {
@@ -13,11 +14,13 @@ OURS: dict[str, type[nn.Module]] = {
     "tiny_vit": TinyViT,
     "cifar_resnet18": CIFARResNet18,
     "cifar_mobilenetv2": CIFARMobileNetV2,
+    "cnn_lstm": CNNLSTM,
+    "cnn_bilstm": CNNBiLSTM,
 }
 
 
 def build_network(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build "tiny_cnn", "tiny_vit", "cifar_resnet18", "cifar_mobilenetv2" or any model of timm.
+    """Build "tiny_cnn", "tiny_vit", "cifar_resnet18", "cifar_mobilenetv2", "cnn_lstm", "cnn_bilstm" or any of timm.
 
     Args:
         name: Name of the network; `timm.list_models()` lists those of timm.

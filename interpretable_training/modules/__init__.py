@@ -3,5 +3,6 @@
 from .ca_stream_classifier import CAStreamClassifier
 from .classifier import Classifier
 from .guided_gradient_classifier import GuidedGradientClassifier
+from .regressor import LifetimeScore, Regressor
 
-__all__ = ["CAStreamClassifier", "Classifier", "GuidedGradientClassifier"]
+__all__ = ["CAStreamClassifier", "Classifier", "GuidedGradientClassifier", "LifetimeScore", "Regressor"]

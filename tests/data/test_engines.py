@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from interpretable_training.data import EnginesDataModule
+
+SMALL = {"n_train": 12, "n_val": 3, "n_test": 20, "window": 20, "max_rul": 16, "annotations": True}
+
+
+def engines(**options):
+    data = EnginesDataModule(**{**SMALL, **options})
+    data.setup()
+    return data
+
+
+def items(data, split):
+    return [data.splits[split][i] for i in range(len(data.splits[split]))]
+
+
+def test_the_worn_cycles_of_a_window_tell_the_target():
+    for split in ("train", "val", "test"):
+        found = items(engines(), split)
+        assert all(16 - int(item["mask"].sum()) == item["target"] for item in found)
+        assert all((item["mask"].int().diff() >= 0).all() for item in found)  # wear does not end
+
+
+def test_wear_moves_the_telling_sensors_and_no_other():
+    data = engines(n_train=100, stride=4)
+    found = [item for item in items(data, "train") if item["target"] == 0]  # the last window of each engine
+    moved = torch.stack([item["image"][:, -4:].mean(1) - item["image"][:, :4].mean(1) for item in found]).mean(0)
+    assert data.telling == [1, 4]
+    assert moved[1] > 1.5
+    assert moved[4] < -1.5
+    assert moved[[0, 2, 3, 5, 6, 7]].abs().max() < 0.5
+
+
+def test_test_engines_are_stopped_before_their_end():
+    found = items(engines(), "test")
+    assert len(found) == 20
+    assert len({float(item["target"]) for item in found}) > 5
+    assert any(item["target"] == 16 for item in found)
+
+
+def test_an_engine_depends_on_its_number_and_the_seed_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a, b = engines(), engines(n_train=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_close(a.engines("train")[3].sensors, b.engines("train")[3].sensors, rtol=0, atol=0)
+    other = engines(seed=1).engines("train")[3].sensors
+    assert a.engines("val")[0].sensors.shape != other.shape or not torch.equal(a.engines("train")[3].sensors, other)
+
+
+def test_batches_carry_what_metrics_of_regions_need():
+    batch = next(iter(engines(batch_size=5).val_dataloader()))
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "image": (5, 8, 20),
+        "target": (5,),
+        "mask": (5, 20),
+        "engine": (5,),
+        "cycle": (5,),
+    }
+
+
+def test_there_is_at_least_one_engine():
+    with pytest.raises(ValueError, match="n_train >= 1"):
+        EnginesDataModule(n_train=0)

@@ -170,7 +170,7 @@ class ExplanationDrift(Watcher):
 def small(found: Explained) -> Maps:
     """The maps of the only view, as small as the journal keeps them, on a scale that half precision can hold."""
     maps: Maps = next(iter(found.maps.values()), {})
-    shrunk = {name: shrink(S) for name, S in maps.items()}
+    shrunk = {name: shrink(S if S.ndim == 3 else S.flatten(1)[:, None]) for name, S in maps.items()}  # signals, volumes
     scaled = {name: S / S.flatten(1).abs().amax(1).clamp(min=1e-30)[:, None, None] for name, S in shrunk.items()}
     return {name: S.half().float() for name, S in scaled.items()}  # what a checkpoint holds, exactly
 

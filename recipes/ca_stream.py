@@ -19,13 +19,11 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
 from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, RawAttention, ScoreCAM
 from interpretable_training.attribution.base import Attribution
 from interpretable_training.callbacks import TrainingCurves
-from interpretable_training.data import ShapesDataModule
+from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.metrics import (
     AverageDrop,
     AverageGain,
@@ -37,12 +35,11 @@ from interpretable_training.metrics import (
     join,
 )
 from interpretable_training.models import CAStream, build_network
-from interpretable_training.modules import CAStreamClassifier
+from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
 from interpretable_training.recipes.baseline import baseline
 from interpretable_training.recipes.recipe import Recipe
-from interpretable_training.visual import denormalize, draw_panel, overlay
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from interpretable_training.regularization import GuidedGradientRegularizer
+from interpretable_training.visual import denormalize, draw_sheet, overlay
 
 
 def ca_stream(
@@ -54,6 +51,7 @@ def ca_stream(
     learning_rate: float = 0.1,
     max_epochs: int = 8,
     backbone_epochs: int = 8,
+    guided_weight: float = 0.0,
     start: int = 0,
     class_specific: bool = False,
     projected: bool = False,
@@ -73,6 +71,7 @@ def ca_stream(
         learning_rate: Step size of SGD for 256 images per step, which is scaled to the batch.
         max_epochs: Epochs for the stream.
         backbone_epochs: Epochs for the backbone, if it is trained.
+        guided_weight: Weight of the guided-gradient regularizer in the training of the backbone; 0 is without it.
         start: First stage of the stream.
         class_specific: See `CAStream`.
         projected: See `CAStream`.
@@ -82,10 +81,9 @@ def ca_stream(
     """
     L.seed_everything(seed, workers=True, verbose=False)
     data = ShapesDataModule(image_size=image_size, n_train=n_train, batch_size=batch_size, seed=seed)
+    weights = weights or f"{output}/ca_stream/{'guided_' if guided_weight else ''}{network}.pt"
     module = CAStreamClassifier(
-        trained_backbone(
-            weights or f"{output}/ca_stream/{network}.pt", network, image_size, n_train, backbone_epochs, seed
-        ),
+        trained_backbone(weights, network, image_size, n_train, backbone_epochs, guided_weight, seed=seed),
         data.num_classes,
         stream={"start": start, "class_specific": class_specific, "projected": projected, "heads": heads},
         optimizer=partial(torch.optim.SGD, lr=learning_rate, momentum=0.9, weight_decay=1e-4),
@@ -109,7 +107,7 @@ def ca_stream_imagenet(
     """The protocol of the paper; the weights of the network come from timm.
 
     Args:
-        folder: Holds train/CLASS/*.JPEG and val/CLASS/*.JPEG.
+        folder: See the root of `ImageNetDataModule`.
         network: The name of a convolutional network of timm.
         batch_size: Images per batch and process; the learning rate is meant for 256 in all and scaled to them.
         num_workers: Processes that load batches.
@@ -121,7 +119,7 @@ def ca_stream_imagenet(
         output: Folder for logs and checkpoints.
     """
     L.seed_everything(seed, workers=True, verbose=False)
-    data = image_folders(folder, batch_size, num_workers)
+    data = ImageNetDataModule(folder, batch_size=batch_size, num_workers=num_workers, seed=seed)
     stream = {"start": start, "class_specific": class_specific, "projected": projected}
     module = CAStreamClassifier(network, 1000, pretrained=True, stream=stream)
     return Recipe(trainer_of(max_epochs, output), module, data)
@@ -143,16 +141,20 @@ def trained_backbone(
     image_size: int = 64,
     n_train: int = 6000,
     max_epochs: int = 8,
+    guided_weight: float = 0.0,
+    shortcut: float = 0.0,
     seed: int = 0,
 ) -> nn.Module:
     """A network that knows the shapes: read from the file, or trained as in `baseline` and written there.
 
     Args:
         weights: File with the weights.
-        network: "tiny_cnn" or the name of a convolutional network of timm.
+        network: "tiny_cnn", "tiny_vit" or the name of a network of timm.
         image_size: Side of the images.
         n_train: Number of training images.
         max_epochs: Number of epochs.
+        guided_weight: Weight of the guided-gradient regularizer; 0 trains without it.
+        shortcut: Share of the training images with a mark that names the class.
         seed: Seed of weights, pictures and order.
     """
     path = Path(weights)
@@ -164,33 +166,19 @@ def trained_backbone(
         recipe = baseline(
             network, image_size, n_train, max_epochs=max_epochs, seed=seed, output=str(path.parent / "backbone")
         )
-        recipe.trainer.fit(recipe.module, recipe.data)
-        backbone = recipe.module.get_submodule("network").cpu()
+        module, data = recipe.module, recipe.data
+        assert isinstance(module, Classifier)
+        if guided_weight:
+            regularizer, like = GuidedGradientRegularizer(weight=guided_weight), module
+            options: dict[str, Any] = {"optimizer": like.optimizer, "scheduler": like.scheduler}
+            module = GuidedGradientClassifier(network, like.num_classes, regularizer, **options)
+        if shortcut:
+            data = ShapesDataModule(image_size, n_train=n_train, batch_size=32, seed=seed, shortcut=shortcut)
+        recipe.trainer.fit(module, data)
+        backbone = module.get_submodule("network").cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(backbone.state_dict(), path)
         return backbone
-
-
-def image_folders(
-    root: str, batch_size: int = 256, num_workers: int = 8, image_size: int = 224
-) -> L.LightningDataModule:
-    """Images of the folders train/CLASS and val/CLASS, cropped as for torchvision's networks.
-
-    Args:
-        root: The folder that holds the two.
-        batch_size: Images per batch.
-        num_workers: Processes that load batches.
-        image_size: Side of the crops.
-    """
-    last = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    train = transforms.Compose([transforms.RandomResizedCrop(image_size), transforms.RandomHorizontalFlip(), *last])
-    val = transforms.Compose([transforms.Resize(image_size * 8 // 7), transforms.CenterCrop(image_size), *last])
-    return L.LightningDataModule.from_datasets(
-        ImageFolder(f"{root}/train", train),
-        ImageFolder(f"{root}/val", val),
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
 
 
 def compare(recipe: Recipe, max_images: int | None = None) -> Table:
@@ -246,7 +234,7 @@ def draw(recipe: Recipe, path: str | Path, count: int = 6) -> None:
     for method, cam in explained_by(data).items():
         rows[f"{method}, GAP"] = overlay(pictures, cam(net.gap(), images, target))
         rows[f"{method}, CA"] = overlay(pictures, cam(net, images, target))
-    draw_panel(rows, path)
+    draw_sheet(rows).save(path)
 
 
 def report(recipe: Recipe, max_images: int | None = 300) -> str:

@@ -1,8 +1,18 @@
-"""What a recipe returns."""
+"""What recipes return: an experiment that trains, or a study that measures."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning as L
+import torch
+from torch import Tensor
+
+from interpretable_training.attribution import explain
+from interpretable_training.attribution.base import Attribution
+from interpretable_training.batch import images_and_target
+from interpretable_training.evaluation import Trainer
+from interpretable_training.metrics import Table
+from interpretable_training.visual import denormalize, draw_sheet, overlay
 
 
 class Recipe(NamedTuple):
@@ -11,3 +21,53 @@ class Recipe(NamedTuple):
     trainer: L.Trainer
     module: L.LightningModule
     data: L.LightningDataModule
+
+
+class Study(NamedTuple):
+    """A measurement, ready: `study.run()`.
+
+    Attributes:
+        trainer: ours, which evaluates.
+        module: the network, trained.
+        data: the images.
+        options: what is measured: the arguments of `Trainer.evaluate`, such as `methods` and `metrics`.
+    """
+
+    trainer: Trainer
+    module: L.LightningModule
+    data: L.LightningDataModule
+    options: dict[str, Any]
+
+    def run(self) -> Table:
+        """Print the table, and write it, curves and passports into the folder of the log."""
+        return self.trainer.evaluate(self.module, self.data, **self.options)
+
+    def folder(self) -> Path:
+        """Where the results lie."""
+        return Path(self.trainer.log_dir or ".")
+
+    def examples(self, count: int = 6) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """The first image of each of the first classes, their targets, and all that the data tell of them."""
+        self.data.setup("validate")
+        items: dict[int, dict[str, Any]] = {}
+        for batch in self.data.val_dataloader():
+            images, target = images_and_target(batch)
+            told = batch if isinstance(batch, dict) else {}
+            for i, c in enumerate(target.tolist()):
+                if len(items) < count:
+                    items.setdefault(c, {"image": images[i], **{name: told[name][i] for name in told}})
+            if len(items) == count:
+                break
+        chosen = [items[c] for c in sorted(items)]
+        annotations = {name: [item[name] for item in chosen] for name in chosen[0]}
+        return torch.stack(annotations["image"]), torch.tensor(sorted(items)), annotations
+
+    def draw(self, path: str | Path, methods: dict[str, Attribution] | None = None, blocks: int = 1) -> None:
+        """Draw what the methods show of an image of each class."""
+        images, target, _ = self.examples()
+        pictures = denormalize(images, self.data.mean, self.data.std)  # type: ignore[attr-defined]
+        rows = {"image": (255 * pictures).byte().permute(0, 2, 3, 1)}
+        device = self.module.device
+        maps = explain(methods or self.options["methods"], self.module, images.to(device), target.to(device))
+        rows |= {name: overlay(pictures, saliency) for name, saliency in maps.items()}
+        draw_sheet(rows, blocks=blocks).save(path)

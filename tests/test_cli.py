@@ -15,15 +15,11 @@ from interpretable_training.models import TinyCNN
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes import shortcut
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-BASELINE = next(path for path in CONFIGS if path.stem == "baseline")
+BASELINE = Path(__file__).parents[1] / "configs" / "baseline.yaml"
 TINY = [f"--data.{key}={value}" for key, value in {"image_size": 16, "n_train": 12, "n_val": 12, "n_test": 12}.items()]
 TINY += ["--trainer.accelerator", "cpu"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 DRY = ["--trainer.fast_dev_run", "1", *TINY, *QUIET]
-# Those whose images are drawn, or come with a package; the others are read by the tests of their recipes.
-AT_HAND = dict.fromkeys(("baseline", "shortcut", "guided_gradient", "ca_stream_shapes"), DRY)
-AT_HAND["guided_gradient_digits"] = ["--trainer.fast_dev_run", "1", "--data.image_size=16", *QUIET]
 
 
 @pytest.fixture(autouse=True)
@@ -71,26 +67,6 @@ def test_help_and_version_need_no_torch():
     assert time.perf_counter() - start < 3
     assert f"interpretable-training {interpretable_training.__version__}\n" in done.stdout
     assert all(command in done.stdout for command in ("fit", "validate", "test", "predict", "demo"))
-
-
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_the_first_line_of_a_configuration_is_its_command(config):
-    command = "evaluate" if config.stem == "evaluate" else "fit"
-    first = config.read_text().splitlines()[0]
-    assert first.startswith(f"# interpretable-training {command} --config configs/{config.name}")
-
-
-@pytest.mark.parametrize("stem", AT_HAND)
-def test_configurations_run(folder, stem):
-    (folder / "runs" / "ca_stream").mkdir(parents=True)
-    torch.save(TinyCNN(6).state_dict(), folder / "runs" / "ca_stream" / "tiny_cnn.pt")  # else it is trained first
-    main(["fit", "--config", str(BASELINE.with_stem(stem)), *AT_HAND[stem]])
-
-
-def test_the_configuration_of_evaluate_runs(folder):
-    words = ["--data.n_val=6", "--data.image_size=16", "--max_images=4", "--output=found", *QUIET]
-    main(["evaluate", "--config", str(BASELINE.with_stem("evaluate")), *words])
-    assert {"table.txt", "curves.png", "passports.json"} <= {path.name for path in (folder / "found").iterdir()}
 
 
 def test_options_of_the_shell_override_the_file(folder, monkeypatch):

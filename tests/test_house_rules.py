@@ -69,7 +69,7 @@ def test_recipes_configs_and_tests_share_their_stems():
         ("interpretable_training.attribution", OUTSIDE_FRAMEWORKS),
         ("interpretable_training.models", OUTSIDE_FRAMEWORKS),
         ("interpretable_training.regularization", OUTSIDE_FRAMEWORKS),
-        ("interpretable_training.callbacks", {"wandb", "tensorboard", "mlflow", "matplotlib", "timm"}),
+        ("interpretable_training.callbacks", {"wandb", "tensorboard", "mlflow", "timm"}),
     ],
 )
 def test_rooms_import_no_more_than_they_need(room, absent):

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -8,21 +9,16 @@ import timm
 import torch
 from PIL import Image
 
+from interpretable_training.callbacks import GuidedGradientRegularization
+from interpretable_training.cli import main
+from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.models import TinyCNN, build_network
 from interpretable_training.modules import CAStreamClassifier, Classifier
 from interpretable_training.recipes import ca_stream, ca_stream_imagenet
 from interpretable_training.recipes.ca_stream import compare, differences, report, trained_backbone
+from interpretable_training.regularization import GuidedGradientRegularizer
 
-
-@pytest.fixture
-def backbone(tmp_path, monkeypatch):
-    """The weights of a backbone where the recipe looks for them, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "runs" / "ca_stream" / "tiny_cnn.pt"
-    path.parent.mkdir(parents=True)
-    torch.manual_seed(0)
-    torch.save(build_network("tiny_cnn", 6).state_dict(), path)
-    return path
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_recipe_and_configuration_of_shapes_are_the_same_experiment(backbone, assert_same_as_config):
@@ -43,8 +39,58 @@ def test_recipe_and_configuration_of_imagenet_are_the_same_experiment(tmp_path, 
         Image.new("RGB", (300, 260)).save(tmp_path / "imagenet" / split / "cat" / "0.png")
     recipe = ca_stream_imagenet()
     assert_same_as_config(recipe, "ca_stream")
+    assert isinstance(recipe.data, ImageNetDataModule)
+    recipe.data.setup("fit")
     for loader in (recipe.data.train_dataloader(), recipe.data.val_dataloader()):
         assert loader.dataset[0][0].shape == (3, 224, 224)
+
+
+def test_recipe_and_configuration_of_both_objectives_are_the_same_experiment(backbone, assert_same_as_config):
+    torch.manual_seed(1)
+    torch.save(build_network("tiny_cnn", 6).state_dict(), backbone.with_name("guided_tiny_cnn.pt"))
+    assert_same_as_config(ca_stream(guided_weight=0.0075), "ca_stream_guided_gradient")
+
+
+def test_both_objectives_are_pursued(tmp_path, monkeypatch):
+    """The backbone is trained with the regularizer, then stays as it is while the stream learns beside it."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {"image_size": 16, "n_train": 48}
+    words = [f"--data.{key}={value}" for key, value in {**sizes, "n_val": 12}.items()]
+    words += [f"--model.network.{key}={value}" for key, value in {**sizes, "max_epochs": 1}.items()]
+    words += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
+    main(["fit", "--config", str(CONFIGS / "ca_stream_guided_gradient.yaml"), *words])
+    folder = tmp_path / "runs" / "ca_stream"
+    first = (folder / "backbone" / "baseline" / "version_0" / "metrics.csv").read_text()
+    assert "train/similarity" in first.splitlines()[0]
+    second = (folder / "version_0" / "metrics.csv").read_text()
+    assert "val/gap_accuracy" in second.splitlines()[0]
+    guided = torch.load(folder / "guided_tiny_cnn.pt", weights_only=True)
+    plain = trained_backbone(str(tmp_path / "plain.pt"), **sizes, max_epochs=1).state_dict()
+    assert not guided["head.weight"].equal(plain["head.weight"])
+    module = CAStreamClassifier(build_network("tiny_cnn", 6), 6, weights=str(folder / "guided_tiny_cnn.pt"))
+    before = module.network.stream.state_dict()["blocks.0.out.weight"].clone()
+    (checkpoint,) = (folder / "version_0" / "checkpoints").iterdir()
+    module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])  # refuses another backbone
+    assert not module.network.stream.state_dict()["blocks.0.out.weight"].equal(before)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_callback_adds_the_second_objective_to_the_stream_itself(frozen):
+    """Guided gradients of the stream beside a frozen backbone, or of all, at once."""
+    options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    found = []
+    for weight in (0.0, 10.0):
+        torch.manual_seed(0)
+        stream = {"train_backbone": not frozen, "train_head": not frozen}
+        module = CAStreamClassifier(TinyCNN(6), 6, stream=stream)
+        regularization = GuidedGradientRegularization(GuidedGradientRegularizer(weight=weight))
+        trainer = L.Trainer(accelerator="cpu", callbacks=[regularization], **options)
+        trainer.fit(module, ShapesDataModule(32, n_train=16, n_val=8, n_test=8, batch_size=8))
+        found.append({name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad})
+        assert ("train/regularization" in trainer.callback_metrics) == (weight > 0)
+    moved = {name for name in found[0] if not found[0][name].equal(found[1][name])}
+    assert any(".stream." in name for name in moved)
+    assert any(".backbone." in name for name in moved) == (not frozen)
 
 
 def test_the_backbone_is_trained_once(tmp_path):

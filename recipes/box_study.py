@@ -1,0 +1,137 @@
+"""Whether what is inside of the object's box decides. Zhang et al., CVIU 2024, https://arxiv.org/abs/2301.07002
+
+    python -m interpretable_training.recipes.box_study
+
+masks images by the box alone, by all but the box, and by the map of each method, whole, inside and outside of the box,
+on a small network that knows generated shapes. `box_study_imagenet` is the study of the paper: Table 2.5 of the first
+author's thesis. Where the box is enough, the network looks at the object; the paper finds that it is not.
+"""
+
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torchvision.transforms import v2
+
+from interpretable_training.attribution import ExtremalPerturbation, FakeCAM, explain, normalize
+from interpretable_training.attribution.base import Attribution
+from interpretable_training.data import ImageNetDataModule, ShapesDataModule
+from interpretable_training.evaluation import Trainer
+from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease
+from interpretable_training.metrics import box_study as rows_of
+from interpretable_training.modules import Classifier
+from interpretable_training.recipes.ca_stream import trained_backbone
+from interpretable_training.recipes.opti_cam_study import cams
+from interpretable_training.recipes.recipe import Study
+from interpretable_training.visual import denormalize, draw_sheet, overlay
+
+
+def box_study(
+    network: str = "tiny_cnn",
+    weights: str | None = None,
+    image_size: int = 64,
+    n_train: int = 6000,
+    backbone_epochs: int = 8,
+    max_images: int | None = 96,
+    seed: int = 0,
+    output: str = "runs",
+) -> Study:
+    """Study the boxes of shapes; without extremal perturbation, which is slow.
+
+    Args:
+        network: "tiny_cnn", "tiny_vit" or the name of a network of timm.
+        weights: File with the weights of the network; it is trained and written there if the file does not exist. By
+            default in the output folder.
+        image_size: Side of the images.
+        n_train: Number of training images, if it is trained.
+        backbone_epochs: Epochs of training, if it is trained.
+        max_images: How many validation images; None takes all.
+        seed: Seed of weights, pictures and choice of images.
+        output: Folder for the results.
+    """
+    L.seed_everything(seed, workers=True, verbose=False)
+    data = ShapesDataModule(image_size, n_train=n_train, batch_size=32, seed=seed, annotations=True)
+    weights = weights or f"{output}/ca_stream/{network}.pt"
+    known = trained_backbone(weights, network, image_size, n_train, backbone_epochs, seed=seed)
+    methods = {"fakecam": FakeCAM(), **cams(data.mean, data.std)}
+    return study_of(Classifier(known, data.num_classes), data, methods, max_images, seed, output)
+
+
+def box_study_imagenet(
+    folder: str = "imagenet",
+    network: str = "vgg16_bn.tv_in1k",
+    max_images: int | None = None,
+    num_workers: int = 8,
+    seed: int = 0,
+    output: str = "runs",
+) -> Study:
+    """The protocol of the paper: all validation images with their boxes, scaled to 224 x 224.
+
+    Args:
+        folder: See the root of `ImageNetDataModule`; the XML files of the boxes are there.
+        network: A name of timm; its trained weights are downloaded.
+        max_images: How many validation images; by default all.
+        num_workers: Processes that load batches.
+        seed: Seed of the choice of images.
+        output: Folder for the results.
+    """
+    L.seed_everything(seed, workers=True, verbose=False)
+    options: dict[str, Any] = {"annotations": True, "eval_transform": v2.Resize([224, 224]), "batch_size": 8}
+    data = ImageNetDataModule(folder, num_workers=num_workers, seed=seed, **options)
+    module = Classifier(network, 1000, pretrained=True)
+    methods = {"fakecam": FakeCAM(), **cams(data.mean, data.std), "extremalperturbation": ExtremalPerturbation()}
+    return study_of(module, data, methods, max_images, seed, output)
+
+
+def study_of(
+    module: Classifier,
+    data: ShapesDataModule | ImageNetDataModule,
+    methods: dict[str, Attribution],
+    max_images: int | None,
+    seed: int,
+    output: str,
+) -> Study:
+    """What both have in common: the rows and the metrics; the label is explained."""
+    metrics = {
+        "average_drop": AverageDrop(),
+        "average_gain": AverageGain(),
+        "average_increase": AverageIncrease(),
+    }
+    options = {"methods": rows_of(methods), "metrics": metrics, "target": "label", "max_images": max_images}
+    options |= {"reference": "box", "seed": seed}
+    trainer = Trainer(logger=CSVLogger(output, name="box_study"), enable_model_summary=False)
+    return Study(trainer, module, data, options)
+
+
+def draw(study: Study, path: str, names: tuple[str, ...] = ("gradcam", "opticam")) -> None:
+    """Draw the maps of two methods, whole, inside and outside of the boxes."""
+    images, target, told = study.examples()
+    pictures = denormalize(images, study.data.mean, study.data.std)
+    inside = inside_of(told["boxes"], images)
+    rows = {"image": (255 * pictures).byte().permute(0, 2, 3, 1), "box": overlay(pictures, inside)}
+    methods = {name: study.options["methods"][name] for name in names}
+    for name, raw in explain(methods, study.module, images, target).items():
+        S = normalize(raw)
+        rows |= {name: overlay(pictures, S), f"{name} inside": overlay(pictures, S * inside)}
+        rows |= {f"{name} outside": overlay(pictures, S * (1 - inside))}
+    draw_sheet(rows).save(path)
+
+
+def inside_of(boxes: list[Tensor], images: Tensor) -> Tensor:
+    """1 inside of the boxes (n, 4) of each image, 0 elsewhere: (B, H, W)."""
+    U = images.new_zeros(len(images), *images.shape[2:])
+    for u, corners in zip(U, boxes):
+        for x1, y1, x2, y2 in corners[~corners.isnan().any(1)].round().int().tolist():
+            u[y1:y2, x1:x2] = 1
+    return U
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    study = auto_cli(box_study)
+    study.run()
+    draw(study, f"{study.folder()}/maps.png")
+    sys.stdout.write(f"picture   {study.folder()}/maps.png\n")

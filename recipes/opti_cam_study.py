@@ -1,0 +1,212 @@
+"""How good Opti-CAM's maps are beside those of others. Zhang et al., CVIU 2024, https://arxiv.org/abs/2301.07002
+
+    python -m interpretable_training.recipes.opti_cam_study
+
+measures the methods of the paper on a small network that knows generated shapes, which is trained first unless its
+weights are there, and ends with a table, curves, the seconds that each method takes and a picture of its maps.
+`opti_cam_study_imagenet` is the study of the paper: Tables 2.1 to 2.4 of the first author's thesis.
+"""
+
+import csv
+import sys
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torchvision.transforms import v2
+
+from interpretable_training.attribution import (
+    AblationCAM,
+    AttentionRollout,
+    ExtremalPerturbation,
+    GradCAM,
+    GradCAMPlusPlus,
+    LayerCAM,
+    OptiCAM,
+    RawAttention,
+    ScoreCAM,
+    TransformerAttribution,
+    XGradCAM,
+)
+from interpretable_training.attribution.base import Attribution
+from interpretable_training.batch import images_and_target
+from interpretable_training.data import ImageNetDataModule, ShapesDataModule
+from interpretable_training.evaluation import Trainer
+from interpretable_training.metrics import (
+    ADCC,
+    AOPC,
+    AverageDrop,
+    AverageGain,
+    AverageIncrease,
+    Deletion,
+    Insertion,
+    MaxSensitivity,
+)
+from interpretable_training.metrics.base import ImageMetric
+from interpretable_training.modules import Classifier
+from interpretable_training.recipes.ca_stream import trained_backbone
+from interpretable_training.recipes.recipe import Study
+
+Kind = Literal["cnn", "transformer"]
+
+
+def opti_cam_study(
+    network: str = "tiny_cnn",
+    weights: str | None = None,
+    image_size: int = 64,
+    n_train: int = 6000,
+    backbone_epochs: int = 8,
+    kind: Kind = "cnn",
+    max_images: int = 24,
+    steps: int = 30,
+    draws: int = 3,
+    seed: int = 0,
+    output: str = "runs",
+) -> Study:
+    """Measure the methods on shapes: with fewer images, and with fewer steps of what is slow.
+
+    Args:
+        network: "tiny_cnn", "tiny_vit" or the name of a network of timm.
+        weights: File with the weights of the network; it is trained and written there if the file does not exist. By
+            default in the output folder.
+        image_size: Side of the images.
+        n_train: Number of training images, if it is trained.
+        backbone_epochs: Epochs of training, if it is trained.
+        kind: Whether it is a convolutional network or a transformer: which methods are compared.
+        max_images: How many validation images.
+        steps: Of extremal perturbation; the paper has 800.
+        draws: Changed images of max-sensitivity; the paper has 10.
+        seed: Seed of weights, pictures and choice of images.
+        output: Folder for the results.
+    """
+    L.seed_everything(seed, workers=True, verbose=False)
+    data = ShapesDataModule(image_size=image_size, n_train=n_train, batch_size=8, seed=seed)
+    weights = weights or f"{output}/ca_stream/{network}.pt"
+    known = trained_backbone(weights, network, image_size, n_train, backbone_epochs, seed=seed)
+    module = Classifier(known, data.num_classes)
+    scale = image_size / 224  # what the paper says in pixels
+    cells: dict[str, Any] = {"step": max(1, round(7 * scale)), "sigma": float(round(21 * scale))}
+    perturbation = ExtremalPerturbation(steps=steps, blur_sigma=float(round(20 * scale)), **cells)
+    return study_of(module, data, kind, "auto", perturbation, draws, max_images, seed, output)
+
+
+def opti_cam_study_imagenet(
+    folder: str = "imagenet",
+    network: str = "resnet50.tv_in1k",
+    kind: Kind = "cnn",
+    layer: str = "auto",
+    max_images: int | None = None,
+    num_workers: int = 8,
+    seed: int = 0,
+    output: str = "runs",
+) -> Study:
+    """The protocol of the paper: all validation images, scaled to 224 x 224; the weights of the network come from timm.
+
+    Args:
+        folder: See the root of `ImageNetDataModule`.
+        network: A name of timm. The paper has "resnet50.tv_in1k" and "vgg16_bn.tv_in1k", whose weights are
+            torchvision's, and of kind "transformer" "vit_base_patch16_224" and "deit_base_patch16_224.fb_in1k".
+        kind: Whether it is a convolutional network or a transformer: which methods are compared.
+        layer: Layer of all CAMs, such as "network.layer4.2.conv3".
+        max_images: How many validation images; by default all.
+        num_workers: Processes that load batches.
+        seed: Seed of the choice of images.
+        output: Folder for the results.
+    """
+    L.seed_everything(seed, workers=True, verbose=False)
+    whole = v2.Resize([224, 224])
+    data = ImageNetDataModule(folder, eval_transform=whole, batch_size=8, num_workers=num_workers, seed=seed)
+    module = Classifier(network, 1000, pretrained=True)
+    return study_of(module, data, kind, layer, ExtremalPerturbation(), 10, max_images, seed, output)
+
+
+def study_of(
+    module: Classifier,
+    data: ShapesDataModule | ImageNetDataModule,
+    kind: Kind,
+    layer: str,
+    perturbation: ExtremalPerturbation,
+    draws: int,
+    max_images: int | None,
+    seed: int,
+    output: str,
+) -> Study:
+    """What both have in common: methods and metrics; images are masked with black, and their label is explained."""
+    metrics: dict[str, ImageMetric] = {
+        "average_drop": AverageDrop(),  # Tables 2.1 and 2.2
+        "average_gain": AverageGain(),
+        "average_increase": AverageIncrease(),
+        "insertion": Insertion(),  # Table 2.4: as many steps as the image has rows
+        "deletion": Deletion(),
+        "aopc": AOPC(patch=max(1, data.size[0] // 16), steps=10),  # Table 2.3, with Quantus' parameters
+        "max_sensitivity": MaxSensitivity(radius=0.2, n=draws),
+        "adcc": ADCC(),
+    }
+    methods = cams(data.mean, data.std, layer)
+    if kind == "transformer":
+        del methods["ablationcam"]
+        methods |= {"rawattention": RawAttention(), "attentionrollout": AttentionRollout()}
+        methods |= {"transformerattribution": TransformerAttribution()}
+    methods |= {"extremalperturbation": perturbation}
+    options = {"methods": {"opticam": methods.pop("opticam"), **methods}, "metrics": metrics, "target": "label"}
+    options |= {"max_images": max_images, "reference": "opticam", "seed": seed}
+    trainer = Trainer(logger=CSVLogger(output, name="opti_cam_study"), enable_model_summary=False)
+    return Study(trainer, module, data, options)
+
+
+def cams(mean: Sequence[float], std: Sequence[float], layer: str = "auto") -> dict[str, Attribution]:
+    """The CAMs of the paper; where they mask images, it is with black."""
+    return {
+        "gradcam": GradCAM(layer=layer),
+        "gradcamplusplus": GradCAMPlusPlus(layer=layer),
+        "scorecam": ScoreCAM(layer=layer, mean=mean, std=std),
+        "ablationcam": AblationCAM(layer=layer),
+        "xgradcam": XGradCAM(layer=layer),
+        "layercam": LayerCAM(layer=layer),
+        "opticam": OptiCAM(layer=layer, mean=mean, std=std),
+    }
+
+
+def seconds(study: Study) -> dict[str, float]:
+    """What each method takes for 8 images, as in Tables 2.1 and 2.2, the second time that it is called."""
+    study.data.setup("validate")
+    parts = [images_and_target(batch) for batch in islice(study.data.val_dataloader(), 8)]
+    device = study.module.device
+    images, target = (torch.cat(part)[:8].to(device) for part in zip(*parts))
+    took = {}
+    for name, method in study.options["methods"].items():
+        for _ in range(2):
+            wait(device)
+            start = time.perf_counter()
+            method(study.module, images, target)
+            wait(device)
+            took[name] = time.perf_counter() - start
+    return took
+
+
+def wait(device: torch.device) -> None:
+    """Until an accelerator has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def report(study: Study) -> str:
+    """Run the study, write all that it has, and say what is not in the table."""
+    study.run()
+    folder = study.folder()
+    took = seconds(study)
+    with open(folder / "seconds.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["method", "seconds for 8 images"], *took.items()])
+    study.draw(folder / "maps.png")
+    lines = [f"  {name:<22} {value:>9.3f}" for name, value in took.items()]
+    return "\n".join(["", "seconds for 8 images", *lines, "", f"picture   {folder / 'maps.png'}"])
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    sys.stdout.write(f"{report(auto_cli(opti_cam_study))}\n")

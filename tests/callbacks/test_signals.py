@@ -11,7 +11,7 @@ from interpretable_training.modules import Classifier
 
 
 def test_metrics_and_drift_work_and_overlays_say_what_they_need(tmp_path):
-    network = nn.Sequential(nn.Conv1d(2, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3))
+    network = nn.Sequential(nn.Conv1d(2, 4, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3))
     signals = torch.randn(12, 2, 40, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(TensorDataset(signals, torch.arange(12) % 3), 4)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -19,7 +19,7 @@ def test_metrics_and_drift_work_and_overlays_say_what_they_need(tmp_path):
     trainer = L.Trainer(max_epochs=2, callbacks=watch, enable_checkpointing=False, default_root_dir=tmp_path, **quiet)
     with pytest.warns(UserWarning, match=r"ExplanationLogger failed.*expected images \(B, C, H, W\)"):
         trainer.fit(Classifier(network, 3), loader, loader)
+    assert not watch[2].reasons
     logged = trainer.callback_metrics
     assert 0 <= logged["xai/gradcam/shift_previous"] <= 1
     assert logged["xai/gradcam/average_drop"] >= 0
-    assert not watch[2].reasons

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all lint format bench wheel-check clean
+.PHONY: help demo test test-all lint format bench docs wheel-check clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 14
@@ -29,6 +29,9 @@ format: $(VENV)/.lints  ## bring the code into shape
 bench: $(VENV)/.tests  ## run the benchmarks against the peers (nothing else should run meanwhile)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
+docs: $(VENV)/.docs  ## build the pages of docs/ as a site in build/site, which works without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 wheel-check:  ## build the wheel, install it into an empty venv, import every public name there
 	rm -rf build dist $(VENV)-wheel
 	$(PYTHON) -m venv $(VENV)-wheel
@@ -53,6 +56,11 @@ $(VENV)/.runs: $(BIN)/python pyproject.toml
 $(VENV)/.tests: $(VENV)/.runs
 	@echo "Installing the test tools and the peers used as oracles into $(VENV) (once)"
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runs
+	@echo "Installing mkdocs into $(VENV) (once)"
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	@touch $@
 
 $(VENV)/.lints: $(VENV)/.tests

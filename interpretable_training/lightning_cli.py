@@ -94,7 +94,8 @@ class ShortErrorsCLI(LightningCLI):
             raise MistakeError(explain(str(error), self.option_names(), class_names())) from error
 
     def after_instantiate_classes(self) -> None:
-        if not getattr(self.trainer, "fast_dev_run", False):  # which writes nothing
+        # The first process writes; fast_dev_run writes nothing.
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             require_writable(self.trainer.log_dir or self.trainer.default_root_dir)
 
 

@@ -1,0 +1,63 @@
+"""The pages build as a site without a warning, and the site needs nothing from elsewhere."""
+
+import re
+import subprocess
+import sys
+
+import pages
+import pytest
+
+from interpretable_training import attribution, callbacks, metrics
+
+NEEDED = ("mkdocs", "material", "mkdocstrings")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    for name in NEEDED:
+        pytest.importorskip(name)
+    folder = tmp_path_factory.mktemp("site")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(words, cwd=pages.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_nothing_is_fetched_from_elsewhere(site):
+    loading = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?(?:https?:)?//|<link\b[^>]*stylesheet[^>]*//")
+    files = list(site.rglob("*.html"))
+    assert len(files) > 20
+    assert [file.name for file in files if loading.search(file.read_text())] == []
+    styles = "".join(file.read_text() for file in site.rglob("*.css"))
+    assert not re.search(r"(?:url\(|@import\s+)[\"']?(?:https?:)?//", styles)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [attribution, metrics, callbacks], ids=lambda room: room.__name__.rpartition(".")[2])
+def test_the_reference_has_every_public_name(site, room):
+    page = {"attribution": "methods"}.get(room.__name__.rpartition(".")[2], room.__name__.rpartition(".")[2])
+    ids = re.findall(r'id="([\w.]+)"', (site / "reference" / f"{page}.html").read_text())
+    documented = {name.rpartition(".")[2] for name in ids}
+    assert {*room.__all__} - documented == set()
+
+
+@pytest.mark.slow
+def test_links_to_the_code_are_the_names_of_files(site):
+    text = (site / "ca_stream.html").read_text()
+    assert "<code>interpretable_training/models/ca_stream.py</code>" in text
+    assert not list(site.rglob("*.py"))
+
+
+def test_every_callback_is_on_a_page():
+    text = "".join(page.read_text() for page in (pages.ROOT / "docs" / "callbacks").glob("*.md"))
+    assert [name for name in callbacks.__all__ if name != "Watcher" and name not in text] == []
+
+
+@pytest.mark.parametrize("room", [attribution, metrics], ids=lambda room: room.__name__.rpartition(".")[2])
+def test_the_readme_names_every_method_and_metric(room):
+    """A table that misses one is how pages grow old."""
+    readme = (pages.ROOT / "README.md").read_text()
+    kinds = [n for n in room.__all__ if n[0].isupper() and isinstance(getattr(room, n), type)]
+    other = {"Attribution", "GradientCAM", "Baselines", "Table", "SanityTable", "Restricted"}
+    assert [name for name in kinds if name not in other and f"`{name}`" not in readme] == []

@@ -116,8 +116,8 @@ def test_a_method_that_knows_nothing_of_the_network_fails_the_randomization_test
     (line,) = record(tmp_path).of("randomization")
     passed = {row["method"]: row["passed"] for row in line["rows"]}
     assert passed["random"] is False
-    assert line["rows"][0]["similarity"]["spearman"] == pytest.approx(1)
-    assert logger.steps("xai/random/randomization_spearman") == [4]
+    assert line["rows"][0]["similarity"]["spearman_abs"] == pytest.approx(1)
+    assert logger.steps("xai/random/randomization_spearman_abs") == [4]
     again = watcher.run(SimpleNamespace(**vars_of(watcher, module)), module)
     assert [check.passed for check in again] == [row["passed"] for row in line["rows"]]
 

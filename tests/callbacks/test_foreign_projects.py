@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FEW = "--trainer.max_epochs=2 --trainer.enable_progress_bar=false --trainer.accelerator=cpu --trainer.logger=CSVLogger --trainer.logger.save_dir=."
+FEW = (
+    "--trainer.max_epochs=2 --trainer.enable_progress_bar=false --trainer.accelerator=cpu "
+    "--trainer.logger=CSVLogger --trainer.logger.save_dir=."
+)
 
 
 @pytest.fixture

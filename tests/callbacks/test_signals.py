@@ -11,7 +11,9 @@ from interpretable_training.modules import Classifier
 
 
 def test_metrics_and_drift_work_and_overlays_say_what_they_need(tmp_path):
-    network = nn.Sequential(nn.Conv1d(2, 4, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3))
+    network = nn.Sequential(
+        nn.Conv1d(2, 4, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
     signals = torch.randn(12, 2, 40, generator=torch.Generator().manual_seed(0))
     loader = DataLoader(TensorDataset(signals, torch.arange(12) % 3), 4)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}

@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from interpretable_training.callbacks import loggers
+from interpretable_training.callbacks.folders import run_folder
 from interpretable_training.callbacks.moments import Moment
 from interpretable_training.journal import Journal
 
@@ -63,7 +64,7 @@ class Records:
     def open(self, trainer: L.Trainer) -> None:
         """Take the journal of this trainer's folder, or begin it; on all ranks, which agree on the folder."""
         self.logged.clear()
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "explanations"
+        self.folder = run_folder(trainer) / "explanations"
         if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             self.journal = None
             return

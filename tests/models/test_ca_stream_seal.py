@@ -51,9 +51,10 @@ def test_inference_leaves_statistics_alone_whatever_the_flags_say(tiny, images):
 
 def test_nothing_of_the_backbone_is_saved_for_the_backward_pass_but_stages_and_head(tiny, images):
     """The stream saves views of its stages; a graph of the backbone would save the maps of its stem, among others."""
-    net, saved, made = tiny(start=1), set(), {}
+    net, saved, outputs = tiny(start=1), set(), {}
     for name, module in net.backbone.named_modules():
-        module.register_forward_hook(lambda module, args, output, name=name: made.update({name: output.data_ptr()}))
+        # Kept, so that no later tensor gets the memory of an earlier one.
+        module.register_forward_hook(lambda module, args, output, name=name: outputs.update({name: output}))
 
     def pack(tensor):
         saved.add(tensor.untyped_storage().data_ptr())
@@ -61,6 +62,7 @@ def test_nothing_of_the_backbone_is_saved_for_the_backward_pass_but_stages_and_h
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         net.train()(images)
+    made = {name: output.untyped_storage().data_ptr() for name, output in outputs.items()}
     assert made["stage2"] in saved
     assert made["stage3"] in saved
     assert not {made["stem.0"], made["stem"], made["stage1"], made["stage2.0.0"], made["stage2.0"]} & saved

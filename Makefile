@@ -12,7 +12,7 @@ demo: $(VENV)/.runs  ## train a small network on generated shapes and show what 
 	$(BIN)/interpretable-training demo
 
 test: $(VENV)/.tests  ## run the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/.tests  ## run all tests, the slow ones too
 	$(BIN)/python -m pytest -m ""

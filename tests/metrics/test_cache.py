@@ -151,7 +151,6 @@ def other_buffers(network):
         ({"data": DataLoader(TensorDataset(X + 1, Y), batch_size=BATCH)}, "data: "),
         ({"data": DataLoader(TensorDataset(X, (Y + 1) % 4), batch_size=BATCH)}, "data: "),
     ],
-    ids=str,
 )
 def test_a_folder_of_another_evaluation_is_refused_by_what_differs(network, tmp_path, change, named):
     given = {"model": network, "methods": METHODS, "metrics": METRICS, "data": LOADER, "cache": tmp_path, **OPTIONS}

@@ -69,7 +69,6 @@ def test_several_classes_per_image(network, images, saliency, metric, several):
         (torch.zeros(5), TypeError, "class indices"),
         (torch.zeros(4).long(), ValueError, "one target per image"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("name", ["average_drop", "insertion", "coherency"])
 def test_targets_that_do_not_exist(network, images, saliency, name, target, error, message):

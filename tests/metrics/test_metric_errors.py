@@ -37,7 +37,7 @@ def test_maps_of_another_resolution_or_number(network, images, saliency, target,
         metric.update(**batch(metric, network, images, change(saliency), target))
 
 
-@pytest.mark.parametrize("saliency", [torch.rand(4), torch.tensor(0.5), [[0.5]]], ids=str)
+@pytest.mark.parametrize("saliency", [torch.rand(4), torch.tensor(0.5), [[0.5]]])
 def test_what_is_no_map(saliency):
     with pytest.raises(ValueError, match=r"expected saliency \(B, H, W\) as a tensor, got"):
         Complexity().update(saliency)

@@ -48,9 +48,15 @@ class Split:
 
 
 def split(
-    observed: Observed, images: Tensor, target: Resolved, visit: Callable[[Tensor], None], implicit: bool = False
+    observed: Observed,
+    images: Tensor,
+    target: Resolved,
+    visit: Callable[[Tensor, Tensor], None],
+    implicit: bool = False,
 ) -> Split:
-    """The parts of (1); `visit` gets <dy/dz, b> of each operation with a place in the image, (B, K, *spatial).
+    """The parts of (1); `visit` gets <dy/dz, b> of each operation with a place in the image, and its sums (B,).
+
+    The former is (B, K, *spatial) and `visit`'s own, to be overwritten if it likes: of large images it is large.
 
     Args:
         implicit: count the implicit biases of activations, too.
@@ -59,9 +65,10 @@ def split(
     sums = [images.new_zeros(B, dtype=full(images).dtype) for _ in range(2)]
 
     def contribute(T: Tensor, placed: bool) -> None:
-        sums[placed] += T.flatten(1).sum(1)
+        total = T.flatten(1).sum(1)
+        sums[placed] += total
         if placed:
-            visit(T)
+            visit(T, total)
 
     with torch.enable_grad(), _Biases(images, implicit, contribute) as mode:
         x = images.detach().requires_grad_()

@@ -39,8 +39,8 @@ class FullGrad(Attribution):
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         maps: list[Tensor] = [torch.zeros_like(images[:, 0])]
 
-        def add(T: Tensor) -> None:
-            maps[0] = maps[0] + resize(self._over_channels(T.abs()), images.shape[2:], self.align_corners)  # (2)
+        def add(T: Tensor, total: Tensor | None = None) -> None:
+            maps[0] = maps[0] + resize(self._over_channels(T.abs_()), images.shape[2:], self.align_corners)  # (2)
 
         add(split(observed, images, target, add, self.implicit).T)  # (1)
         return maps[0]
@@ -50,7 +50,7 @@ class FullGrad(Attribution):
         with observe(model, output) as observed:
             images = prepare(observed, images)
             resolved = observed.resolve(images, target)
-            return split(observed, images, resolved, lambda T: None, self.implicit).missing()  # (3)
+            return split(observed, images, resolved, lambda T, total: None, self.implicit).missing()  # (3)
 
     def _over_channels(self, v: Tensor) -> Tensor:
         """The sum over channels of n(v), (B, *spatial)."""

@@ -12,8 +12,9 @@ of input z at layer l; n: range normalization; layers 1 to T from fine to coarse
     P      = n(n(sum over s of M[s]) product over s of ((1 - beta) + beta M[s]))                   (7)
     S      = n(P R)                                                                                (8)
 
-x: image (C, H, W), which outside of a block is zero, the mean color. Every input has the size of the image, as the
-thesis wants it. beta: its "bidirectional modulation" of 0.95, so that no single stage can erase a pixel.
+x: image (C, H, W), which outside of a block is zero, the mean color; or the block alone, enlarged to the size of the
+image. Every input has that size, as the thesis wants it; whether its "upstage" enlarges, it does not say. beta: its
+"bidirectional modulation" of 0.95, so that no single stage can erase a pixel.
 """
 
 import itertools
@@ -62,6 +63,8 @@ class HyperExpectedGradCAM(Attribution):
         beta: of (7); 1 is the plain product.
         layers: "auto", the last layer of each grid size up to that of `cam`, or names from fine to coarse.
         fill: outside of a block the image is "zero" or a "blur" of it.
+        neighborhood: a block of (4) is seen with a "mask" around it, or through a "zoom" that enlarges it. Beyond the
+            border of the image there is zero.
     """
 
     cam: ExpectedGradCAM
@@ -71,6 +74,7 @@ class HyperExpectedGradCAM(Attribution):
     beta: float = 0.95
     layers: str | Sequence[str] = "auto"
     fill: Literal["zero", "blur"] = "zero"
+    neighborhood: Literal["mask", "zoom"] = "mask"
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         return self._stages(observed, images, target).saliency
@@ -128,11 +132,17 @@ class HyperExpectedGradCAM(Attribution):
         self, observed: Observed, image: Tensor, target: Resolved, layer: str, sides: Sequence[int]
     ) -> Tensor:
         """What each block of one image (1, C, ...) gives inside of itself, (*spatial)."""
-        inside = _tiles(image, sides)
-        outside = blur(image) if self.fill == "blur" else torch.zeros_like(image)
-        inputs = torch.where(inside[:, None], image, outside)
+        zoom = self.neighborhood == "zoom"
+        if zoom:
+            inputs = resize(_cut(image, sides), image.shape[2:])
+        else:
+            inside = _tiles(image, sides)
+            outside = blur(image) if self.fill == "blur" else torch.zeros_like(image)
+            inputs = torch.where(inside[:, None], image, outside)
         many = target.expand(len(inputs)) if isinstance(target, Tensor) else target
         maps = resize(self._explain(observed, inputs, many, layer, self.local_draws), image.shape[2:])
+        if zoom:
+            return _paste(_shrink(maps, sides), image.shape[2:])
         return (maps * inside).sum(0)
 
     def _accumulate(self, M: Tensor) -> Tensor:
@@ -150,13 +160,34 @@ def _tiles(image: Tensor, sides: Sequence[int]) -> Tensor:
     return number == torch.arange(int(number.max()) + 1, device=image.device).reshape(-1, *[1] * number.ndim)
 
 
+def _cut(image: Tensor, sides: Sequence[int]) -> Tensor:
+    """The blocks of an image (1, C, *spatial) alone, (blocks, C, *sides), in the order of `_tiles`."""
+    missing = [-S % K for S, K in zip(image.shape[2:], sides)]
+    blocks = F.pad(image, [n for extra in reversed(missing) for n in (0, extra)])
+    for axis, K in enumerate(sides):  # every piece falls into those along the next axis
+        blocks = torch.stack(blocks.split(K, 2 + axis), 1).flatten(0, 1)
+    return blocks
+
+
+def _paste(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (blocks, *sides) where `_cut` took the blocks from, (*size)."""
+    for axis, S in reversed(list(enumerate(size))):
+        K = maps.shape[1 + axis]
+        maps = torch.cat(maps.unflatten(0, (-1, -(-S // K))).unbind(1), 1 + axis)
+    return maps[0][tuple(slice(S) for S in size)]
+
+
+def _shrink(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Means of maps (B, *spatial) over equal parts."""
+    pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(size) - 1]
+    found: Tensor = pool(maps[:, None], tuple(size))[:, 0]
+    return found
+
+
 def _frequency(mu: list[Tensor], size: Sequence[int]) -> tuple[list[Tensor], Tensor]:
     """h of (5), with mu[T] last, and R of (6), for normalized maps from fine to coarse."""
-    pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(size) - 1]
-    details = []
-    for fine, coarse in itertools.pairwise(mu):
-        down = pool(fine[:, None], tuple(coarse.shape[1:]))[:, 0]
-        details.append(fine - resize(down, fine.shape[1:]))  # (5)
+    pairs = itertools.pairwise(mu)
+    details = [fine - resize(_shrink(fine, coarse.shape[1:]), fine.shape[1:]) for fine, coarse in pairs]  # (5)
     r = mu[-1]
     for h in reversed(details):
         r = (resize(r, h.shape[1:]) + h).relu()

@@ -54,12 +54,12 @@ class TGrad(Attribution):
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         maps: list[Tensor] = [torch.zeros_like(images[:, 0])]
 
-        def add(T: Tensor) -> None:
-            up = resize(T.relu().sum(1), images.shape[2:], self.align_corners)  # (2)
-            maps[0] = maps[0] + _weighted(up, T.flatten(1).sum(1))
+        def add(T: Tensor, total: Tensor) -> None:
+            up = resize(T.relu_().sum(1), images.shape[2:], self.align_corners)  # (2)
+            maps[0] = maps[0] + _weighted(up, total)
 
         found = split(observed, images, target, add, self.implicit)
-        add(found.T)  # (1)
+        add(found.T, found.T.flatten(1).sum(1))  # (1)
         if self.fc == "uniform":
             maps[0] = maps[0] + _weighted(torch.ones_like(maps[0]), found.rest)
         return maps[0]
@@ -69,14 +69,14 @@ class TGrad(Attribution):
         maps: list[Tensor] = []
         totals: list[Tensor] = []
 
-        def keep(T: Tensor) -> None:
+        def keep(T: Tensor, total: Tensor) -> None:
             maps.append(T.relu().sum(1))  # (2)
-            totals.append(T.flatten(1).sum(1))
+            totals.append(total)
 
         with observe(model, output) as observed:
             images = prepare(observed, images)
             found: Split = split(observed, images, observed.resolve(images, target), keep, self.implicit)
-        keep(found.T)
+        keep(found.T, found.T.flatten(1).sum(1))
         total = torch.stack([totals[-1], *totals[:-1]])
         return TGradParts([maps[-1], *maps[:-1]], total.relu(), total, found.rest, found.missing())  # (3), (5)
 

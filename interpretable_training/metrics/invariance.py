@@ -1,23 +1,30 @@
 """Whether maps change with a shift of the images that the network does not feel. Kindermans et al., 2017,
 https://arxiv.org/abs/1711.00867
 
-    f2(z) = f(z - m)                                      (1)
-    d     = max over pixels of |S[f](x) - S[f2](x + m)| / max over pixels of |S[f](x)|    (2)
+    f2(z) = f(z - m)                                                                      (1)
+    W (z - m) + b = W z + (b - W m), where m instead of zero surrounds the images         (2)
+    d     = max over pixels of |S[f](x) - S[f2](x + m)| / max over pixels of |S[f](x)|    (3)
 
-m: one constant per channel. Both networks are the same function of what is seen, and so should their maps be: a method
+m: one constant per channel. (1) is wrapped around the network, or done by the bias of its first convolution as in (2):
+methods that read biases tell them apart, all others do not; what m adds around the images belongs to no bias. Both networks are the same function of what is seen, and so should their maps be: a method
 passes where d is nothing but rounding. The images are rounded so that both networks compute with equal numbers, in
 double precision, since a unit at the kink of a ReLU that rounding turns on changes a map visibly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpretable_training.attribution.base import explain, name_methods
-from interpretable_training.attribution.observe import Output, observe, prepare, same_generators, unwrap
-from interpretable_training.attribution.targets import Target
+from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.observe import Observed, Output, observe, prepare, same_generators, unwrap
+from interpretable_training.attribution.targets import Target, pick_logits
 
 from .randomization import Methods, own_tensors_back
 from .sanity import SIMILARITIES, Check, Similarity, mean, similarities
@@ -25,11 +32,12 @@ from .sanity import SIMILARITIES, Check, Similarity, mean, similarities
 
 @dataclass(frozen=True)
 class InputInvariance:
-    """Compares each method's maps of a network with those of the network that undoes a shift (1), (2).
+    """Compares each method's maps of a network with those of the network that undoes a shift (1), (3).
 
     Args:
         shift: m, one number or one per channel, in units of the normalized image.
         tolerance: up to which d counts as rounding.
+        undo: the shift at the "input" of the network (1) or in the "bias" of the convolutions that see the images (2).
         share: of the images on which a method has to be invariant.
         double: compute in double precision, with a copy of the weights; False takes the model's own.
         similarity: which similarities are told beside d.
@@ -37,11 +45,15 @@ class InputInvariance:
 
     shift: float | Sequence[float] = -1.0
     tolerance: float = 1e-4
+    undo: Literal["input", "bias"] = "input"
     share: float = 1.0
     double: bool = True
     similarity: Sequence[Similarity] = SIMILARITIES
 
     name = "input invariance"
+
+    def __post_init__(self) -> None:
+        one_of("undo", self.undo, "input", "bias")
 
     def __call__(
         self, model: nn.Module, methods: Methods, images: Tensor, target: Target = None, *, output: Output = None
@@ -66,12 +78,12 @@ class InputInvariance:
                 shifted = images + m
                 images = shifted - m  # the very numbers that f2 makes of its images
                 resolved = observed.resolve(images, target)
+                undone = undone_at_input(module, m)
+                if self.undo == "bias":
+                    undone = undone_by_bias(first_convolutions(observed, images, m), m)
             before = explain(named, model, images, resolved, output=output)
-            handle = module.register_forward_pre_hook(lambda _, args: (args[0] - m, *args[1:]), prepend=True)  # (1)
-            try:
+            with undone:
                 after = explain(named, model, shifted, resolved, output=output)
-            finally:
-                handle.remove()
         return [self._check(name, before[name], after[name]) for name in named]
 
     def _shift(self, images: Tensor) -> Tensor:
@@ -82,7 +94,7 @@ class InputInvariance:
 
     def _check(self, name: str, a: Tensor, b: Tensor) -> Check:
         largest = a.abs().flatten(1).amax(1)
-        d = (a - b).abs().flatten(1).amax(1) / largest.masked_fill(largest == 0, 1)  # (2)
+        d = (a - b).abs().flatten(1).amax(1) / largest.masked_fill(largest == 0, 1)  # (3)
         relative = (a - b).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1).clamp(min=torch.finfo(a.dtype).tiny)
         invariant = float((d <= self.tolerance).float().mean())
         found = {kind: mean(value) for kind, value in similarities(a, b, self.similarity).items()}
@@ -92,6 +104,66 @@ class InputInvariance:
             "of the highest"
         )
         return Check(self.name, name, numbers, invariant >= self.share, rule, "difference")
+
+
+@contextmanager
+def undone_at_input(module: nn.Module, m: Tensor) -> Iterator[None]:
+    """Inside, `module` is f2 (1)."""
+    handle = module.register_forward_pre_hook(lambda _, args: (args[0] - m, *args[1:]), prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def undone_by_bias(first: list[Any], m: Tensor) -> Iterator[None]:
+    """Inside, the convolutions that see the images undo the shift by their biases (2)."""
+    for conv in first:
+        conv.forward = partial(_shifted, conv, m)
+    try:
+        yield
+    finally:
+        for conv in first:
+            del conv.forward
+
+
+def first_convolutions(observed: Observed, images: Tensor, m: Tensor) -> list[Any]:
+    """The convolutions that see the images themselves; an error where something else does, too."""
+    first: list[Any] = []
+    hooks = [
+        child.register_forward_pre_hook(lambda conv, args: first.append(conv) if args[0] is images else None)
+        for child in observed.module.modules()
+        if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    ]
+    with torch.no_grad():
+        try:
+            before = pick_logits(observed.module(images), observed.output)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        with undone_by_bias(first, m):
+            after = observed(images + m)
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
+        raise ValueError(
+            "expected a network whose images go into convolutions and nowhere else, got one that computes something "
+            f"else when these ({len(first)}) undo the shift; take undo='input'."
+        )
+    return first
+
+
+def _shifted(conv: Any, m: Tensor, z: Tensor) -> Tensor:
+    """(2) of one convolution."""
+    call = (F.conv1d, F.conv2d, F.conv3d)[z.ndim - 3]
+    pads = conv._reversed_padding_repeated_twice
+    if conv.padding_mode == "zeros":
+        z = F.pad(z, pads) + m * (1 - F.pad(torch.ones_like(z[:1, :1]), pads))
+    else:
+        z = F.pad(z, pads, conv.padding_mode)
+    extent = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size)]
+    Wm = call(m.expand(1, z.shape[1], *extent), conv.weight, None, 1, 0, conv.dilation, conv.groups).flatten()
+    bias = -Wm if conv.bias is None else conv.bias - Wm
+    return call(z, conv.weight, bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 def to_double(module: nn.Module) -> None:

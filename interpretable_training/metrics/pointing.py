@@ -26,6 +26,7 @@ from .localization import RegionMetric
 from .regions import Region, area, boxes, pixels
 
 EPS = 1e-6  # of the published F1
+PART = 2**17  # pixels, which stay in the cache of a processor
 POINTING: dict[str, dict[str, Any]] = {
     "thesis": {"ties": "first", "tolerance": 0.0},
     "saliencysense": {"ties": "any", "tolerance": 0.0},
@@ -70,7 +71,7 @@ class PointingGame(RegionMetric):
 
     def values(self, evidence: Evidence) -> Tensor:
         S, U = evidence.saliency.flatten(1), pixels(evidence, self.region)
-        known = U.flatten(1).any(1)
+        known = size_of(evidence, self.region) > 0
         U = (dilated(U, self.tolerance) if self.tolerance else U).flatten(1)
         if self.ties == "first":
             hit = U.gather(1, S.argmax(1, keepdim=True))[:, 0].to(wide(S))
@@ -147,12 +148,25 @@ class PixelF1(RegionMetric):
 
 def sums(evidence: Evidence, region: Region) -> tuple[Tensor, Tensor, Tensor]:
     """Of each map over the region and over all, and the number of its pixels: (B,) each."""
-    S = full(evidence.saliency)  # torch sums pairwise: single precision is precise enough within a map
-    total = evidence.once("sum", lambda: S.flatten(1).sum(1).to(wide(S)))
-    weight = evidence.once_clean(("weight", region), lambda: pixels(evidence, region).flatten(1).to(S))
-    size = evidence.once_clean(("size", region), lambda: weight.sum(1).to(total))
-    within = torch.linalg.vecdot(S.flatten(1), weight.to(S)).to(total)
-    return within.minimum(total), total, size  # no more than all, whatever rounding says
+    S = full(evidence.saliency).flatten(1)
+    total = evidence.once("sum", lambda: S.sum(1).to(wide(S)))  # torch sums pairwise: precise enough within a map
+    within = sum_over(S, pixels(evidence, region)).to(total)
+    return within.minimum(total), total, size_of(evidence, region).to(total)  # no more than all, whatever rounding says
+
+
+def size_of(evidence: Evidence, region: Region) -> Tensor:
+    """The number of pixels of each region, (B,)."""
+    U = pixels(evidence, region)
+    one = full(evidence.saliency[:0]).new_ones(())
+    return evidence.once_clean(("size", region), lambda: sum_over(one.expand(U.flatten(1).shape), U))
+
+
+def sum_over(S: Tensor, U: Tensor) -> Tensor:
+    """Of rows S (B, N) over the pixels U (B, H, W), (B,); part by part, for a product of all is slow to write."""
+    part = max(1, PART // max(1, S.shape[1]))
+    buffer = S.new_empty(part, S.shape[1])
+    parts = zip(S.split(part), U.flatten(1).split(part))
+    return torch.cat([buffer[: len(s)].copy_(u).mul_(s).sum(1) for s, u in parts])
 
 
 def sums_in_boxes(saliency: Tensor, boxes: Tensor) -> Tensor:

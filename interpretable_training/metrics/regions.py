@@ -62,7 +62,8 @@ def checked_mask(name: str, evidence: Evidence) -> Tensor:
     if not isinstance(mask, Tensor) or tuple(mask.shape) != shape:
         came = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"expected {name} {shape}, one per map at its resolution, got {came}.")
-    return mask.to(evidence.saliency.device) > 0
+    mask = mask.to(evidence.saliency.device)
+    return mask if mask.dtype == torch.bool else mask > 0
 
 
 def padded(evidence: Evidence) -> Tensor:

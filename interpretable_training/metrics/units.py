@@ -11,10 +11,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
+from interpretable_training.attribution.capture import capture
+from interpretable_training.attribution.choose import choose_layer
 from interpretable_training.attribution.maps import resize
+from interpretable_training.attribution.observe import Output, observe, prepare
+
+from .evidence import Evidence
+from .feed import Feed, Split
+from .regions import Region, of_class, pixels
 
 
 class UnitIoU(Metric):
@@ -109,3 +116,49 @@ def unit_thresholds(batches: Iterable[Tensor], share: float = 0.005) -> Tensor:
     kept = torch.cat([A.detach().transpose(0, 1).flatten(1) for A in batches], 1)  # (K, N)
     above = int(share * kept.shape[1])
     return kept.sort(1, descending=True).values[:, above]
+
+
+def measure_units(
+    model: nn.Module,
+    data: Any,
+    layer: str = "auto",
+    *,
+    region: Region = "auto",
+    share: float = 0.005,
+    max_images: int | None = None,
+    split: Split = "val",
+    output: Output = None,
+    seed: int = 0,
+) -> UnitIoU:
+    """`UnitIoU` of a layer on annotated images; the classes of the images are the concepts, their objects the pixels.
+
+    The layer's activations and the masks are kept until all are there, since (1) needs all images before (2) begins.
+
+    Args:
+        model: any classifier; it stays as it is.
+        data: as `evaluate` takes it, with masks or boxes.
+        layer: its dotted name; "auto" is the last one with a grid.
+        region: which annotation is L, see `RegionMetric`.
+        share: of all places, above T.
+        max_images: how many images, chosen by the seed; by default all.
+        split: of a data module.
+        output: which part of the model's output are the logits.
+        seed: of the choice of images.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    with observe(model, output) as observed, torch.no_grad():
+        for _, _, images, target, there in Feed(data, max_images, split, seed).read_annotated(lambda n: True):
+            if target is None:
+                raise ValueError("expected batches with a target, which is the concept of the image, got none.")
+            images = prepare(observed, images.to(device))
+            name = choose_layer(observed, images, 0) if layer == "auto" else layer
+            A = capture(observed, images, [name], gradient=False).A[name].cpu()
+            blank = torch.zeros(len(A), *images.shape[2:])
+            kept.append(
+                (A, pixels(Evidence(saliency=blank, annotations=of_class(there, target)), region), target.cpu())
+            )
+    metric = UnitIoU(unit_thresholds([A for A, _, _ in kept], share), 1 + max(int(t.max()) for _, _, t in kept))
+    for A, mask, target in kept:
+        metric.update(A, mask, target)
+    return metric

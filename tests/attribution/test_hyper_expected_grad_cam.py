@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExpectedGradCAM, HyperExpectedGradCAM, normalize
-from interpretable_training.attribution.hyper_expected_grad_cam import _frequency, _tiles
+from interpretable_training.attribution.hyper_expected_grad_cam import _cut, _frequency, _paste, _tiles
 from interpretable_training.attribution.maps import blur, resize
 
 
@@ -35,9 +35,18 @@ def n(S):
     return normalize(S[None])[0]
 
 
-def test_every_stage_follows_from_expected_grad_cam(net, x, cam):
+def seen_large(local, net, block, side):
+    """The map of a block (1, 2, h, w) that is filled up to a square and enlarged to 16 pixels, brought back."""
+    square = torch.zeros(1, 2, side, side, dtype=block.dtype)
+    square[..., : block.shape[2], : block.shape[3]] = block
+    S = local(net, nn.functional.interpolate(square, (16, 16), mode="bilinear"), 1)
+    return nn.functional.adaptive_avg_pool2d(S, side)[0, : block.shape[2], : block.shape[3]]
+
+
+@pytest.mark.parametrize("neighborhood", ["mask", "zoom"])
+def test_every_stage_follows_from_expected_grad_cam(net, x, cam, neighborhood):
     """All of (1) to (8) from maps of Expected Grad-CAM that were made one input and one layer at a time."""
-    hyper = HyperExpectedGradCAM(cam, local_draws=2)
+    hyper = HyperExpectedGradCAM(cam, local_draws=2, neighborhood=neighborhood)
     found = hyper.stages(net, x, 1)
     assert found.layers == ["1", "4", "7"]
     for i in range(2):
@@ -54,6 +63,9 @@ def test_every_stage_follows_from_expected_grad_cam(net, x, cam):
             for top in range(0, 16, side):
                 for left in range(0, 16, side):
                     block = (slice(top, top + side), slice(left, left + side))
+                    if neighborhood == "zoom":
+                        M[block] = seen_large(local, net, image[(..., *block)], side)
+                        continue
                     alone = torch.zeros_like(image)
                     alone[(..., *block)] = image[(..., *block)]
                     M[block] = local(net, alone, 1)[0][block]
@@ -100,6 +112,17 @@ def test_tiles_cover_each_pixel_once():
     assert (inside.sum(0) == 1).all()
     assert inside[0, :4, :3].all()
     assert inside.sum((1, 2)).tolist() == [12, 12, 4, 12, 12, 4, 6, 6, 2]
+
+
+@pytest.mark.parametrize(("size", "sides"), [((10, 7), (4, 3)), ((8, 8), (8, 8)), ((9,), (2,)), ((5, 6, 7), (2, 3, 4))])
+def test_blocks_are_cut_and_pasted(size, sides):
+    image = torch.randn(1, 3, *size)
+    blocks = _cut(image, sides)
+    inside = _tiles(image, sides)
+    assert blocks.shape == (len(inside), 3, *sides)
+    assert torch.equal(_paste(blocks[:, 1], size), image[0, 1])
+    for block, own in zip(blocks, inside):
+        assert_close(block.sum(), image[0][:, own].sum())
 
 
 def test_a_smooth_map_has_no_details():

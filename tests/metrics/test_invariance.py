@@ -6,15 +6,18 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import (
+    FullGrad,
     GradCAM,
     Gradient,
     GuidedBackprop,
     InputXGradient,
     IntegratedGradients,
     SmoothGrad,
+    TGrad,
 )
 from interpretable_training.attribution.base import Attribution
 from interpretable_training.metrics import InputInvariance
+from interpretable_training.metrics.invariance import undone_at_input, undone_by_bias
 
 
 @pytest.fixture
@@ -103,3 +106,60 @@ def test_in_the_models_own_precision(cnn, photos):
 def test_one_shift_per_channel():
     with pytest.raises(ValueError, match="expected one shift, or one for each of 3 channels, got 2"):
         InputInvariance(shift=(1.0, 2.0))(nn.Flatten(), Gradient(), torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": "same", "dilation": 2}, {"groups": 3, "bias": False}])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_the_shift_undone_by_the_bias(photos, options, mode):
+    """The second network is the first one on shifted images, at the borders too: what ignores biases cannot tell."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv = nn.Conv2d(3, 6, 3, padding_mode=mode, **options)
+        net = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    methods = {"gradient": Gradient(), "gradcam": GradCAM("2"), "product": InputXGradient()}
+    by_bias = by_name(InputInvariance(shift=(0.5, -1.0, 2.0), undo="bias")(net, methods, photos))
+    assert {name for name, check in by_bias.items() if check.passed} == {"gradient", "gradcam"}
+    assert "forward" not in vars(conv)
+    assert not conv._forward_pre_hooks
+    wrapped = by_name(InputInvariance(shift=(0.5, -1.0, 2.0))(net, methods, photos))
+    for name, check in wrapped.items():
+        assert by_bias[name].similarity == pytest.approx(check.similarity, rel=1e-6)
+
+
+def test_only_a_changed_bias_keeps_decompositions_complete(photos):
+    """FullGrad and T-Grad read biases: with the shift in the bias their parts still add up to the score.
+
+    Without padding; around the image lies a constant that belongs to no bias.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    net, images = net.double(), photos.double()
+    m = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64).view(1, 3, 1, 1)
+    y = net(images)[:, 1].detach()
+    with undone_by_bias([net[0]], m):
+        assert_close(net(images + m)[:, 1], y)
+        for method in (FullGrad(), TGrad()):
+            assert_close(method.delta(net, images + m, 1), torch.zeros_like(y), atol=1e-12, rtol=0)
+    with undone_at_input(net, m), pytest.warns(UserWarning, match="do not add up"):
+        assert FullGrad().delta(net, images + m, 1).abs().min() > 0.01
+    assert_close(net(images)[:, 1].detach(), y, rtol=0, atol=0)
+    checks = InputInvariance(undo="bias")(net, {"fullgrad": FullGrad(), "tgrad": TGrad()}, photos)
+    assert [check.passed for check in checks] == [False, False]
+
+
+def test_a_network_whose_images_go_elsewhere_is_refused(photos):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x).mean((2, 3)) + x.mean()
+
+    net = Sum()
+    with pytest.raises(ValueError, match="nowhere else, got one that computes something else"):
+        InputInvariance(undo="bias")(net, Gradient(), photos)
+    assert "forward" not in vars(net.conv)
+    with pytest.raises(ValueError, match="undo to be one of"):
+        InputInvariance(undo="weight")

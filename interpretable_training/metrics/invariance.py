@@ -6,9 +6,10 @@ https://arxiv.org/abs/1711.00867
     d     = max over pixels of |S[f](x) - S[f2](x + m)| / max over pixels of |S[f](x)|    (3)
 
 m: one constant per channel. (1) is wrapped around the network, or done by the bias of its first convolution as in (2):
-methods that read biases tell them apart, all others do not; what m adds around the images belongs to no bias. Both networks are the same function of what is seen, and so should their maps be: a method
-passes where d is nothing but rounding. The images are rounded so that both networks compute with equal numbers, in
-double precision, since a unit at the kink of a ReLU that rounding turns on changes a map visibly.
+methods that read biases tell them apart, all others do not; what m adds around the images belongs to no bias. Both
+networks are the same function of what is seen, and so should their maps be: a method passes where d is nothing but
+rounding. The images are rounded so that both networks compute with equal numbers, in double precision, since a unit at
+the kink of a ReLU that rounding turns on changes a map visibly.
 """
 
 from collections.abc import Iterator, Sequence

@@ -15,7 +15,7 @@ from interpretable_training.callbacks.records import Records
 from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.subject import name_of
 from interpretable_training.journal import Journal, ends, read_journal, shrink
-from interpretable_training.visual.overlay import overlay
+from interpretable_training.visual.overlay import on_picture, overlay
 from interpretable_training.visual.sheet import draw_sheet
 
 COLUMNS = ["epoch", "step", "group", "image", "method", "view", "true", "predicted", "explained", "probability", "loss"]
@@ -45,7 +45,7 @@ class Gallery:
             rows = {"image": as_bytes(pictures)}
             for view, maps in found.maps.items():
                 for method, S in maps.items():
-                    drawn = overlay(pictures, S, scale=self.ends(method, S))
+                    drawn = overlay(pictures, S, scale=self.ends(method, on_picture(S, pictures)))
                     name = method if len(found.maps) == 1 else f"{method}/{view}"
                     rows[name.replace("/", " ")] = drawn
                     key = f"{prefix}/{name}" if group == "panel" else f"{prefix}/{group}/{name}"
@@ -76,7 +76,7 @@ class Gallery:
         journal.save_panel(f"{group}-{moment.name}", draw_sheet(rows, self.titles(found, class_names)))
         for view, maps in found.maps.items():
             for method, S in maps.items():
-                small = shrink(S)
+                small = shrink(on_picture(S, pictures))
                 file, scales = journal.save_maps(f"{group}-{moment.name}-{method}-{view}".lower(), small)
                 told = self.rows(found, view, S, scales, prefix)
                 facts = {"group": group, "method": method, "view": view, "weights": moment.weights}

@@ -38,7 +38,7 @@ def probe(
     lines += [("maps", f"{name}: {k} of {len(found.ids)} are constant") for name, k in flat.items() if k]
     lines += [("failed", str(why)) for why in found.errors.values()]
     cost = f"about {seconds:.2g} s for {n} images"
-    if maps and found.images.ndim >= 4:
+    if maps:
         size = picture_size(scene, found.images[:1], maps[0][1][:1]) * n * len(maps) / 1e6
         cost += f", {size:.2g} MB of pictures"
     return [*lines, ("a look", cost)]

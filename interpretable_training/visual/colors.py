@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_tensor
 
 from .overlay import denormalize
 
 SLACK = 0.02  # how far pictures may lie outside [0, 1]: JPEG, resizing and rounding
 HOLDERS = ("transform", "transforms", "dataset", "datasets", "trans", "preprocess", "normalize")  # where transforms lie
 DEPTH = 10
+SIDE, BAND = 192, 6  # pixels of the picture of a signal, and that a channel needs in it
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,18 @@ class Colors:
     def pictures(self, images: Tensor) -> Tensor:
         """Images (B, C, ...) as pictures (B, 3, H, W) in [0, 1] on the CPU.
 
-        Of a volume the middle slice is shown, of channels that are neither one nor three their mean.
+        Of a volume the middle slice is shown, of channels that are neither one nor three their mean; of a signal a line
+        for each channel.
         """
         images = images.detach().float().cpu()
+        if images.ndim == 3:
+            return torch.stack([lines(signal) for signal in images])
         if images.ndim == 5:
             images = images[:, :, images.shape[2] // 2]
         if images.ndim != 4:
-            raise ValueError(f"expected images (B, C, H, W) or volumes (B, C, D, H, W), got {tuple(images.shape)}.")
+            raise ValueError(
+                f"expected images (B, C, H, W), volumes (B, C, D, H, W), signals (B, C, T), got {tuple(images.shape)}."
+            )
         if self.guessed or (self.mean is not None and len(self.mean) not in (1, images.shape[1])):
             low, high = (f(images.flatten(1), 1)[:, None, None, None] for f in (torch.amin, torch.amax))
             images = (images - low) / (high - low).clamp(min=1e-12)
@@ -47,6 +55,23 @@ class Colors:
             images = denormalize(images, self.mean, self.std)
         images = images if images.shape[1] in (1, 3) else images.mean(1, keepdim=True)
         return images.clamp(0, 1).expand(-1, 3, -1, -1)
+
+
+def lines(signal: Tensor, side: int = SIDE) -> Tensor:
+    """A signal (C, T) as black lines on white (3, side, side), the first channel at the top, each in a band of its own.
+
+    Each channel has its own scale; of many the first are shown.
+    """
+    signal = signal[: side // BAND].nan_to_num()
+    picture = Image.new("L", (side, side), 255)
+    draw, C = ImageDraw.Draw(picture), len(signal)
+    low, high = signal.amin(1, keepdim=True), signal.amax(1, keepdim=True)
+    level = torch.where(high > low, (signal - low) / (high - low), 0.5)
+    y = (torch.arange(C)[:, None] + 0.9 - 0.8 * level) * side / C
+    x = (torch.arange(signal.shape[1]) + 0.5) * side / signal.shape[1]
+    for channel in y:
+        draw.line(torch.stack([x, channel], 1).flatten().tolist(), fill=0)
+    return to_tensor(picture).expand(3, -1, -1)
 
 
 def find_colors(

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from interpretable_training.journal import ends, levels
@@ -26,6 +27,19 @@ def color_table() -> Tensor:
     return torch.from_numpy(colormaps["inferno"](range(256))[:, :3]).float()
 
 
+def on_picture(saliency: Tensor, pictures: Tensor) -> Tensor:
+    """Maps (B, *spatial) as they lie on pictures (B, C, H, W): (B, H, W).
+
+    Of a volume the middle slice, as in the picture; a signal's time runs from left to right.
+    """
+    S = saliency.detach().float().cpu()
+    if S.ndim == 4:
+        return S[:, S.shape[1] // 2]
+    if S.ndim == 2:
+        return F.interpolate(S[:, None], pictures.shape[3], mode="area").expand(-1, pictures.shape[2], -1)
+    return S
+
+
 def overlay(
     pictures: Tensor, saliency: Tensor, strength: float = STRENGTH, scale: Tensor | Sequence[float] | None = None
 ) -> Tensor:
@@ -35,12 +49,12 @@ def overlay(
 
     Args:
         pictures: What the maps explain.
-        saliency: Raw maps.
+        saliency: Raw maps; also those of volumes (B, D, H, W) and signals (B, T), see `on_picture`.
         strength: How much of the picture the brightest color covers.
         scale: Values of the dark and the bright end, one pair for all maps or (B, 2). None gives each map its own: from
             its least value to one that a percent of its pixels exceed, so that single pixels do not darken all others.
     """
-    S = saliency.detach().float().nan_to_num().cpu()
+    S = on_picture(saliency, pictures).nan_to_num()
     own = ends(S) if scale is None else torch.as_tensor(scale).float().cpu().expand(len(S), 2)
     S = levels(S, own)
     heat = color_table()[(S * 256).long().clamp(max=255)]

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.targets import Target
 
-from .base import Fact, ImageMetric, as_tuple
+from .base import Fact, RescoringMetric, as_tuple
 from .evidence import Evidence, Kind, kind_index, only_images
 from .perturb import Replacement, Substrate, rank_patches
 
 
-class AOPC(ImageMetric):
+class AOPC(RescoringMetric):
     """How much of the class probability the most salient patches carry (1), in percent.
 
     Args:
@@ -66,16 +65,6 @@ class AOPC(ImageMetric):
             "steps": self.steps,
             **self.replacement.facts(),
         }
-
-    def update(
-        self,
-        model: nn.Module | None = None,
-        images: Tensor | None = None,
-        saliency: Tensor | None = None,
-        target: Target = None,
-    ) -> None:
-        """Add a batch: images (B, C, H, W), their maps (B, H, W) in [0, 1] and classes (B,)."""
-        self.collect(model=model, images=images, saliency=saliency, target=target)
 
     def values(self, evidence: Evidence) -> Tensor:
         x = only_images(evidence.images)

@@ -9,10 +9,11 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.targets import Target
 
 from .evidence import Evidence, gather
 
@@ -149,6 +150,20 @@ class ImageMetric(Metric):
                 "both with the same options before you merge them."
             )
         super().merge_state(incoming_state)
+
+
+class RescoringMetric(ImageMetric):
+    """An `ImageMetric` that lets the model score changed images, or explains them again."""
+
+    def update(
+        self,
+        model: nn.Module | None = None,
+        images: Tensor | None = None,
+        saliency: Tensor | None = None,
+        target: Target = None,
+    ) -> None:
+        """Add a batch: images (B, C, H, W), their maps (B, H, W) in [0, 1] and classes (B,)."""
+        self.collect(model=model, images=images, saliency=saliency, target=target)
 
 
 def same_passport(ours: Mapping[str, Fact], theirs: Mapping[str, Fact]) -> None:

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.targets import Target
 
-from .base import Fact, ImageMetric, as_tuple, resolve
+from .base import Fact, RescoringMetric, as_tuple, resolve
 from .evidence import SCORES, Evidence, Kind, kind_index
 from .perturb import Replacement, Substrate, Ties, rank_pixels
 
@@ -124,7 +123,7 @@ class Curve:
         return {f"{self.kind}_{key}": value for key, value in self.replacement.facts().items()}
 
 
-class CurveMetric(ImageMetric):
+class CurveMetric(RescoringMetric):
     """An area under curves.
 
     Args:
@@ -186,16 +185,6 @@ class CurveMetric(ImageMetric):
             "x_axis": first.x_axis,
         }
         return {**shared, **{key: value for curve in self.used() for key, value in curve.facts().items()}}
-
-    def update(
-        self,
-        model: nn.Module | None = None,
-        images: Tensor | None = None,
-        saliency: Tensor | None = None,
-        target: Target = None,
-    ) -> None:
-        """Add a batch: images (B, C, H, W), their maps (B, H, W) in [0, 1] and classes (B,)."""
-        self.collect(model=model, images=images, saliency=saliency, target=target)
 
     def curves(self, evidence: Evidence) -> dict[str, Tensor]:
         """s of each image by the kind of its curve, (B, n + 1)."""

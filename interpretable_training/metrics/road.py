@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interpretable_training.attribution.chunks import seeded_noise
 from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.targets import Target
 
-from .base import Fact, ImageMetric, text
+from .base import Fact, RescoringMetric, text
 from .evidence import Evidence, Kind, kind_index, only_images
 from .impute import impute
 from .perturb import rank_pixels
@@ -24,7 +23,7 @@ from .perturb import rank_pixels
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 
-class ROAD(ImageMetric):
+class ROAD(RescoringMetric):
     """How much more the most salient pixels matter than the least salient ones (1), in percent.
 
     Args:
@@ -64,16 +63,6 @@ class ROAD(ImageMetric):
             "noise": self.noise,
             "seed": self.seed,
         }
-
-    def update(
-        self,
-        model: nn.Module | None = None,
-        images: Tensor | None = None,
-        saliency: Tensor | None = None,
-        target: Target = None,
-    ) -> None:
-        """Add a batch: images (B, C, H, W), their maps (B, H, W) in [0, 1] and classes (B,)."""
-        self.collect(model=model, images=images, saliency=saliency, target=target)
 
     def values(self, evidence: Evidence) -> Tensor:
         scores = self.curves(evidence)

@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.targets import Target
 
-from .base import Fact, ImageMetric, resolve
+from .base import Fact, RescoringMetric, resolve
 from .evidence import Evidence, Kind, kind_index, only_images, wide
 from .localization import PRESETS, Boxing, Preset
 from .regions import area
@@ -25,7 +24,7 @@ SMALLEST = 0.05  # share of the image; smaller boxes are no better
 LEAST = 1e-12  # probability
 
 
-class SaliencyMetric(ImageMetric):
+class SaliencyMetric(RescoringMetric):
     """Area of the map's box against the probability of what is inside (1), in nats.
 
     Args:
@@ -65,16 +64,6 @@ class SaliencyMetric(ImageMetric):
     def options(self) -> dict[str, Fact]:
         box = {name: fact for name, fact in self.boxing.facts().items() if name != "iou_threshold"}
         return {"score": self.on, "p_on": self.p_on, **box}
-
-    def update(
-        self,
-        model: nn.Module | None = None,
-        images: Tensor | None = None,
-        saliency: Tensor | None = None,
-        target: Target = None,
-    ) -> None:
-        """Add a batch: images (B, C, H, W), their maps (B, H, W) in [0, 1] and classes (B,)."""
-        self.collect(model=model, images=images, saliency=saliency, target=target)
 
     def values(self, evidence: Evidence) -> Tensor:
         x, box = only_images(evidence.images), self.boxing.box(evidence)

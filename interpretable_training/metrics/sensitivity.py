@@ -8,16 +8,15 @@ S: map of an image for one class. |.|: Euclidean norm; a map of norm 0 is divide
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interpretable_training.attribution.base import Attribution
-from interpretable_training.attribution.targets import Target
 
-from .base import Fact, ImageMetric, again_by
+from .base import Fact, RescoringMetric, again_by
 from .evidence import Evidence, wide
 
 
-class MaxSensitivity(ImageMetric):
+class MaxSensitivity(RescoringMetric):
     """The largest relative change of the map under small random changes of the image (1).
 
     Args:
@@ -55,16 +54,6 @@ class MaxSensitivity(ImageMetric):
             "seed": self.seed,
             "explained_again_by": again_by(self.attribution),
         }
-
-    def update(
-        self,
-        model: nn.Module | None = None,
-        images: Tensor | None = None,
-        saliency: Tensor | None = None,
-        target: Target = None,
-    ) -> None:
-        """Add a batch: images (B, C, H, W), their maps (B, H, W) in [0, 1] and classes (B,)."""
-        self.collect(model=model, images=images, saliency=saliency, target=target)
 
     def values(self, evidence: Evidence) -> Tensor:
         x = evidence.images

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from interpretable_training.callbacks import loggers
 from interpretable_training.callbacks.folders import run_folder
 from interpretable_training.callbacks.moments import Moment
+from interpretable_training.callbacks.together import check_together
 from interpretable_training.journal import Journal
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Records:
 
     def open(self, trainer: L.Trainer) -> None:
         """Take the journal of this trainer's folder, or begin it; on all ranks, which agree on the folder."""
+        active = watchers(trainer)
+        if active and active[0].records is self:
+            check_together(trainer, active)
         self.logged.clear()
         self.folder = run_folder(trainer) / "explanations"
         if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:

@@ -1,8 +1,10 @@
 """What is watched in one stage: the network, the images, and how to tell of them."""
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -34,6 +36,17 @@ class Options:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     seed: int = 0
+
+
+def options_of(owner: type, told: dict[str, Any]) -> Options:
+    """The options among the keywords that a callback was built with; an error names those that are close."""
+    known = {field.name for field in fields(Options)}
+    for name in set(told) - known:
+        others = {key for cls in owner.__mro__[:-1] for key in inspect.signature(cls).parameters}
+        close = difflib.get_close_matches(name, sorted((others | known) - {"self", "watch", "reading"}), cutoff=0.4)
+        hint = f"; closest: {close}." if close else "."
+        raise TypeError(f"expected an option of {owner.__name__}, got {name!r}{hint}")
+    return Options(**told)
 
 
 @dataclass(frozen=True)

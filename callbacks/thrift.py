@@ -30,6 +30,8 @@ class Budget:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"expected {name} of a budget above 0, got {value}; None is no limit.")
+        if self.share is not None and self.share > 1:
+            raise ValueError(f"expected a share of the epoch's time up to 1, got {self.share:g}; 0.05 is 5 %.")
 
 
 class Thrift:

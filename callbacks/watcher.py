@@ -16,7 +16,7 @@ from interpretable_training.attribution.maps import one_of
 from interpretable_training.callbacks.failure import Failure, attempt
 from interpretable_training.callbacks.moments import Moment, gather, last_batch, last_epoch, this_moment, validates_now
 from interpretable_training.callbacks.records import Records, watchers
-from interpretable_training.callbacks.scene import Images, Options, Scene
+from interpretable_training.callbacks.scene import Images, Scene, options_of
 from interpretable_training.callbacks.scenery import Scenery
 from interpretable_training.callbacks.thrift import Budget, Thrift, at_least_one
 
@@ -68,7 +68,7 @@ class Watcher(L.Callback):
         at_least_one(n=n, every_n_epochs=every_n_epochs, every_n_steps=every_n_steps)
         self.n, self.images, self.on, self.on_error = n, images, tuple(on), on_error
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.options = Options(**reading)
+        self.options = options_of(type(self), reading)
         # A callback whose images must stay the same looks less often instead of at fewer of them.
         self.thrift = Thrift(budget, n) if self.same_images else Thrift(budget)
         self.records = Records()

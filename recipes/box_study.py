@@ -21,6 +21,8 @@ from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.evaluation import Trainer
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease
 from interpretable_training.metrics import box_study as rows_of
+from interpretable_training.metrics.evidence import Evidence
+from interpretable_training.metrics.regions import pixels
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
 from interpretable_training.recipes.opti_cam_study import cams
@@ -121,11 +123,8 @@ def draw(study: Study, path: str, names: tuple[str, ...] = ("gradcam", "opticam"
 
 def inside_of(boxes: list[Tensor], images: Tensor) -> Tensor:
     """1 inside of the boxes (n, 4) of each image, 0 elsewhere: (B, H, W)."""
-    U = images.new_zeros(len(images), *images.shape[2:])
-    for u, corners in zip(U, boxes):
-        for x1, y1, x2, y2 in corners[~corners.isnan().any(1)].round().int().tolist():
-            u[y1:y2, x1:x2] = 1
-    return U
+    blank = images.new_zeros(len(images), *images.shape[2:])
+    return pixels(Evidence(saliency=blank, annotations={"boxes": boxes}), "boxes").to(images)  # as the metrics see them
 
 
 if __name__ == "__main__":

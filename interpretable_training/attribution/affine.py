@@ -22,15 +22,18 @@ from torch.overrides import TorchFunctionMode
 from .base import full
 from .capture import gradients
 from .gradient import refuse_hidden
+from .grids import find_grid
 from .observe import Observed
-from .rules import SMOOTH
+from .rules import CLAMPS, SMOOTH
 from .targets import Resolved
 
 CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 CURVED = {*SMOOTH, F.relu6, F.hardtanh, F.hardtanh_, F.hardsigmoid, F.sigmoid, F.tanh, F.logsigmoid, F.softsign}
-CURVED |= {torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_, torch.clamp, torch.clamp_}
-CURVED |= {Tensor.sigmoid, Tensor.sigmoid_, Tensor.tanh, Tensor.tanh_, Tensor.clamp, Tensor.clamp_}
+CURVED |= {F.softshrink, F.tanhshrink, F.threshold, torch.threshold_, torch.celu, torch.celu_, torch.selu, torch.selu_}
+CURVED |= {torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_, torch.clamp_max, torch.clamp_max_, *CLAMPS}
+CURVED |= {Tensor.sigmoid, Tensor.sigmoid_, Tensor.tanh, Tensor.tanh_, Tensor.clamp_max, Tensor.clamp_max_}
 COMPLETE = 0.01  # share of the score that may be missing without a warning
+ROUNDING = 1e-4  # share of the parts that is put down to rounding where they cancel
 
 
 @dataclass
@@ -61,11 +64,13 @@ def split(
     Args:
         implicit: count the implicit biases of activations, too.
     """
+    if isinstance(target, Tensor) and target.ndim != 1:
+        raise ValueError(f"expected one class per image to split its score, got target {tuple(target.shape)}.")
     B = len(images)
     sums = [images.new_zeros(B, dtype=full(images).dtype) for _ in range(2)]
 
     def contribute(T: Tensor, placed: bool) -> None:
-        total = T.flatten(1).sum(1)
+        total = T.reshape(B, -1).sum(1)
         sums[placed] += total
         if placed:
             visit(T, total)
@@ -78,18 +83,21 @@ def split(
     dx = gradients(y, {"x": x})["x"]
     parts = Split(full(y.detach()), full(dx) * full(images), placed=sums[1], rest=sums[0])
     if y.dtype in (torch.float32, torch.float64) and not observed.autocast:
-        _warn(parts, mode.implicit)
+        _warn(parts, mode)
     return parts
 
 
-def _warn(parts: Split, implicit: bool) -> None:
-    scale = torch.stack([parts.y.abs(), parts.placed.abs(), parts.rest.abs()]).amax(0)
-    share = float((parts.missing().abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny)).max())
-    if share > COMPLETE:
-        more = "" if implicit else "; implicit=True adds the implicit biases of activations such as GELU and SiLU"
+def _warn(parts: Split, mode: "_Biases") -> None:
+    missing = parts.missing().abs()
+    scale = torch.stack([parts.T.flatten(1).sum(1), parts.placed, parts.rest]).abs().amax(0)
+    share = missing / parts.y.abs().clamp(min=torch.finfo(missing.dtype).tiny)
+    told = share[(share > COMPLETE) & (missing > ROUNDING * scale)]  # not of images that are not a number
+    if len(told):
+        hint = "; implicit=True adds the implicit biases of activations such as GELU and SiLU" * mode.hides
         warnings.warn(
-            f"image and biases do not add up to the score, {100 * share:.0f} % of it are missing: the network is not "
-            f"piecewise linear (attention, layer norm, gates){more}.",
+            f"image and biases do not add up to the score, {100 * float(told.max()):.3g} % of it are missing: the "
+            "network is not piecewise linear (attention, layer norm, batch norm of the batch, gates) or adds constants "
+            f"that are no biases of layers (it normalizes images itself){hint}.",
             stacklevel=2,
         )
 
@@ -97,7 +105,8 @@ def _warn(parts: Split, implicit: bool) -> None:
 class _Biases(TorchFunctionMode):
     def __init__(self, images: Tensor, implicit: bool, contribute: Callable[[Tensor, bool], None]) -> None:
         super().__init__()
-        self.batch, self.axes, self.implicit, self.contribute = len(images), images.ndim, implicit, contribute
+        self.batch, self.size, self.implicit, self.contribute = len(images), images.shape[2:], implicit, contribute
+        self.hides = False  # whether there are implicit biases that are not counted
 
     def __torch_function__(
         self,
@@ -107,14 +116,30 @@ class _Biases(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        b = _implicit(func, args, kwargs) if self.implicit and func in CURVED else None  # before it works in place
+        curved = func in CURVED
+        self.hides |= curved and not self.implicit
+        b = _implicit(func, args, kwargs) if self.implicit and curved else None  # before it works in place
         out = func(*args, **kwargs)
         b = _bias(func, args, kwargs) if b is None else b
-        if b is not None and out.requires_grad and len(out) == self.batch:
-            # The layer of a single cell, such as a convolution behind global pooling, has no place in the image.
-            grid = func is not F.linear and out.ndim == self.axes and out[0, 0].numel() > 1
-            out.register_hook(lambda g: self.contribute(full(g) * full(b), grid))
+        if b is not None and out.requires_grad:
+            self._watch(out, b, curved, func is F.linear)
         return out
+
+    def _watch(self, out: Tensor, b: Tensor, curved: bool, linear: bool) -> None:
+        B, axes = self.batch, len(self.size) + 2
+        if linear and out.ndim == 3 and len(out) != B == out.shape[1]:  # tokens (T, B, D)
+            out.register_hook(lambda g: self.contribute((full(g) * full(b)).transpose(0, 1), False))
+        elif len(out) % B == 0:  # more rows than images: patches or windows of each
+            # The layer of a single cell, such as a convolution behind global pooling, has no place in the image.
+            placed = not linear and len(out) == B and out.ndim == axes and out[0, 0].numel() > 1
+            grid = find_grid(out.shape, self.size) if placed and curved else None  # ConvNeXt has channels last
+            last = grid is not None and grid.layout == "last"
+            out.register_hook(lambda g: self.contribute(_first(full(g) * full(b), last), placed))
+
+
+def _first(T: Tensor, last: bool) -> Tensor:
+    """(B, K, *spatial) of a tensor whose channels may come last."""
+    return T.movedim(-1, 1) if last else T
 
 
 def _bias(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -161,6 +186,7 @@ def _implicit(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         return None
     rest = {name: value for name, value in kwargs.items() if name != "input"}
     leaf = z.detach().clone().requires_grad_()
-    value = func(leaf * 1, *args[1:], **rest)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # not those of a checkpoint around it
+        value = func(leaf * 1, *args[1:], **rest)
     (slope,) = torch.autograd.grad(value.sum(), leaf)
     return value.detach() - slope * leaf.detach()

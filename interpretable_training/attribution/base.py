@@ -20,6 +20,8 @@ from .observe import Observed, Output, observe, prepare
 from .rules import Rule, gates
 from .targets import Resolved, Score, Target
 
+EXAMPLES = {"attribution": "for example GradCAM()", "metrics": "for example AverageDrop()"}
+
 
 class Attribution(ABC):
     """A saliency method, called as `method(model, images, target) -> (B, H, W)`."""
@@ -33,6 +35,12 @@ class Attribution(ABC):
             value = getattr(self, name)
             if choices and (isinstance(value, str) or get_origin(hint) is Literal):
                 one_of(f"{type(self).__name__}.{name}", value, *choices)
+            if isinstance(value, nn.Module):
+                own = type(self).__name__
+                raise TypeError(
+                    f"expected {name} of {own} without a module, got a {type(value).__name__}; a method is built "
+                    f"without a model and takes layers by name: {own}(layer='layer4')(model, images, target)."
+                )
 
     def __call__(
         self,
@@ -171,12 +179,26 @@ def name_methods(
 ) -> dict[str, Attribution]:
     """name -> method; a list gets the names of the classes in lower case."""
     if isinstance(methods, Mapping):
-        return dict(methods)
-    listed = [methods] if isinstance(methods, Attribution) else list(methods)
-    named = {type(method).__name__.lower(): method for method in listed}
-    if len(named) < len(listed):
-        raise ValueError("expected methods of different classes in a list; name them in a dict: {'name': method}.")
+        named = dict(methods)
+    else:
+        listed = [methods] if isinstance(methods, (Attribution, str, type)) else list(methods)
+        for method in listed:
+            of_package("attribution", "a method", method, Attribution)
+        named = {type(method).__name__.lower(): method for method in listed}
+        if len(named) < len(listed):
+            raise ValueError("expected methods of different classes in a list; name them in a dict: {'name': method}.")
+    for name, method in named.items():
+        of_package("attribution", name, method, Attribution)
     return named
+
+
+def of_package(room: str, name: str, given: object, base: type) -> None:
+    """Refuse what is not of ours."""
+    if not isinstance(given, base):
+        came = f"{given!r}; write {EXAMPLES[room]}"
+        if isinstance(given, type):
+            came = f"the class {given.__name__}; write {given.__name__}()"
+        raise TypeError(f"expected an object of interpretable_training.{room} as {name!r}, got {came}.")
 
 
 def combines(cam: GradientCAM) -> bool:

@@ -11,7 +11,8 @@ from .base import full
 from .capture import capture
 from .choose import choose_layer
 from .chunks import in_chunks
-from .observe import Observed, Output, observe, prepare
+from .observe import Observed, Output, observe, prepare, same_generators
+from .targets import Resolved, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,24 +30,65 @@ class Baselines:
         if self.images.shape[1:] != images.shape[1:] or len(self) == 0:
             expected, came = tuple(images.shape[1:]), tuple(self.images.shape)
             raise ValueError(f"expected baselines (N, *{expected}) like the images, got {came}.")
+        if not self.images.is_floating_point():
+            raise TypeError(f"expected baselines normalized like the images, got {self.images.dtype}.")
 
-    def of_layer(self, observed: Observed, layer: str, index: Tensor, chunk_size: int | None = None) -> Tensor:
-        """Features of the baselines number `index`, (len(index), K, *spatial): kept ones, or each computed once."""
+    def of_layer(
+        self, observed: Observed, layer: str, index: Tensor, target: Resolved, chunk_size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Features of the baselines that `index` names, each once, and which of them each entry of `index` has.
+
+        They are the kept ones or computed now. Only a callable `target` matters: then the output may have any shape.
+        """
         used, where = index.unique(return_inverse=True)
-        images = prepare(observed, self.images.to(index.device)[used])
-        if layer not in self.features:
-            if self.features:
-                raise ValueError(f"expected kept features of layer {layer!r}, got those of {list(self.features)}.")
-            return _features(observed, images, layer, chunk_size)[where]
-        kept = self.features[layer].to(images.device)
-        now = _features(observed, images[:1], layer, chunk_size)[0]
-        before = kept[used[0]].to(now)
-        if now.shape != before.shape or (now - before).abs().max() > 0.01 * now.abs().max():
+        images = self.images[used.to(self.images.device)].to(index.device)
+        target = target if callable(target) else torch.zeros_like(used)
+        if layer in self.features:
+            return self._kept(observed, layer, images, used, target), where
+        if self.features:
+            raise ValueError(
+                f"expected kept features of layer {layer!r}, got those of {list(self.features)}; "
+                "pass all layers to cache_baselines(layers=[...])."
+            )
+        return features(observed, prepare(observed, images), target, layer, chunk_size), where
+
+    def _kept(self, observed: Observed, layer: str, images: Tensor, used: Tensor, target: Resolved) -> Tensor:
+        kept = self.features[layer][used.to(self.features[layer].device)].to(images.device)
+        # One baseline is looked at. A black one has no features in a network without biases, whatever the weights.
+        most = slice(i := int(kept.flatten(1).abs().amax(1).argmax()), i + 1)
+        image = prepare(observed, images[most])
+        now, before = features(observed, image, take(target, most), layer), kept[most]
+        rounded = bool(observed.autocast) or image.dtype in (torch.float16, torch.bfloat16)
+        # On a CPU, float32 features differ by 1e-6 between batches; GPUs may round more, bfloat16 did by 0.012.
+        share = 0.05 if rounded else 0.001 if image.device.type == "cpu" else 0.01
+        if now.shape != before.shape or (now - before.to(now)).abs().max() > share * now.abs().max():
             raise ValueError(
                 f"expected features that this network has now of its baselines in layer {layer!r}, got others: it was "
                 "trained since, or they are of another network; make them again with cache_baselines."
             )
-        return kept[index].to(now)
+        return kept.to(now)
+
+
+def as_baselines(given: Tensor | Baselines) -> Baselines:
+    """Images alone are baselines of which nothing is kept."""
+    if not isinstance(given, (Tensor, Baselines)):
+        raise TypeError(
+            f"expected baselines as a tensor (N, C, ...) or from cache_baselines, got {type(given).__name__}; "
+            "stack them, or draw them with sample_baselines."
+        )
+    return given if isinstance(given, Baselines) else Baselines(given.detach())
+
+
+def features(observed: Observed, images: Tensor, target: Resolved, layer: str, chunk_size: int | None = None) -> Tensor:
+    """A of `images`, (B, K, *spatial)."""
+    parts: dict[int, Tensor] = {}
+
+    def run(rows: slice) -> None:
+        A = capture(observed, images[rows], [layer], take(target, rows), gradient=False).A[layer]
+        parts[rows.start] = full(A)
+
+    in_chunks(run, len(images), chunk_size, images)
+    return torch.cat([parts[start] for start in sorted(parts)])
 
 
 def cache_baselines(
@@ -65,15 +107,24 @@ def cache_baselines(
         ready = prepare(observed, images)
         names = [layers] if isinstance(layers, str) else list(layers)
         names = [choose_layer(observed, ready) if name == "auto" else name for name in names]
-        return Baselines(images, {name: _features(observed, ready, name, chunk_size) for name in names})
+        some = torch.zeros(len(ready), dtype=torch.long, device=ready.device)
+        return Baselines(images, {name: features(observed, ready, some, name, chunk_size) for name in names})
 
 
 def sample_baselines(dataset: Any, n: int = 50, seed: int = 0) -> Tensor:
-    """Images (n, C, ...) drawn from a data set without replacement; its items are tensors, tuples or dicts."""
+    """Images (n, C, ...) drawn from a data set without replacement; its items are tensors, tuples or dicts.
+
+    Where the data set augments at random, all random generators are put back behind it.
+    """
     if not 1 <= n <= len(dataset):
         raise ValueError(f"expected n from 1 to the {len(dataset)} items of the data set, got {n}.")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    return torch.stack([_image(dataset[int(i)]) for i in order[:n]])
+    with same_generators():
+        found = [_image(dataset[int(i)]) for i in order[:n]]
+    sizes = {tuple(image.shape) for image in found}
+    if len(sizes) > 1:
+        raise ValueError(f"expected images of one size, got {sorted(sizes)}; resize them as for training.")
+    return torch.stack(found)
 
 
 def _image(item: Any) -> Tensor:
@@ -84,14 +135,3 @@ def _image(item: Any) -> Tensor:
             "stack the images yourself."
         )
     return found
-
-
-def _features(observed: Observed, images: Tensor, layer: str, chunk_size: int | None) -> Tensor:
-    parts: dict[int, Tensor] = {}
-
-    def run(rows: slice) -> None:
-        target = torch.zeros(rows.stop - rows.start, dtype=torch.long, device=images.device)
-        parts[rows.start] = full(capture(observed, images[rows], [layer], target, gradient=False).A[layer])
-
-    in_chunks(run, len(images), chunk_size, images)
-    return torch.cat([parts[start] for start in sorted(parts)])

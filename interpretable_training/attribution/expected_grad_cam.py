@@ -12,6 +12,7 @@ the derivative of (1) encoded at the layer; D is what that can mean. Only with (
 y(x) - mean y(x'). With several batches of draws, S is the mean of the maps (3) of each.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .base import GradientCAM, full
-from .baselines import Baselines
+from .baselines import Baselines, as_baselines, features
 from .capture import capture, gradients, grid_of, ran, tap
 from .chunks import in_chunks
+from .gradient import refuse_hidden
 from .observe import Observed, Output, observe, prepare
 from .paths import per_input
 from .rules import gates
@@ -89,8 +91,13 @@ class ExpectedGradCAM(GradientCAM):
     seed: int = 0
     chunk_size: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(isinstance(number, int) and number >= 1 for number in (self.n, self.batches)):
+            raise ValueError(f"expected n and batches of at least 1, got n={self.n}, batches={self.batches}.")
+
     def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
-        A = features(observed, images, target, layer)
+        A = features(observed, images, target, layer, self.chunk_size)
         w = torch.zeros(self.batches * len(images), A.shape[1], dtype=A.dtype, device=A.device)
 
         def add(rows: Draws) -> None:
@@ -111,14 +118,17 @@ class ExpectedGradCAM(GradientCAM):
         """How far the gradients of the (first) layer have settled, and what is missing to completeness."""
         with observe(model, output) as observed:
             images = prepare(observed, images)
-            resolved = observed.resolve(images, target)
+            resolved = one_class(observed, images, target)
             layer = self.layers(observed, images, resolved)[0]
             return _convergence(self, observed, images, resolved, layer, tolerance)
 
 
-def features(observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
-    """A of `images`, (B, K, *spatial)."""
-    return full(capture(observed, images, [layer], target, gradient=False).A[layer])
+def one_class(observed: Observed, images: Tensor, target: Target) -> Resolved:
+    """`target` resolved where a result has no place for several classes of an image."""
+    resolved = observed.resolve(images, target)
+    if isinstance(resolved, Tensor) and resolved.ndim > 1:
+        raise ValueError(f"expected one target per image, got {tuple(resolved.shape)}; ask for one after the other.")
+    return resolved
 
 
 def mean_map(w: Tensor, A: Tensor, relu: bool) -> Tensor:
@@ -142,24 +152,25 @@ def for_draws(
     Args:
         of_input: take the gradient at the input, too.
     """
-    baselines = as_baselines(cam)
+    baselines = as_baselines(cam.baselines)
     baselines.check(images)
     index, a = (t.to(images.device) for t in draw(cam))
-    base = baselines.images.to(images)[index]
+    base = baselines.images.to(images)
     from_layer = cam.difference == "layer_diff"
-    A0 = baselines.of_layer(observed, layer, index, cam.chunk_size) if from_layer else A[:0]
+    A0, where = baselines.of_layer(observed, layer, index, target, cam.chunk_size) if from_layer else (A[:0], index)
 
     def run(rows: slice) -> None:
         pair = torch.arange(rows.start, rows.stop, device=images.device)
         s, i = pair // len(images), pair % len(images)
-        way, part = images[i] - base[s], take(target, i)
-        x = base[s] + per_input(a[s], images) * way  # (1)
+        start, part = base[index[s]], take(target, i)
+        way = images[i] - start
+        x = start + per_input(a[s], images) * way  # (1)
         look = _at_layer_and_input if of_input else _at_layer
         A_s, G, dx = look(cam, observed, x, part, layer)
         if from_layer:
-            D = A[i] - A0[s]  # (4)
+            D = A[i] - A0[where[s]]  # (4)
         elif cam.difference == "encode_diff":
-            D = features(observed, way, part, layer)  # (5)
+            D = features(observed, way, part, layer, cam.chunk_size)  # (5)
         else:
             D = _tangent(observed, x, way, layer, A_s)  # (6)
         visit(Draws(s, i, s // cam.n, A_s, G, D, None if dx is None else full(way) * dx))
@@ -167,28 +178,30 @@ def for_draws(
     in_chunks(run, len(index) * len(images), cam.chunk_size, images)
 
 
-def as_baselines(cam: ExpectedGradCAM) -> Baselines:
-    return cam.baselines if isinstance(cam.baselines, Baselines) else Baselines(cam.baselines)
-
-
 def draw(cam: ExpectedGradCAM) -> tuple[Tensor, Tensor]:
     """Which baseline and which a each draw has, (batches * n,) each."""
-    if cam.n < 1 or cam.batches < 1:
-        raise ValueError(f"expected n and batches of at least 1, got n={cam.n}, batches={cam.batches}.")
     generator = torch.Generator().manual_seed(cam.seed)
-    N, total = len(as_baselines(cam)), cam.batches if cam.one_baseline_per_batch else cam.batches * cam.n
-    if cam.draws == "iid":
+    N, total = len(as_baselines(cam.baselines)), cam.batches if cam.one_baseline_per_batch else cam.batches * cam.n
+    if isinstance(cam.draws, str) and cam.draws == "iid":
         index = torch.randint(N, (total,), generator=generator)
     else:
-        listed = torch.arange(N) if isinstance(cam.draws, str) else torch.as_tensor(cam.draws)
-        if listed.ndim != 1 or len(listed) == 0 or not 0 <= int(listed.min()) <= int(listed.max()) < N:
+        listed = list(range(N)) if isinstance(cam.draws, str) else _indices(cam.draws)
+        if not listed or not 0 <= min(listed) <= max(listed) < N:
             raise ValueError(f"expected draws 'iid', 'sequential' or indices from 0 to {N - 1}, got {cam.draws!r}.")
-        index = listed[torch.arange(total) % len(listed)]
+        index = torch.tensor(listed)[torch.arange(total) % len(listed)]
     if cam.one_baseline_per_batch:
         index = index.repeat_interleave(cam.n)
     if cam.alpha == "linspace":
         return index, torch.linspace(0, 1, cam.n, dtype=torch.float64).repeat(cam.batches)
     return index, torch.rand(cam.batches * cam.n, generator=generator, dtype=torch.float64)
+
+
+def _indices(draws: Sequence[int]) -> list[int]:
+    """Nothing where these are no whole numbers."""
+    try:
+        return [] if any(isinstance(i, bool) for i in draws) else [operator.index(i) for i in draws]
+    except TypeError:
+        return []
 
 
 Looked = tuple[Tensor, Tensor, Tensor | None]
@@ -205,8 +218,12 @@ def _at_layer_and_input(cam: ExpectedGradCAM, observed: Observed, x: Tensor, tar
         x = x.detach().requires_grad_()
         y = observed.score(x, target, cam.on)
         A = ran(kept, layer)[-1]
+        if A.is_leaf:  # nothing leads from x to it
+            refuse_hidden(observed, x)
         found = gradients(y, {"A": A, "x": x})
     grid = grid_of(observed, x, layer, A, target)
+    if grid.prefix and not grid.read(found["A"]).any():
+        capture(observed, x.detach(), [layer], target, on=cam.on)  # an error if tokens of patches never reach the score
     return full(grid.read(A.detach())), full(grid.read(found["A"])), full(found["x"])
 
 
@@ -238,7 +255,7 @@ def _no_forward_mode(problem: Exception) -> RuntimeError:
 def _convergence(
     cam: ExpectedGradCAM, observed: Observed, images: Tensor, target: Resolved, layer: str, tolerance: float
 ) -> Convergence:
-    A = features(observed, images, target, layer)
+    A = features(observed, images, target, layer, cam.chunk_size)
     mean, phi = torch.zeros_like(A), A.new_zeros(len(A))
     total = A.new_zeros(len(A))
     difference, change = (A.new_zeros(len(A), cam.batches * cam.n) for _ in range(2))
@@ -263,7 +280,7 @@ def _convergence(
 def _rise(cam: ExpectedGradCAM, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
     """y(x) - mean of y(x') over the draws, (B,)."""
     used, counts = draw(cam)[0].to(images.device).unique(return_counts=True)
-    base, y = as_baselines(cam).images.to(images)[used], full(observed.score(images, target, cam.on))
+    base, y = as_baselines(cam.baselines).images.to(images)[used], full(observed.score(images, target, cam.on))
     mean = torch.zeros_like(y)
 
     def run(rows: slice) -> None:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from .base import GradientCAM
-from .baselines import Baselines
-from .expected_grad_cam import Difference, Draws, ExpectedGradCAM, Indices, features, for_draws, mean_map
+from .baselines import Baselines, features
+from .expected_grad_cam import Difference, Draws, ExpectedGradCAM, Indices, for_draws, mean_map
 from .grad_cam_plusplus import alpha
 from .observe import Observed
 from .targets import Resolved
@@ -48,7 +48,7 @@ class ExpectedGradCAMPlusPlus(GradientCAM):
 
     def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
         cam = ExpectedGradCAM(**{f.name: getattr(self, f.name) for f in fields(ExpectedGradCAM)})
-        A = features(observed, images, target, layer)
+        A = features(observed, images, target, layer, self.chunk_size)
         sums = torch.zeros(4, self.batches * len(images), *A.shape[1:], dtype=A.dtype, device=A.device)
         if self.form != "moments":
             sums = sums[:1]

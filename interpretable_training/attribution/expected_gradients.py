@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .base import Attribution
+from .baselines import Baselines, as_baselines
 from .gradient import Reduce, reduce_channels
 from .observe import Observed
 from .paths import per_input, sum_over_inputs
@@ -24,7 +25,7 @@ class ExpectedGradients(Attribution):
     """Integrated gradients averaged over baselines from the data.
 
     Args:
-        baselines: images (N, C, H, W) from the training data, normalized alike.
+        baselines: images (N, C, ...) from the training data, normalized alike, or what holds them, `Baselines`.
         n: number of draws.
         draws: "iid", or "sequential": one baseline after the other, each used equally often.
         stratified_alpha: one a in each of n equal intervals of [0, 1] instead of independent ones.
@@ -34,7 +35,7 @@ class ExpectedGradients(Attribution):
         chunk_size: images per pass; by default what suits the device and the image size.
     """
 
-    baselines: Tensor
+    baselines: Tensor | Baselines
     n: int = 50
     draws: Literal["iid", "sequential"] = "iid"
     stratified_alpha: bool = False
@@ -46,31 +47,30 @@ class ExpectedGradients(Attribution):
     differentiable: ClassVar[bool] = True
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        if self.baselines.shape[1:] != images.shape[1:] or len(self.baselines) == 0:
-            shape = (self.baselines.shape, images.shape[1:])
-            raise ValueError(f"expected baselines (N, *{tuple(shape[1])}) like the images, got {tuple(shape[0])}.")
-        index, a = self._draw()
-        base, a = self.baselines.to(images)[index.to(images.device)], a.to(images.device)
+        baselines = as_baselines(self.baselines)
+        baselines.check(images)
+        index, a = (t.to(images.device) for t in self._draw(len(baselines)))
+        base = baselines.images.to(images)
         phi = sum_over_inputs(
             observed,
             images,
             target,
             self.n,
-            make=lambda i, s: base[s] + per_input(a[s], images) * (images[i] - base[s]),
-            weigh=lambda g, i, s: (images[i] - base[s]) * g / self.n,  # (1)
+            make=lambda i, s: base[index[s]] + per_input(a[s], images) * (images[i] - base[index[s]]),
+            weigh=lambda g, i, s: (images[i] - base[index[s]]) * g / self.n,  # (1)
             on=self.on,
             chunk_size=self.chunk_size,
         )
         return reduce_channels(phi, self.reduce)  # (2)
 
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        """Which baselines, and a, (n,) each."""
+    def _draw(self, N: int) -> tuple[Tensor, Tensor]:
+        """Which of N baselines, and a, (n,) each."""
         if self.n < 1:
             raise ValueError(f"expected n of at least 1, got {self.n}.")
         generator = torch.Generator().manual_seed(self.seed)
-        index = torch.randint(len(self.baselines), (self.n,), generator=generator)
+        index = torch.randint(N, (self.n,), generator=generator)
         if self.draws == "sequential":
-            index = torch.arange(self.n) % len(self.baselines)
+            index = torch.arange(self.n) % N
         a = torch.rand(self.n, generator=generator, dtype=torch.float64)
         if self.stratified_alpha:
             a = ((torch.arange(self.n) + a) / self.n)[torch.randperm(self.n, generator=generator)]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .base import Attribution
-from .expected_grad_cam import Draws, ExpectedGradCAM, features, for_draws, mean_map
+from .baselines import features
+from .expected_grad_cam import Draws, ExpectedGradCAM, for_draws, mean_map
 from .gradient import Reduce, reduce_channels
 from .maps import normalize
 from .observe import Observed
@@ -35,10 +36,12 @@ class GuidedExpectedGradCAM(Attribution):
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         cam = self.cam
+        if not isinstance(cam, ExpectedGradCAM):  # its weights are made here
+            raise TypeError(f"expected an ExpectedGradCAM as cam, got {type(cam).__name__}.")
         layers = cam.layers(observed, images, target)
         if len(layers) > 1 or not cam.upsample or cam.rule != "plain":
             raise ValueError("expected a cam of one layer with upsample=True and rule='plain'; change its options.")
-        A = features(observed, images, target, layers[0])
+        A = features(observed, images, target, layers[0], cam.chunk_size)
         total, B = cam.batches * cam.n, len(images)
         w = torch.zeros(cam.batches * B, A.shape[1], dtype=A.dtype, device=A.device)
         phi = torch.zeros(images.shape, dtype=A.dtype, device=A.device)

@@ -12,9 +12,9 @@ of input z at layer l; n: range normalization; layers 1 to T from fine to coarse
     P      = n(n(sum over s of M[s]) product over s of ((1 - beta) + beta M[s]))                   (7)
     S      = n(P R)                                                                                (8)
 
-x: image (C, H, W), which outside of a block is zero, the mean color; or the block alone, enlarged to the size of the
-image. Every input has that size, as the thesis wants it; whether its "upstage" enlarges, it does not say. beta: its
-"bidirectional modulation" of 0.95, so that no single stage can erase a pixel.
+x: image (C, H, W), which outside of a block is zero, the mean color; or the block alone, enlarged as far as it fits
+into the image, in proportion. Every input has the image's size, as the thesis wants it; whether its "upstage"
+enlarges, it does not say. beta: its "bidirectional modulation" of 0.95, so that no single stage can erase a pixel.
 """
 
 import itertools
@@ -28,8 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Attribution
+from .baselines import features
 from .choose import scale_layers
-from .expected_grad_cam import ExpectedGradCAM, features
+from .expected_grad_cam import ExpectedGradCAM, one_class
+from .expected_grad_cam_plusplus import ExpectedGradCAMPlusPlus
 from .maps import blur, normalize, resize
 from .observe import Observed, Output, observe, prepare
 from .targets import Resolved, Target, take
@@ -56,18 +58,19 @@ class HyperExpectedGradCAM(Attribution):
     """Expected Grad-CAM of the image, of blocks of it in several sizes, and of all scales of the network, combined.
 
     Args:
-        cam: the Expected Grad-CAM of (1), of one layer; that of blocks and of other layers has the same baselines.
+        cam: the Expected Grad-CAM (or ++) of (1), of one layer; that of blocks and of other layers has the same
+            baselines, which may be kept for all these layers.
         local_draws: draws for each block.
         threshold: of (1).
         most: most stages.
         beta: of (7); 1 is the plain product.
         layers: "auto", the last layer of each grid size up to that of `cam`, or names from fine to coarse.
-        fill: outside of a block the image is "zero" or a "blur" of it.
-        neighborhood: a block of (4) is seen with a "mask" around it, or through a "zoom" that enlarges it. Beyond the
-            border of the image there is zero.
+        fill: outside of a block the image is "zero" or a "blur" of it, with "mask".
+        neighborhood: a block of (4) is seen with a "mask" around it, or through a "zoom" that enlarges it, with zero
+            beyond the border of the image and where the block leaves room.
     """
 
-    cam: ExpectedGradCAM
+    cam: ExpectedGradCAM | ExpectedGradCAMPlusPlus
     local_draws: int = 10
     threshold: float = 0.5
     most: int = 3
@@ -76,6 +79,17 @@ class HyperExpectedGradCAM(Attribution):
     fill: Literal["zero", "blur"] = "zero"
     neighborhood: Literal["mask", "zoom"] = "mask"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.cam, (ExpectedGradCAM, ExpectedGradCAMPlusPlus)):
+            raise TypeError(f"expected an ExpectedGradCAM or ExpectedGradCAMPlusPlus, got {type(self.cam).__name__}.")
+        for name in ("most", "local_draws"):
+            if not isinstance(number := getattr(self, name), int) or number < 1:
+                raise ValueError(f"expected {name} of at least 1, got {number}.")
+        for name in ("threshold", "beta"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise ValueError(f"expected {name} from 0 to 1, got {share}.")
+
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         return self._stages(observed, images, target).saliency
 
@@ -83,11 +97,14 @@ class HyperExpectedGradCAM(Attribution):
         """The intermediate results, the map last."""
         with observe(model, output) as observed:
             images = prepare(observed, images)
-            return self._stages(observed, images, observed.resolve(images, target))
+            return self._stages(observed, images, one_class(observed, images, target))
 
     def _stages(self, observed: Observed, images: Tensor, target: Resolved) -> HyperStages:
         names = self._names(observed, images, target)
         maps = [self._explain(observed, images, target, name) for name in names]
+        grids = [tuple(S.shape[1:]) for S in maps]
+        if any(math.prod(fine) < math.prod(coarse) for fine, coarse in itertools.pairwise(grids)):
+            raise ValueError(f"expected layers from fine to coarse, {names[-1]!r} of cam last, got {names} of {grids}.")
         size = images.shape[2:]
         m = normalize(resize(maps[-1], size))  # (1)
         ratio = [max(1, round(S / s)) for S, s in zip(size, maps[-1].shape[1:])]
@@ -132,17 +149,20 @@ class HyperExpectedGradCAM(Attribution):
         self, observed: Observed, image: Tensor, target: Resolved, layer: str, sides: Sequence[int]
     ) -> Tensor:
         """What each block of one image (1, C, ...) gives inside of itself, (*spatial)."""
-        zoom = self.neighborhood == "zoom"
+        size, zoom = image.shape[2:], self.neighborhood == "zoom"
         if zoom:
-            inputs = resize(_cut(image, sides), image.shape[2:])
+            large = _enlarged(sides, size)
+            room = [n for L, S in zip(reversed(large), reversed(size)) for n in (0, S - L)]
+            inputs = F.pad(resize(_cut(image, sides), large), room)
         else:
             inside = _tiles(image, sides)
             outside = blur(image) if self.fill == "blur" else torch.zeros_like(image)
             inputs = torch.where(inside[:, None], image, outside)
         many = target.expand(len(inputs)) if isinstance(target, Tensor) else target
-        maps = resize(self._explain(observed, inputs, many, layer, self.local_draws), image.shape[2:])
+        maps = resize(self._explain(observed, inputs, many, layer, self.local_draws), size)
         if zoom:
-            return _paste(_shrink(maps, sides), image.shape[2:])
+            seen = maps[tuple(slice(L) for L in (len(maps), *large))]
+            return _paste(_shrink(seen, sides), size)
         return (maps * inside).sum(0)
 
     def _accumulate(self, M: Tensor) -> Tensor:
@@ -167,6 +187,12 @@ def _cut(image: Tensor, sides: Sequence[int]) -> Tensor:
     for axis, K in enumerate(sides):  # every piece falls into those along the next axis
         blocks = torch.stack(blocks.split(K, 2 + axis), 1).flatten(0, 1)
     return blocks
+
+
+def _enlarged(sides: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
+    """The largest sides in the proportion of `sides` that fit into `size`."""
+    narrow = min(zip(size, sides), key=lambda pair: pair[0] / pair[1])
+    return tuple(K * narrow[0] // narrow[1] for K in sides)
 
 
 def _paste(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .targets import Resolved, Score, Target, as_classes, by_rank, pick_logits, score
 
 DEVICES = ("cpu", "cuda")  # whose autocast a caller may have entered
+TORCHS = frozenset(vars(nn.Module()))  # attributes that every module has
 Output = str | int | Callable[[Any], Tensor] | None
 
 
@@ -179,7 +180,10 @@ def _is_torchs(layer: nn.RNNBase) -> bool:
 @contextmanager
 def same_tensors(module: nn.Module) -> Iterator[None]:
     # Tensors made under inference mode cannot be saved for backward: they are replaced by copies for the time of the
-    # call. Buffers that the forward pass changes (batch norm in train mode, counters) get their values back.
+    # call. Buffers that the forward pass changes (batch norm in train mode, counters) get their values back, and dicts
+    # in which a module keeps what it computed in eval mode (LeViT's biases) their entries.
+    dicts = [d for m in module.modules() for key, d in vars(m).items() if isinstance(d, dict) and key not in TORCHS]
+    caches = [(d, dict(d)) for d in dicts]
     tensors: list[tuple[dict[str, Any], str, Tensor | None]] = [
         (holder, name, tensor)
         for m in module.modules()
@@ -201,6 +205,9 @@ def same_tensors(module: nn.Module) -> Iterator[None]:
                 buffer.data.copy_(values)  # through .data: a graph that waits for its backward pass stays valid
         for holder, name, tensor in swapped:
             holder[name] = tensor
+        for cache, entries in caches:
+            cache.clear()
+            cache.update(entries)
 
 
 @contextmanager

@@ -100,9 +100,13 @@ def score(logits: Tensor, target: Tensor, on: Score = "logit") -> Tensor:
     """The explained number of each image: logits (B, N), target (B,) -> (B,)."""
     last = max(logits.shape[1], 2) - 1  # one logit stands for two classes
     if not 0 <= int(target.min()) <= int(target.max()) <= last:
-        came = f"{int(target.min())} to {int(target.max())}"
+        low, high = int(target.min()), int(target.max())
+        came = f"{low}" if low == high else f"{low} to {high}"
+        hint = (
+            " for one number that is no class pass target='pred'." if logits.shape[1] == 1 else " classes count from 0."
+        )
         raise ValueError(
-            f"expected a target from 0 to {last}, since the model has {logits.shape[1]} logits, got {came}."
+            f"expected a target from 0 to {last}, since the model has {logits.shape[1]} logits, got {came};{hint}"
         )
     if on != "logit" and logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # probabilities near 1 have few bits left in half precision

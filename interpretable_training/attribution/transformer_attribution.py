@@ -5,10 +5,12 @@
     R[l] = relevance of A[l]                               (3) "lrp"
          = A[l]                                            (4) "attn"
 
-A[l]: attention (heads, T, T) of block l of L. y: logit of the target class. Relevance starts with 1 at y and is passed
-back: by what each positive product w x adds to the output (linear layers), in halves to the factors of a product, to
-the terms of a residual sum in proportion to the sizes of their shares, unchanged through softmax, normalization and
-activation. (4) is the same authors' later variant with gradients alone, ICCV 2021, https://arxiv.org/abs/2103.15679
+A[l]: attention (heads, T, T) of block l of L. y: logit of the target class. Of a model that averages patches, (2) is
+the mean of the patches' rows, also where it has a class token or registers that nobody reads. Relevance starts with 1
+at y and is passed back: by what each positive product w x adds to the output (linear layers), in halves to the factors
+of a product, to the terms of a residual sum in proportion to the sizes of their shares, unchanged through softmax,
+normalization and activation. (4) is the same authors' later variant with gradients alone, ICCV 2021,
+https://arxiv.org/abs/2103.15679
 Differs from the authors' code: sums are those of one image, not of the batch.
 """
 
@@ -20,8 +22,9 @@ from torch import Tensor
 
 from .attention import attention_grid, on_patches
 from .base import Attribution, full
+from .grids import Grid
 from .maps import resize
-from .observe import Observed
+from .observe import Observed, prepare
 from .relevance import OpenAttention, divide
 from .targets import Resolved, Score
 
@@ -58,21 +61,35 @@ class TransformerAttribution(Attribution):
         C = I.expand(len(images), T, T)
         for g, r in list(zip(dA, R))[self.start_layer :]:
             C = (I + (full(g) * full(r)).relu().mean(1)) @ C  # (1), (2)
-        S = on_patches(C, grid)
+        S = _read(C, dA[-1], grid)  # (2)
         return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
 
     def _attention(
         self, observed: Observed, images: Tensor, target: Resolved, lrp: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """A of the blocks (B, heads, T, T) and the gradients dy/dA, or with `lrp` the relevance divided by A."""
-        observed = replace(observed, autocast=()) if lrp else observed  # relevance does not survive half precision
+        if lrp:  # relevance does not survive half precision
+            observed = replace(observed, autocast=())
+            images = prepare(observed, images)
         with torch.enable_grad():
-            with OpenAttention(lrp) as mode:
+            with OpenAttention(lrp, len(images)) as mode:
                 y = observed.score(images.detach().requires_grad_(), target, self.on)
-            found = [A for A in mode.found if len(A) == len(images)]
+            if mode.found and not mode.reached:
+                raise RuntimeError(
+                    "expected gradients to be on where attention runs, but the model's own forward turns them off "
+                    "(no_grad, inference_mode or reentrant checkpointing)."
+                )
+            found = [A for A in mode.found if len(A) == len(images)] or mode.found[:]
             if not found or not y.requires_grad:
                 return found, [torch.zeros_like(A) for A in found]
             start = divide(torch.ones_like(y), y).detach() if lrp else torch.ones_like(y)
             slopes = torch.autograd.grad(y, found, start, allow_unused=True)
         A = [A.detach() for A in found]
         return A, [torch.zeros_like(a) if s is None else s for a, s in zip(A, slopes)]
+
+
+def _read(C: Tensor, last: Tensor, grid: Grid) -> Tensor:
+    """The row of C (B, T, T) over the patches: the class token's, or the mean of the patches' if only they are read."""
+    if grid.prefix and last.any() and not last[:, :, 0].any():
+        C, grid = C[:, grid.prefix :, grid.prefix :], replace(grid, prefix=0)
+    return on_patches(C, grid)

@@ -25,7 +25,7 @@ from .saliency_metric import SaliencyMetric
 from .sanity import SanityTable
 from .sensitivity import MaxSensitivity
 from .table import Table, join
-from .units import UnitIoU, unit_thresholds
+from .units import UnitIoU, measure_units, unit_thresholds
 
 __all__ = [
     "ADCC",
@@ -60,6 +60,7 @@ __all__ = [
     "connected_components",
     "evaluate",
     "join",
+    "measure_units",
     "memorize",
     "unit_thresholds",
 ]

@@ -18,7 +18,7 @@ from .base import Fact, resolve, text
 from .components import AT_ONCE, find_runs, largest_boxes
 from .evidence import Evidence, wide
 from .localization import RegionMetric, best_iou
-from .regions import boxes
+from .regions import boxes, maps
 
 PRESETS: dict[str, dict[str, Any]] = {
     "thesis": {"components": "largest", "connectivity": 4, "deltas": (0.3, 0.5, 0.7), "upstream": False},
@@ -86,13 +86,13 @@ class BoxAccuracy(RegionMetric):
         return means.unflatten(-1, (len(self.deltas), self.steps)).amax(-1).mean(-1)  # (2)
 
     def values(self, evidence: Evidence) -> Tensor:
-        S, B = evidence.saliency, boxes(evidence, self.region)
+        S, B = maps(evidence), boxes(evidence, self.region)
         t = torch.arange(self.steps, device=S.device) / self.steps
         if self.upstream:
             S = (S * LEVELS).floor()
             t = (torch.arange(LEVELS, device=S.device) * S.amax((1, 2))[:, None] / LEVELS).floor()  # (B, LEVELS)
         t = t.to(S).expand(len(S), self.steps).flatten()
-        step = max(1, AT_ONCE // S[0].numel())
+        step = max(1, AT_ONCE // (S.shape[1] * S.shape[2]))
         rows = torch.arange(len(t), device=S.device).split(step)
         best = torch.cat(
             [self._best(S[part // self.steps] > t[part, None, None], B[part // self.steps]) for part in rows]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interpretable_training.attribution.maps import one_of
 
-from .base import Fact, RescoringMetric, as_tuple, resolve
+from .base import Fact, ImageMetric, RescoringMetric, as_tuple, resolve
 from .evidence import SCORES, Evidence, Kind, kind_index
 from .perturb import Replacement, Substrate, Ties, rank_pixels
 
@@ -123,7 +123,7 @@ class Curve:
         return {f"{self.kind}_{key}": value for key, value in self.replacement.facts().items()}
 
 
-class CurveMetric(RescoringMetric):
+class CurveMetric(ImageMetric):
     """An area under curves.
 
     Args:
@@ -140,6 +140,8 @@ class CurveMetric(RescoringMetric):
         seed: of random ties and a "uniform" substrate.
         chunk_size: images per pass; by default what suits the device and the image size.
     """
+
+    update = RescoringMetric.update
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpretable_training.attribution.base import explain, name_methods
+from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.observe import Output, observe, prepare
 from interpretable_training.attribution.targets import Target
 
@@ -40,6 +41,11 @@ class DataRandomization:
     seed: int = 0
 
     name = "data randomization"
+
+    def __post_init__(self) -> None:
+        for kind in self.similarity:
+            one_of("similarity", kind, *SIMILARITIES)
+        one_of("decided_by", self.decided_by, *self.similarity)
 
     def shuffled(self, target: Tensor) -> Tensor:
         """The labels dealt out anew; each stays as frequent as it is."""

@@ -10,7 +10,7 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 from interpretable_training.attribution import FakeCAM, RandomMap
-from interpretable_training.attribution.base import Attribution, name_methods
+from interpretable_training.attribution.base import Attribution, name_methods, of_package
 from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.observe import Output, same_generators
 
@@ -18,6 +18,7 @@ from .base import Fact, ImageMetric, as_tuple
 from .cache import Cache, Part
 from .feed import Feed, Split
 from .table import Table
+from .units import UnitIoU
 from .work import Work
 
 CONTROLS: dict[str, Attribution] = {"fakecam": FakeCAM(), "random": RandomMap()}
@@ -86,8 +87,6 @@ def evaluate(
     named |= added
     if first not in named:
         raise ValueError(f"expected at least one method, and a reference among {list(named)}, got {first!r}.")
-    for name, method in named.items():
-        of_package("attribution", name, method, Attribution)
     measured = {name: metric.adapted(mean, std, multilabel) for name, metric in name_metrics(metrics).items()}
     for metric in measured.values():
         if hasattr(metric, "attribution"):
@@ -144,19 +143,19 @@ def name_metrics(
     if isinstance(metrics, (Mapping, MetricCollection)):
         named = dict(metrics.items())
     else:
-        listed = [metrics] if isinstance(metrics, Metric) else list(metrics)
-        named = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(metric).__name__).lower(): metric for metric in listed}
+        listed = [metrics] if isinstance(metrics, (Metric, type)) else list(metrics)
+        kinds = [metric if isinstance(metric, type) else type(metric) for metric in listed]
+        names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower() for kind in kinds]
+        named = dict(zip(names, listed))
         if len(named) < len(listed):
             raise ValueError("expected metrics of different classes in a list; name them in a dict: {'name': metric}.")
     if not named:
         raise ValueError("expected at least one metric, got none.")
     for name, metric in named.items():
+        if isinstance(metric, UnitIoU) or metric is UnitIoU:
+            raise TypeError(
+                "expected a metric of maps, got UnitIoU, which measures the units of a layer; call "
+                "measure_units(model, data, layer) instead."
+            )
         of_package("metrics", name, metric, ImageMetric)
     return named
-
-
-def of_package(room: str, name: str, given: object, base: type) -> None:
-    """Refuse what is not of ours."""
-    if not isinstance(given, base):
-        hint = f"the class {given.__name__}; write {given.__name__}()" if isinstance(given, type) else repr(given)
-        raise TypeError(f"expected an object of interpretable_training.{room} as {name!r}, got {hint}.")

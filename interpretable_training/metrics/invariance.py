@@ -13,19 +13,18 @@ the kink of a ReLU that rounding turns on changes a map visibly.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpretable_training.attribution.base import explain, name_methods
 from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.observe import Observed, Output, observe, prepare, same_generators, unwrap
-from interpretable_training.attribution.targets import Target, pick_logits
+from interpretable_training.attribution.targets import Resolved, Target, pick_logits
 
 from .randomization import Methods, own_tensors_back
 from .sanity import SIMILARITIES, Check, Similarity, mean, similarities
@@ -55,6 +54,10 @@ class InputInvariance:
 
     def __post_init__(self) -> None:
         one_of("undo", self.undo, "input", "bias")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"expected share as a part of the images, above 0 and at most 1, got {self.share}.")
+        for kind in self.similarity:
+            one_of("similarity", kind, *SIMILARITIES)
 
     def __call__(
         self, model: nn.Module, methods: Methods, images: Tensor, target: Target = None, *, output: Output = None
@@ -71,17 +74,17 @@ class InputInvariance:
         named, module = name_methods(methods), unwrap(model)
         with torch.inference_mode(False), same_generators(), own_tensors_back(module):
             if self.double:
-                images = images.double()
                 to_double(module)
             with observe(model, output) as observed:
                 images = prepare(observed, images)
+                images = images.double() if self.double else images
                 m = self._shift(images)
                 shifted = images + m
                 images = shifted - m  # the very numbers that f2 makes of its images
                 resolved = observed.resolve(images, target)
                 undone = undone_at_input(module, m)
                 if self.undo == "bias":
-                    undone = undone_by_bias(first_convolutions(observed, images, m), m)
+                    undone = undone_by_bias(first_convolutions(observed, images, resolved, m), m)
             before = explain(named, model, images, resolved, output=output)
             with undone:
                 after = explain(named, model, shifted, resolved, output=output)
@@ -94,17 +97,25 @@ class InputInvariance:
         return m.view(1, -1, *[1] * (images.ndim - 2))
 
     def _check(self, name: str, a: Tensor, b: Tensor) -> Check:
-        largest = a.abs().flatten(1).amax(1)
-        d = (a - b).abs().flatten(1).amax(1) / largest.masked_fill(largest == 0, 1)  # (3)
-        relative = (a - b).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1).clamp(min=torch.finfo(a.dtype).tiny)
-        invariant = float((d <= self.tolerance).float().mean())
+        d = _relative(a, b, torch.inf)  # (3)
+        undefined = int(d.isnan().sum())
+        invariant = mean((d <= self.tolerance).double().masked_fill(d.isnan(), torch.nan))
         found = {kind: mean(value) for kind, value in similarities(a, b, self.similarity).items()}
-        numbers: dict[str, float] = {"invariant": invariant, "difference": mean(relative), **found}
+        numbers: dict[str, float] = {"invariant": invariant, "difference": mean(_relative(a, b, 2)), **found}
+        undone = {"input": "", "bias": ", with the shift undone in a bias,"}[self.undo]
         rule = (
-            f"passes if on {self.share:.0%} of the images no pixel of the map differs by more than {self.tolerance:g} "
-            "of the highest"
+            f"passes if{undone} on {self.share:.0%} of the images no pixel of the map differs by more than "
+            f"{self.tolerance:g} of the highest"
         )
-        return Check(self.name, name, numbers, invariant >= self.share, rule, "difference")
+        passed = None if undefined == len(d) else invariant >= self.share
+        return Check(self.name, name, numbers, passed, rule, "difference", n_undefined=undefined)
+
+
+def _relative(a: Tensor, b: Tensor, order: float) -> Tensor:
+    """|a - b| / |a| of maps (B, ...), (B,); 1 where a alone is zero, 0 where both are."""
+    of_a, of_b, difference = (v.flatten(1).norm(order, dim=1) for v in (a, b, a - b))
+    scale = torch.where(of_a == 0, of_b, of_a)
+    return difference / scale.masked_fill(scale == 0, 1)
 
 
 @contextmanager
@@ -118,53 +129,76 @@ def undone_at_input(module: nn.Module, m: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def undone_by_bias(first: list[Any], m: Tensor) -> Iterator[None]:
+def undone_by_bias(first: Sequence[Any], m: Tensor) -> Iterator[None]:
     """Inside, the convolutions that see the images undo the shift by their biases (2)."""
-    for conv in first:
-        conv.forward = partial(_shifted, conv, m)
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for conv in first:
-            del conv.forward
+            stack.enter_context(own_tensors_back(conv))
+            b, Wm = conv._parameters["bias"], _response(conv, m)
+            conv._parameters["bias"] = nn.Parameter(-Wm if b is None else b.detach() - Wm, requires_grad=False)
+            stack.callback(conv.register_forward_hook(partial(_exactly, m, b)).remove)
+        yield
 
 
-def first_convolutions(observed: Observed, images: Tensor, m: Tensor) -> list[Any]:
+def _response(conv: Any, m: Tensor) -> Tensor:
+    """W m (K,) where nothing but m lies under W; of whatever forward the convolution has."""
+    size = [3 * d * k + 4 * s for d, k, s in zip(conv.dilation, conv.kernel_size, conv.stride)]
+    with torch.no_grad():
+        shift = m.expand(1, conv.in_channels, *size).contiguous()
+        response = conv.forward(shift) - conv.forward(torch.zeros_like(shift))
+    middle = (0, slice(None), *(n // 2 for n in response.shape[2:]))  # far from what surrounds the image
+    return response[middle]
+
+
+def _exactly(m: Tensor, b: nn.Parameter | None, conv: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    """The output `out` as if m instead of zero surrounded the images, in the very numbers of the first network."""
+    ours = conv._parameters["bias"]
+    conv._parameters["bias"] = b
+    try:
+        with torch.no_grad():
+            same = conv.forward(args[0] - m)
+    finally:
+        conv._parameters["bias"] = ours
+    return same + (out - out.detach())  # 0, with the gradient
+
+
+def first_convolutions(observed: Observed, images: Tensor, target: Resolved, m: Tensor) -> list[Any]:
     """The convolutions that see the images themselves; an error where something else does, too."""
-    first: list[Any] = []
+    images = images.nan_to_num()
+    first: dict[Any, None] = {}  # one may see them twice
+
+    def run(x: Tensor) -> Tensor:
+        output = observed.run(x)
+        return observed.score_in(output, target) if callable(target) else pick_logits(output, observed.output)
+
+    def look(conv: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and args[0].shape == images.shape and torch.equal(args[0], images):
+            first[conv] = None
+
     hooks = [
-        child.register_forward_pre_hook(lambda conv, args: first.append(conv) if args[0] is images else None)
+        child.register_forward_pre_hook(look)
         for child in observed.module.modules()
         if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     ]
     with torch.no_grad():
         try:
-            before = pick_logits(observed.module(images), observed.output)
+            y = run(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        with undone_by_bias(first, m):
-            after = observed(images + m)
-    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
+        if not first:
+            raise ValueError(
+                "expected a network whose images go into a convolution, got one in which none sees them as they are; "
+                "normalize them outside of the network, or take undo='input'."
+            )
+        with undone_by_bias(list(first), m):
+            missed = run(images + m) - y
+    if not (missed.abs() <= max(1e-5, torch.finfo(y.dtype).eps ** 0.5) * y.abs().max()).all():
         raise ValueError(
             "expected a network whose images go into convolutions and nowhere else, got one that computes something "
             f"else when these ({len(first)}) undo the shift; take undo='input'."
         )
-    return first
-
-
-def _shifted(conv: Any, m: Tensor, z: Tensor) -> Tensor:
-    """(2) of one convolution."""
-    call = (F.conv1d, F.conv2d, F.conv3d)[z.ndim - 3]
-    pads = conv._reversed_padding_repeated_twice
-    if conv.padding_mode == "zeros":
-        z = F.pad(z, pads) + m * (1 - F.pad(torch.ones_like(z[:1, :1]), pads))
-    else:
-        z = F.pad(z, pads, conv.padding_mode)
-    extent = [d * (k - 1) + 1 for d, k in zip(conv.dilation, conv.kernel_size)]
-    Wm = call(m.expand(1, z.shape[1], *extent), conv.weight, None, 1, 0, conv.dilation, conv.groups).flatten()
-    bias = -Wm if conv.bias is None else conv.bias - Wm
-    return call(z, conv.weight, bias, conv.stride, 0, conv.dilation, conv.groups)
+    return list(first)
 
 
 def to_double(module: nn.Module) -> None:

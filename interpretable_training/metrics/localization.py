@@ -22,7 +22,7 @@ from interpretable_training.attribution.targets import Target
 from .base import Fact, ImageMetric, resolve
 from .components import largest_boxes, tight_boxes
 from .evidence import Evidence, kind_index, wide
-from .regions import REGIONS, NoRegionError, Region, area, boxes, iou
+from .regions import REGIONS, NoRegionError, Region, area, boxes, iou, maps
 
 Preset = Literal["thesis", "casme"]
 PRESETS: dict[str, dict[str, Any]] = {"thesis": {"upstream": False}, "casme": {"upstream": True}}
@@ -102,7 +102,7 @@ class Boxing:
         """B[p] (B, 4)."""
 
         def compute() -> Tensor:
-            S = evidence.saliency
+            S = maps(evidence)
             found = largest_boxes(S.mean((1, 2), keepdim=True, dtype=wide(S)).to(S) < S, self.connectivity)
             return or_all(found - found.new_tensor([0, 0, 1, 1]) if self.upstream else found, S)
 
@@ -127,8 +127,9 @@ class Boxing:
 def best_iou(box: Tensor, others: Tensor, areas: Tensor | None = None, border: float = 0.0) -> Tensor:
     """The largest IoU (B,) of a box (B, 4) with others (B, n, 4); NaN where there are none."""
     known = ~others.isnan().any(2)
+    box, others = box.to(wide(box)), others.to(wide(others))  # an overlap of 7/10 is not below 0.7
     found = iou(box, others, areas, border).masked_fill(~known, -1).amax(1)
-    return found.to(wide(found)).masked_fill(~known.any(1), torch.nan)
+    return found.masked_fill(~known.any(1), torch.nan)
 
 
 def or_all(boxes: Tensor, saliency: Tensor) -> Tensor:
@@ -227,7 +228,12 @@ class OfficialMetric(RegionMetric):
     def values(self, evidence: Evidence) -> Tensor:
         v = self.boxing.found(evidence, self.boxing.box(evidence), self.region)
         if "correct" in evidence.known:
-            correct = evidence.known["correct"].to(v)
+            correct = torch.as_tensor(evidence.known["correct"]).to(v)
+            if correct.shape != v.shape:
+                raise ValueError(
+                    f"expected correct {tuple(v.shape)}, whether each image is classified correctly, got "
+                    f"{tuple(correct.shape)}."
+                )
         else:
             correct = evidence.clean_scores()[:, kind_index("accuracy")].to(v)
         return 100 * (1 - v * correct)  # (3)
@@ -259,7 +265,7 @@ class EnergyLocalizationError(RegionMetric):
         return {**super().options(), "energy": self.energy, "iou_threshold": threshold}
 
     def values(self, evidence: Evidence) -> Tensor:
-        S = evidence.saliency
+        S = maps(evidence)
         box = or_all(tight_boxes(highest(S, self.energy)), S)
         return 100 * (1 - self.boxing.found(evidence, box, self.region))  # (4)
 

@@ -23,7 +23,7 @@ from .base import Fact, resolve
 from .confidence import share
 from .evidence import Evidence, wide
 from .localization import RegionMetric
-from .regions import Region, area, boxes, pixels
+from .regions import Region, area, boxes, maps, pixels
 
 EPS = 1e-6  # of the published F1
 PART = 2**17  # pixels, which stay in the cache of a processor
@@ -45,7 +45,7 @@ class PointingGame(RegionMetric):
         preset: whose conventions are followed where the other arguments say nothing.
         ties: which of several highest pixels counts: the "first", row by row; "any" of them; or the "fraction" of them
             that lies on the object.
-        tolerance: pixels by which it may miss the object.
+        tolerance: pixels; a miss by less than them is a hit.
     """
 
     higher_is_better = True
@@ -72,7 +72,9 @@ class PointingGame(RegionMetric):
     def values(self, evidence: Evidence) -> Tensor:
         S, U = evidence.saliency.flatten(1), pixels(evidence, self.region)
         known = size_of(evidence, self.region) > 0
-        U = (dilated(U, self.tolerance) if self.tolerance else U).flatten(1)
+        if self.tolerance:
+            U = dilated(U.view_as(maps(evidence)), self.tolerance)
+        U = U.flatten(1)
         if self.ties == "first":
             hit = U.gather(1, S.argmax(1, keepdim=True))[:, 0].to(wide(S))
         else:
@@ -83,10 +85,10 @@ class PointingGame(RegionMetric):
 
 
 def dilated(U: Tensor, reach: float) -> Tensor:
-    """Pixels (B, H, W) whose distance to U is at most `reach`."""
-    n = math.floor(reach)
+    """Pixels (B, H, W) whose distance to U is less than `reach`."""
+    n = math.ceil(reach) - 1
     t = torch.arange(-n, n + 1, device=U.device)
-    disc = (t[:, None] ** 2 + t**2 <= reach**2).float()[None, None]
+    disc = (t[:, None] ** 2 + t**2 < reach**2).float()[None, None]
     return F.conv2d(U[:, None].float(), disc, padding=n)[:, 0] > 0.5
 
 
@@ -137,7 +139,7 @@ class PixelF1(RegionMetric):
         return (100 * share(2 * within, total + size)).masked_fill(size == 0, torch.nan)  # (3), with P and R put in
 
     def _best(self, evidence: Evidence) -> Tensor:
-        S, B = evidence.saliency, boxes(evidence, self.region)
+        S, B = maps(evidence), boxes(evidence, self.region)
         size = area(boxes(evidence, self.region, clip=False)).to(wide(S)) if self.upstream else area(B).to(wide(S))
         known = ~B.isnan().any(2)
         within, total = sums_in_boxes(S, B), S.sum((1, 2), dtype=wide(S))[:, None]

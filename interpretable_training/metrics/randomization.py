@@ -61,6 +61,8 @@ class ParameterRandomization:
         for kind in self.similarity:
             one_of("similarity", kind, *SIMILARITIES)
         one_of("decided_by", self.decided_by, None, *self.similarity)
+        if not self.similarity:
+            raise ValueError("expected at least one similarity, got none.")
         if self.stages not in (None, "last") and not (isinstance(self.stages, int) and self.stages >= 1):
             raise ValueError(f"expected stages of at least 1, 'last' or None, got {self.stages!r}.")
 
@@ -131,9 +133,8 @@ class ParameterRandomization:
         rule = Rule(kind, self.threshold)
         undefined = sum(int(step[kind].isnan().sum()) for step in found if kind in step)
         labels = ["+".join(step) for step in steps]
-        return Check(
-            self.name, name, similarity, rule.passed(similarity), rule.text(over), kind, curves, labels, undefined
-        )
+        test = self.name if self.mode == "cascading" else f"{self.name} ({self.mode})"
+        return Check(test, name, similarity, rule.passed(similarity), rule.text(over), kind, curves, labels, undefined)
 
 
 def layers_from_output(observed: Observed, images: Tensor) -> dict[str, list[str]]:
@@ -171,8 +172,13 @@ def around(name: str, started: Mapping[str, None]) -> str:
 
 @contextmanager
 def own_tensors_back(module: nn.Module) -> Iterator[None]:
-    """Whatever takes the places of the module's parameters and buffers inside is gone afterwards."""
-    kept = places_of(module)
+    """Whatever takes the places of the module's parameters and buffers inside is gone afterwards.
+
+    So is what its forward pass keeps of them by itself: some attention layers cache biases in eval mode.
+    """
+    own = [vars(m) for m in module.modules()]
+    dicts = [d for attributes in own for d in (attributes, *attributes.values()) if isinstance(d, dict)]
+    kept = [(holder, dict(holder)) for holder in dicts]
     try:
         yield
     finally:

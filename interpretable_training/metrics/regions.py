@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from interpretable_training.attribution.base import full
+
 from .components import tight_boxes
 from .evidence import Evidence
 
@@ -30,8 +32,8 @@ def pixels(evidence: Evidence, region: Region) -> Tensor:
     name = chosen(evidence.annotations, region, ("mask", "boxes"))
 
     def compute() -> Tensor:
-        size = evidence.saliency.shape[1:]
         if name == "boxes":
+            size = maps(evidence).shape[1:]
             return inside(clipped(padded(evidence), size), size)
         return checked_mask(name, evidence)
 
@@ -41,10 +43,22 @@ def pixels(evidence: Evidence, region: Region) -> Tensor:
 def boxes(evidence: Evidence, region: Region, clip: bool = True) -> Tensor:
     """Boxes (B, n, 4) of a batch; "auto" are the boxes where there are some, else the one around the mask."""
     name = chosen(evidence.annotations, region, ("boxes", "mask"))
+    size = maps(evidence).shape[1:]
     if name != "boxes":
         return evidence.once_clean(("box around", name), lambda: tight_boxes(pixels(evidence, name))[:, None])
     found = padded(evidence)
-    return clipped(found, evidence.saliency.shape[1:]) if clip else found
+    return clipped(found, size) if clip else found
+
+
+def maps(evidence: Evidence) -> Tensor:
+    """The maps (B, H, W) of images, in full precision; signals and volumes have no boxes."""
+    S = evidence.saliency
+    if S.ndim != 3:
+        raise ValueError(
+            f"expected saliency (B, H, W), where boxes and distances are, got {tuple(S.shape)}; measure other maps "
+            "with a mask by PointingGame(), EnergyPointingGame() or PixelF1()."
+        )
+    return full(S)
 
 
 def chosen(annotations: Mapping[str, Any], region: Region, order: Sequence[Region]) -> Region:
@@ -69,15 +83,17 @@ def checked_mask(name: str, evidence: Evidence) -> Tensor:
 def padded(evidence: Evidence) -> Tensor:
     """The boxes of a batch as (B, n, 4), where n is at least 1."""
     given, like = evidence.annotations["boxes"], evidence.saliency
+    wanted = f"expected boxes ({len(like)}, n, 4), padded with NaN, or a list of {len(like)} tensors (n, 4), got"
     if not isinstance(given, Tensor):
-        rows = [torch.as_tensor(rows, dtype=torch.float32).reshape(-1, 4) for rows in given]
-        given = pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+        listed = [torch.as_tensor(rows, dtype=torch.float32) for rows in given]
+        wrong = [tuple(rows.shape) for rows in listed if rows.numel() and rows.shape[-1] != 4]
+        if wrong or len(listed) != len(like):
+            raise ValueError(f"{wanted} {len(listed)}{f' with one of {wrong[0]}' if wrong else ''}.")
+        rows = [rows.reshape(-1, 4) for rows in listed]
+        given = pad_sequence(rows, batch_first=True, padding_value=torch.nan) if rows else torch.zeros(0, 1, 4)
     given = given[:, None] if given.ndim == 2 else given
     if given.ndim != 3 or given.shape[2] != 4 or len(given) != len(like):
-        raise ValueError(
-            f"expected boxes ({len(like)}, n, 4), padded with NaN, or a list of {len(like)} tensors (n, 4), got "
-            f"{tuple(given.shape)}."
-        )
+        raise ValueError(f"{wanted} {tuple(given.shape)}.")
     given = given.to(like.device, torch.float32)
     return given if given.shape[1] else given.new_full((len(given), 1, 4), torch.nan)
 
@@ -122,12 +138,37 @@ def iou(box: Tensor, others: Tensor, areas: Tensor | None = None, border: float 
     return (common / all_of).nan_to_num(0, 0)
 
 
+def rows_of(annotations: Mapping[str, Any], row: Tensor) -> dict[str, Any]:
+    """The annotations of some images, which may be repeated."""
+    return {
+        name: value[row.to(value.device)] if isinstance(value, Tensor) else [value[i] for i in row.tolist()]
+        for name, value in annotations.items()
+    }
+
+
 def of_class(annotations: dict[str, Any], classes: Tensor) -> dict[str, Any]:
     """The boxes and masks of the class of each row alone, where `box_target` and `mask_target` tell it."""
     found = dict(annotations)
-    if isinstance(found.get("boxes"), Tensor) and isinstance(found.get("box_target"), Tensor):
-        other = found["box_target"].cpu() != classes.cpu()[:, None]
-        found["boxes"] = found["boxes"].masked_fill(other.to(found["boxes"].device)[..., None], torch.nan)
+    boxes, names = found.get("boxes"), found.get("box_target")
+    if isinstance(boxes, Tensor) and isinstance(names, Tensor):
+        boxes, names = boxes.reshape(len(boxes), -1, 4), names.reshape(len(names), -1)
+        named_all(boxes, names)
+        other = (names.cpu() != classes.cpu()[:, None]).to(boxes.device)
+        found["boxes"] = boxes.float().masked_fill(other[..., None], torch.nan)
+    elif boxes is not None and names is not None:  # one tensor for each image
+        found["boxes"] = []
+        for rows, name, c in zip(boxes, names, classes.tolist()):
+            rows, name = torch.as_tensor(rows).reshape(-1, 4), torch.as_tensor(name).reshape(-1)
+            named_all(rows, name)
+            found["boxes"].append(rows[(name == c).to(rows.device)])
     if isinstance(found.get("mask_target"), Tensor):
         found["mask"] = found["mask_target"] == classes.to(found["mask_target"].device)[:, None, None]
     return found
+
+
+def named_all(boxes: Tensor, names: Tensor) -> None:
+    """Refuse boxes (..., 4) of which not each has a class (...)."""
+    if boxes.shape[:-1] != names.shape:
+        raise ValueError(
+            f"expected box_target {tuple(boxes.shape[:-1])}, the class of each box, got {tuple(names.shape)}."
+        )

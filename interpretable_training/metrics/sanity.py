@@ -8,6 +8,7 @@ Adebayo et al., NeurIPS 2018, https://arxiv.org/abs/1810.03292. Images one of wh
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -36,7 +37,7 @@ class Check:
         decided_by: the kind of similarity that decided.
         curves: kind -> similarity after each step of the check, where there are several.
         steps: what each step changed.
-        n_undefined: how many comparisons of two maps were left out, since one was constant.
+        n_undefined: how many comparisons of two maps were left out, since one was constant or not a number.
     """
 
     test: str
@@ -104,6 +105,11 @@ class SanityTable:
     checks: Sequence[Check]
     expected: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        twice = [key for key, n in Counter((check.test, check.method) for check in self.checks).items() if n > 1]
+        if twice:
+            raise ValueError(f"expected each check once per method, got {twice[0]} twice; make a table of each.")
+
     @property
     def rows(self) -> dict[str, dict[str, Check]]:
         """method -> check -> what it says."""
@@ -136,7 +142,8 @@ class SanityTable:
 
     def to_markdown(self) -> str:
         rows = [["", *self.tests], ["---"] * (1 + len(self.tests)), *self._body()]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n\n" + "  \n".join(self._notes()) + "\n"
+        lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
+        return "\n".join(f"| {line} |" for line in lines) + "\n\n" + "  \n".join(self._notes()) + "\n"
 
     def __repr__(self) -> str:
         return self.to_text()
@@ -153,14 +160,23 @@ class SanityTable:
         return f"{verdict(check)}{star} ({check.similarity.get(check.decided_by, math.nan):.2g})"
 
     def _notes(self) -> list[str]:
-        rules = [f"{check.test}: {check.rule}; beside the verdict: {check.decided_by}." for check in self.checks]
+        of: dict[str, dict[str, list[str]]] = {}
+        for check in self.checks:
+            rule = f"{check.rule}; beside the verdict: {check.decided_by}."
+            of.setdefault(check.test, {}).setdefault(rule, []).append(check.method)
+        rules = [
+            f"{test}: {rule}" if len(found) == 1 else f"{test}, {', '.join(methods)}: {rule}"
+            for test, found in of.items()
+            for rule, methods in found.items()
+        ]
         left = [
-            f"{check.test}, {check.method}: {check.n_undefined} comparisons left out, since a map is constant."
+            f"{check.test}, {check.method}: {check.n_undefined} comparisons left out, "
+            "since a map is constant or not a number."
             for check in self.checks
             if check.n_undefined
         ]
         star = ["* not as in the literature."] if self.disagreements() else []
-        return [*dict.fromkeys(rules), *star, *left]
+        return [*rules, *star, *left]
 
 
 def verdict(check: Check) -> str:

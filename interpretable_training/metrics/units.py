@@ -7,25 +7,30 @@ A: activations of a layer. up: to the size of the masks. L[c]: pixels of concept
 annotations. Sums come before the division: an image where the concept is small counts little.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from interpretable_training.attribution.base import full
 from interpretable_training.attribution.capture import capture
 from interpretable_training.attribution.choose import choose_layer
 from interpretable_training.attribution.maps import resize
-from interpretable_training.attribution.observe import Output, observe, prepare
+from interpretable_training.attribution.observe import Output, observe, prepare, same_generators
 
-from .evidence import Evidence
+from .base import checksum, same_passport
+from .evidence import Evidence, only_images
 from .feed import Feed, Split
-from .regions import Region, of_class, pixels
+from .regions import NoRegionError, Region, of_class, pixels, rows_of
 
 
 class UnitIoU(Metric):
     """How well the best concept of each unit fits it (2), the mean over units, in [0, 1].
+
+    `measure_units` fills it for a layer and annotated images.
 
     Args:
         threshold: T, one per unit (K,), as `unit_thresholds` finds them, or one for all.
@@ -47,6 +52,8 @@ class UnitIoU(Metric):
         zeros = {"intersection": (units, num_concepts), "unit_area": (units, 1), "concept_area": (1, num_concepts)}
         for name, shape in zeros.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        digest = bytes.fromhex(checksum(self.threshold))  # a collection takes metrics of equal states for one
+        self.add_state("facts", torch.tensor(list(digest)), dist_reduce_fx="max")
 
     def update(self, A: Tensor, mask: Tensor, target: Tensor | None = None) -> None:
         """Add a batch.
@@ -56,30 +63,36 @@ class UnitIoU(Metric):
             mask: pixels of the concepts (B, C, H, W); or those (B, H, W) of the concept that `target` names.
             target: concept of each image (B,); by default the only one there is.
         """
-        mask = self._concepts(mask > 0, target, len(A))
-        annotated = mask.flatten(1).any(1)
-        L = mask[annotated].flatten(2).to(A.device, torch.float32)  # (B, C, HW)
-        T = self.threshold.to(A).view(1, -1, 1, 1)
+        A, T = full(A), self.threshold.to(A.device).view(1, -1, 1, 1)
         if T.shape[1] not in (1, A.shape[1]):
             raise ValueError(f"expected thresholds of {A.shape[1]} units, got {T.shape[1]}.")
-        for unit, concepts in zip(A[annotated], L):  # one image at a time: K maps of full size are large
-            M = (resize(unit[None], mask.shape[2:])[0] > T[0]).flatten(1).float()  # (1), (K, HW)
-            self.intersection = self.intersection + (M @ concepts.T).to(self.intersection)
+        for unit, (concept, L) in zip(A, self._concepts(mask > 0, target, len(A))):  # K maps of full size are large
+            if not len(concept):
+                continue
+            concept, L = concept.to(A.device), L.flatten(1).to(A)  # (n,), (n, HW)
+            M = (resize(unit[None], mask.shape[-2:])[0] > T[0]).flatten(1).to(A)  # (1), (K, HW)
+            both = M.new_zeros(len(M), self.num_concepts).index_copy(1, concept, M @ L.T)
+            self.intersection = self.intersection + both.to(self.intersection)
             self.unit_area = self.unit_area + M.sum(1, keepdim=True).to(self.unit_area)
-        self.concept_area = self.concept_area + L.sum((0, 2)).to(self.concept_area)
+            self.concept_area = self.concept_area.index_add(1, concept, L.sum(1)[None].to(self.concept_area))
 
-    def _concepts(self, mask: Tensor, target: Tensor | None, B: int) -> Tensor:
-        if mask.ndim == 3:
-            concept = torch.zeros(B, dtype=torch.long) if target is None else target.cpu()
-            if self.num_concepts > 1 and target is None:
-                raise ValueError(
-                    f"expected target= with the concept of each mask, one of {self.num_concepts}, got none."
-                )
-            chosen = concept[:, None] == torch.arange(self.num_concepts)
-            mask = mask[:, None] & chosen[:, :, None, None].to(mask.device)
-        if mask.ndim != 4 or mask.shape[:2] != (B, self.num_concepts):
-            raise ValueError(f"expected mask ({B}, H, W) or ({B}, {self.num_concepts}, H, W), got {tuple(mask.shape)}.")
-        return mask
+    def _concepts(self, mask: Tensor, target: Tensor | None, B: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The concepts (n,) that each image holds and their pixels (n, H, W)."""
+        C = self.num_concepts
+        if not (mask.ndim == 3 and len(mask) == B) and not (mask.ndim == 4 and mask.shape[:2] == (B, C)):
+            raise ValueError(f"expected mask ({B}, H, W) or ({B}, {C}, H, W), got {tuple(mask.shape)}.")
+        if mask.ndim == 3 and target is None and C > 1:
+            raise ValueError(f"expected target= with the concept of each mask, one of {C}, got none.")
+        of_one = torch.zeros(B, dtype=torch.long) if target is None else target.cpu()
+        if mask.ndim == 3 and (of_one.shape != (B,) or bool(((of_one < 0) | (of_one >= C)).any())):
+            raise ValueError(f"expected target ({B},) with numbers from 0 to {C - 1}, got {of_one.tolist()}.")
+        for i, concepts in enumerate(mask):
+            if mask.ndim == 4:
+                here = concepts.flatten(1).any(1).nonzero()[:, 0]
+                yield here, concepts[here]
+            else:
+                there = int(concepts.any())
+                yield of_one[i : i + 1][:there], concepts[None][:there]
 
     def iou(self) -> Tensor:
         """(2), (K, C); 0 where neither is anywhere."""
@@ -105,7 +118,14 @@ class UnitIoU(Metric):
             "detector": self.detector,
             "concepts": self.num_concepts,
             "thresholds": " ".join(f"{float(t):.6g}" for t in self.threshold.flatten()[:8]),
+            "checksum of thresholds": checksum(self.threshold),
         }
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the sums of another metric of the same passport."""
+        if isinstance(incoming_state, UnitIoU):
+            same_passport(self.passport(), incoming_state.passport())
+        super().merge_state(incoming_state)
 
 
 def unit_thresholds(batches: Iterable[Tensor], share: float = 0.005) -> Tensor:
@@ -113,11 +133,19 @@ def unit_thresholds(batches: Iterable[Tensor], share: float = 0.005) -> Tensor:
 
     The activations are kept, at the layer's resolution, until all are there.
     """
-    kept = torch.cat([A.detach().transpose(0, 1).flatten(1) for A in batches], 1)  # (K, N)
-    above = int(share * kept.shape[1])
+    if not 0 < share < 1:
+        raise ValueError(f"expected share between 0 and 1, got {share}.")
+    kept = torch.cat([full(A.detach()).transpose(0, 1).flatten(1) for A in batches], 1)  # (K, N)
+    above = int(share * kept.shape[1] + 1e-6)  # rounding aside
+    if above == 0:
+        raise ValueError(
+            f"expected at least {math.ceil(1 / share - 1e-6)} places, of which a share of {share:g} is one, got "
+            f"{kept.shape[1]}; pass more images or a larger share."
+        )
     return kept.sort(1, descending=True).values[:, above]
 
 
+@same_generators()
 def measure_units(
     model: nn.Module,
     data: Any,
@@ -132,6 +160,7 @@ def measure_units(
 ) -> UnitIoU:
     """`UnitIoU` of a layer on annotated images; the classes of the images are the concepts, their objects the pixels.
 
+    Of images with several classes, targets (B, N), each class has what `box_target` or `mask_target` tell.
     The layer's activations and the masks are kept until all are there, since (1) needs all images before (2) begins.
 
     Args:
@@ -145,20 +174,53 @@ def measure_units(
         output: which part of the model's output are the logits.
         seed: of the choice of images.
     """
+    torch.default_generator.manual_seed(seed)  # what a loader draws is the same every time
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     with observe(model, output) as observed, torch.no_grad():
         for _, _, images, target, there in Feed(data, max_images, split, seed).read_annotated(lambda n: True):
-            if target is None:
-                raise ValueError("expected batches with a target, which is the concept of the image, got none.")
-            images = prepare(observed, images.to(device))
+            image, concept = concepts_of(target, images)
+            images = prepare(observed, only_images(images.to(device)))
             name = choose_layer(observed, images, 0) if layer == "auto" else layer
             A = capture(observed, images, [name], gradient=False).A[name].cpu()
-            blank = torch.zeros(len(A), *images.shape[2:])
-            kept.append(
-                (A, pixels(Evidence(saliency=blank, annotations=of_class(there, target)), region), target.cpu())
-            )
-    metric = UnitIoU(unit_thresholds([A for A, _, _ in kept], share), 1 + max(int(t.max()) for _, _, t in kept))
-    for A, mask, target in kept:
-        metric.update(A, mask, target)
+            kept.append((A, image, concept, concept_pixels(there, image, concept, images.shape[2:], region)))
+    if not kept:
+        raise ValueError("expected at least one image, got none; is the data set or the loader empty?")
+    num_concepts = 1 + max((int(c) for _, _, concept, _ in kept for c in concept), default=0)
+    metric = UnitIoU(unit_thresholds([A for A, _, _, _ in kept], share), num_concepts)
+    for A, image, concept, L in kept:
+        for i, a in enumerate(A):
+            mask = torch.zeros(1, num_concepts, *L.shape[1:], dtype=torch.bool)
+            mask[0, concept[image == i]] = L[image == i]
+            metric.update(a[None], mask)
     return metric
+
+
+def concepts_of(target: Tensor | None, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Which image (R,) holds which class (R,), one or several of them."""
+    if target is None:
+        raise ValueError("expected batches with a target, which is the concept of the image, got none.")
+    if target.ndim == 2:
+        image, concept = (target.cpu() > 0.5).nonzero(as_tuple=True)
+        return image, concept
+    if target.ndim != 1 or target.is_floating_point():
+        raise ValueError(
+            f"expected targets ({len(images)},) of class numbers or ({len(images)}, N) of zeros and ones, got "
+            f"{tuple(target.shape)} of {target.dtype}."
+        )
+    return torch.arange(len(target)), target.cpu()
+
+
+def concept_pixels(
+    there: dict[str, Any], image: Tensor, concept: Tensor, size: Sequence[int], region: Region
+) -> Tensor:
+    """The pixels (R, H, W) of each row's class."""
+    rows = rows_of(there, image)
+    try:
+        blank = torch.zeros(len(image), *size)
+        return pixels(Evidence(saliency=blank, annotations=of_class(rows, concept)), region)
+    except NoRegionError as error:
+        raise ValueError(
+            f"expected {error.args[0]} in the batch for UnitIoU, got {sorted(there) or 'none'}; make batches dicts "
+            "that carry them, as ShapesDataModule(annotations=True) does."
+        ) from error

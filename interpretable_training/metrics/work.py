@@ -17,7 +17,7 @@ from .base import Fact, ImageMetric, checksum, described
 from .cache import Cache, Part
 from .evidence import Evidence
 from .feed import Feed, annotations_of
-from .regions import of_class
+from .regions import of_class, rows_of
 from .restricted import AtRegion, at_regions, explain_regions
 
 
@@ -156,11 +156,7 @@ class Work:
         if not self.multilabel:
             return ids, images, target, of_class(there, target)
         row, label = (target.cpu() > 0.5).nonzero(as_tuple=True)
-        there = {
-            name: value[row.to(value.device)] if isinstance(value, Tensor) else [value[i] for i in row.tolist()]
-            for name, value in there.items()
-        }
-        return ids[row], images[row.to(images.device)], label, of_class(there, label)
+        return ids[row], images[row.to(images.device)], label, of_class(rows_of(there, row), label)
 
 
 def refuse_not_numbers(scores: Tensor, images: Tensor) -> None:

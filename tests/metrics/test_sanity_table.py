@@ -33,7 +33,7 @@ def test_the_table_in_words():
     assert lines[3].split() == ["odd", "-", "undecided", "(nan)"]
     assert "a: passes if the ssim similarity, here, is below 0.5; beside the verdict: ssim." in lines
     assert "* not as in the literature." in lines
-    assert "b, odd: 3 comparisons left out, since a map is constant." in lines
+    assert "b, odd: 3 comparisons left out, since a map is constant or not a number." in lines
     assert [found.method for found in TABLE.disagreements()] == ["guided"]
 
 

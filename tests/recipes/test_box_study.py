@@ -56,3 +56,11 @@ def test_pixels_of_boxes():
     U = inside_of(boxes, images)
     assert U[0].tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0] * 5, [0] * 5]
     assert U[1].nonzero().tolist() == [[3, 4]]
+
+
+def test_boxes_that_leave_the_image_or_end_between_pixels():
+    """A pixel lies in a box if its middle does, as in the metrics."""
+    boxes = [torch.tensor([[-2.0, -1.0, 2.0, 1.0]]), torch.tensor([[1.5, 0.6, 3.4, 9.0]])]
+    U = inside_of(boxes, torch.zeros(2, 3, 4, 5))
+    assert U[0].nonzero().tolist() == [[0, 0], [0, 1]]
+    assert U[1].nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (1, 2)]

@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from interpretable_training.attribution import FakeCAM, GradCAM, Gradient
+from interpretable_training.attribution import FakeCAM, FullGrad, GradCAM, Gradient, TGrad
 from interpretable_training.metrics import SanityTable
 from interpretable_training.metrics.sanity import Check
 from interpretable_training.recipes import sanity_checks
@@ -36,6 +36,16 @@ def test_all_checks_of_all_methods(small, tmp_path):
     fake = table.rows["fakecam"]
     assert [fake[test].passed for test in EXPECTED] == [False, False, True]  # it never changes
     torch.testing.assert_close(small.module.state_dict(), before, rtol=0, atol=0)
+
+
+def test_methods_that_read_biases_are_checked_with_the_shift_in_a_bias(small, monkeypatch):
+    chosen = {"gradient": Gradient(), "fullgrad": FullGrad(), "tgrad": TGrad()}
+    monkeypatch.setattr(sys.modules[sanity_checks.__module__], "methods", lambda: chosen)
+    table = check(small, by_heart=12, explained=2)
+    found = {method: row["input invariance"] for method, row in table.rows.items()}
+    assert list(found) == list(chosen)
+    assert ["undone in a bias" in one.rule for one in found.values()] == [False, True, True]
+    assert (found["gradient"].passed, found["fullgrad"].passed) == (True, False)
 
 
 def test_training_is_watched_and_the_report_is_written(small, tmp_path):

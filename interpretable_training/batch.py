@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 IMAGE_KEYS = ("image", "images", "pixel_values", "img", "input", "inputs", "x", "data")
@@ -121,10 +122,16 @@ def _key(entries: dict[Any, Any], given: Key, usual: Sequence[str], fits: Any, n
     found = next((key for key, value in entries.items() if fits(value)), None) if found is None else found
     if found is None and name is not None:
         raise TypeError(
-            f"expected a batch with floating point images (B, C, H, W), got {describe(batch)}; pass {name}= with their "
-            "name or index."
+            f"expected a batch with floating point images (B, C, H, W), got {describe(batch)}; {advice(entries, name)}"
         )
     return found
+
+
+def advice(entries: dict[Any, Any], name: str) -> str:
+    """What to do where no images are found."""
+    if any(isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim > 2 for value in entries.values()):
+        return "convert bytes to floats in the data set or its transform, as the network gets them."
+    return f"pass {name}= with their name or index."
 
 
 def looks_like_images(value: Any) -> bool:
@@ -147,14 +154,15 @@ def images_and_target(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def describe(batch: Any) -> str:
-    """A batch in words: its type and the types of its entries."""
+    """A batch in words: its type, and what its entries are."""
     if isinstance(batch, Mapping):
-        return f"a dict with { ({name: type(value).__name__ for name, value in batch.items()}) }"
+        return f"a dict with { ({name: kind(value) for name, value in batch.items()}) }"
     if isinstance(batch, (tuple, list)):
-        return f"a {type(batch).__name__} of {[type(value).__name__ for value in batch]}"
+        return f"a {type(batch).__name__} of {[kind(value) for value in batch]}"
     return f"a {type(batch).__name__}"
 
 
 def kind(value: Any) -> str:
     """A value in words: its type, or a tensor's shape and dtype."""
-    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    is_tensor = isinstance(value, Tensor)
+    return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}" if is_tensor else type(value).__name__

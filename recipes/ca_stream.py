@@ -6,16 +6,19 @@ trains a small network on generated shapes, unless its weights are there, then t
 poolings and a picture of where they look. `ca_stream_imagenet` is the experiment of the paper.
 """
 
+import json
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -158,11 +161,11 @@ def trained_backbone(
         seed: Seed of weights, pictures and order.
     """
     path = Path(weights)
+    told = {"image_size": image_size, "n_train": n_train, "max_epochs": max_epochs, "guided_weight": guided_weight}
+    told |= {"shortcut": shortcut, "seed": seed}
     with isolate_rng():  # so that what follows is the same whether it was trained or read
         if path.exists():
-            backbone = build_network(network, ShapesDataModule.num_classes)
-            backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-            return backbone
+            return read_backbone(path, network, told)
         recipe = baseline(
             network, image_size, n_train, max_epochs=max_epochs, seed=seed, output=str(path.parent / "backbone")
         )
@@ -177,8 +180,27 @@ def trained_backbone(
         recipe.trainer.fit(module, data)
         backbone = module.get_submodule("network").cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(backbone.state_dict(), path)
+        path.with_suffix(".json").write_text(json.dumps(told), encoding="utf-8")
+        torch.save(backbone.state_dict(), path.with_suffix(".part"))  # half a file would be read the next time
+        path.with_suffix(".part").replace(path)
         return backbone
+
+
+def read_backbone(path: Path, network: str, told: dict[str, Any]) -> nn.Module:
+    """A network whose weights are there; a warning tells if another training than `told` has made them."""
+    backbone = build_network(network, ShapesDataModule.num_classes)
+    way_out = "remove the file, so that it is trained anew, or pass another one as weights"
+    try:
+        backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, EOFError, AttributeError, TypeError, RuntimeError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RuntimeError(f"expected weights of {network!r} in {path}, got: {reason} {way_out}.") from error
+    known = path.with_suffix(".json")
+    made: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+    other = [f"{name}={made[name]} instead of {told[name]}" for name in made if made[name] != told.get(name)]
+    if other:
+        rank_zero_warn(f"The network of {path} was trained with {', '.join(other)}; {way_out}.")
+    return backbone
 
 
 def compare(recipe: Recipe, max_images: int | None = None) -> Table:

@@ -63,6 +63,8 @@ def cmapss(
     options: dict[str, Any] = {"scaling": scaling, "annotations": True, "batch_size": batch_size, "seed": seed}
     data: CMAPSSDataModule
     if folder is None:
+        if subset != "FD001":
+            raise ValueError(f"expected the folder with the files of C-MAPSS for {subset}, got None; pass folder.")
         data = EnginesDataModule(n_train, **options)
     else:
         data = CMAPSSDataModule(folder, subset, by_condition=subset in ("FD002", "FD004"), **options)

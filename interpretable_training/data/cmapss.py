@@ -9,6 +9,7 @@ sound as long as more than `max_rul` cycles are left: nothing can be seen of its
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,6 +26,7 @@ from .base import SeededDataModule, at_least, seeded
 from .listing import absent
 
 PAGE = "https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data"
+SUBSETS = ("FD001", "FD002", "FD003", "FD004")
 SETTINGS, SENSORS = 3, 21  # columns of a file, behind the number of the engine and the cycle
 CHANGING = (2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 15, 17, 20, 21)  # in FD001; the others say nothing there
 
@@ -181,6 +183,7 @@ class CMAPSSDataModule(SeededDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         at_least(1, window=window, stride=stride, max_rul=max_rul, n_val=n_val)
+        one_of("subset", subset, *SUBSETS)
         one_of("scaling", scaling, "standard", "range")
         wrong = [s for s in sensors if not 1 <= s <= SENSORS]
         if wrong or not sensors or len({*sensors}) < len(sensors):
@@ -205,39 +208,57 @@ class CMAPSSDataModule(SeededDataModule):
         """The engines of one split."""
         if split == "test":
             left = self.read("RUL", 1)[:, 0].tolist()
-            engines = lives(self.read("test", 2 + SETTINGS + SENSORS))
+            engines = self.lives("test")
             if len(left) != len(engines):
                 raise ValueError(
                     f"expected a line of RUL_{self.subset}.txt for each of the {len(engines)} engines of "
                     f"test_{self.subset}.txt, got {len(left)}; take both from the same archive."
                 )
             return [engine._replace(left=int(cycles)) for engine, cycles in zip(engines, left)]
-        engines = lives(self.read("train", 2 + SETTINGS + SENSORS))
+        engines = self.lives("train")
         if self.n_val >= len(engines):
             raise ValueError(f"expected n_val below {len(engines)}, the number of engines, got {self.n_val}.")
         order = torch.randperm(len(engines), generator=seeded(self.seed, "val")).tolist()
         chosen = sorted(order[: self.n_val] if split == "val" else order[self.n_val :])
         return [engines[i] for i in chosen]
 
+    def lives(self, kind: str) -> list[Engine]:
+        """Engines of the rows of a file: number, cycle, settings, sensors."""
+        rows, engines = self.read(kind, 2 + SETTINGS + SENSORS), []
+        for number in np.unique(rows[:, 0]):
+            own = rows[rows[:, 0] == number]
+            own = own[np.argsort(own[:, 1], kind="stable")]
+            wrong = np.flatnonzero(own[:, 1] != np.arange(1, len(own) + 1))
+            if len(wrong):  # windows over a gap would look like any other, and their targets be wrong
+                raise ValueError(
+                    f"expected the cycles 1, 2, ... of engine {number:g}, each once, in {self.path(kind)}, got "
+                    f"{own[wrong[0], 1]:g} in the place of cycle {wrong[0] + 1}; is the file whole?"
+                )
+            values = torch.from_numpy(own)
+            engines.append(Engine(int(number), values[:, 2 : 2 + SETTINGS], values[:, 2 + SETTINGS :]))
+        return engines
+
+    def path(self, kind: str) -> Path:
+        return Path(self.root) / f"{kind}_{self.subset}.txt"
+
     def read(self, kind: str, columns: int) -> np.ndarray:
         """The numbers of a file, (rows, columns)."""
-        path = Path(self.root) / f"{kind}_{self.subset}.txt"
+        path = self.path(kind)
         if not path.is_file():
             raise absent("a file of C-MAPSS", path, f"download CMAPSSData.zip from {PAGE} and unpack it there.")
         try:
-            rows = np.loadtxt(path, ndmin=2)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # told below
+                rows = np.loadtxt(path, ndmin=2)
         except ValueError as error:
             raise ValueError(f"expected numbers between spaces in {path}, got: {error}") from error
         if rows.shape[1] != columns or not len(rows):
             raise ValueError(f"expected rows of {columns} numbers in {path}, got {rows.shape}; is it another file?")
+        odd = np.argwhere(~np.isfinite(rows) | ((rows < 0) & (columns == 1)))
+        if len(odd):
+            row, column = odd[0]
+            raise ValueError(
+                f"expected finite numbers in {path}, and numbers of cycles from 0 on, got {rows[row, column]:g} in row "
+                f"{row + 1}, column {column + 1}; is the file whole?"
+            )
         return rows
-
-
-def lives(rows: np.ndarray) -> list[Engine]:
-    """Engines of the rows of a file: number, cycle, settings, sensors."""
-    engines = []
-    for number in np.unique(rows[:, 0]):
-        own = rows[rows[:, 0] == number]
-        own = torch.from_numpy(own[np.argsort(own[:, 1], kind="stable")])
-        engines.append(Engine(int(number), own[:, 2 : 2 + SETTINGS], own[:, 2 + SETTINGS :]))
-    return engines

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from interpretable_training.attribution.maps import one_of
-from interpretable_training.batch import describe, images_and_target
+from interpretable_training.batch import describe, images_and_target, pick
 
 from .evidence import ANNOTATIONS
 
@@ -147,7 +147,15 @@ def taken_apart(batch: Any) -> tuple[Tensor, Tensor | None]:
         alone = batch.get("image")
     elif isinstance(batch, (tuple, list)) and len(batch) == 1:
         alone = batch[0]
-    return (alone, None) if isinstance(alone, Tensor) else images_and_target(batch)
+    if isinstance(alone, Tensor):
+        return alone, None
+    try:
+        return images_and_target(batch)
+    except TypeError:
+        picked = pick(batch) if isinstance(batch, Mapping) else None  # by the usual names, as callbacks do
+        if picked is None or picked.target is None:
+            raise
+        return picked.images, picked.target
 
 
 def annotations_of(entries: Any) -> dict[str, Any]:

@@ -116,8 +116,10 @@ class Regressor(L.LightningModule):
             raise ValueError(
                 f"expected a target ({len(series)},), one number for each series, got {tuple(target.shape)}."
             )
-        target = target.to(estimate.dtype)
+        dtype = torch.promote_types(estimate.dtype, torch.float32)  # half precision would round targets and errors
+        estimate, target = estimate.to(dtype), target.to(dtype)
         loss = self.loss(estimate / self.scale, target / self.scale)
+        metrics.set_dtype(dtype)  # sums of half precision would lose what is added, where Lightning made them so
         metrics.update(estimate.detach(), target)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(target)}
         self.log(f"{metrics.prefix}loss", loss, sync_dist=True, **options)

@@ -48,9 +48,14 @@ def draw_series(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     strips = {"map": maps} if isinstance(maps, Tensor) else dict(maps)
-    B, C, T = check(series, strips)
+    B, C, T = check(series, strips, known)
     channels = list(range(C)) if order is None else list(order)
     names = [f"channel {c}" for c in range(C)] if names is None else names
+    for what, given, wanted in (("names", names, C), ("titles", titles, B)):
+        if given is not None and len(given) != wanted:
+            raise ValueError(f"expected {wanted} {what}, got {len(given)}: {list(given)}.")
+    if not set(channels) <= set(range(C)):
+        raise ValueError(f"expected channels from 0 to {C - 1} in order, got {channels}.")
     heights = [STRIP] * len(strips) + [LINE] * len(channels)
     layout = ConstrainedLayoutEngine(h_pad=0.01, w_pad=0.03, hspace=0, wspace=0.02)
     figure = Figure(figsize=(1.2 + 3.2 * B, sum(heights) + 0.8), layout=layout)
@@ -76,14 +81,18 @@ def draw_series(
     figure.savefig(path, dpi=130)
 
 
-def check(series: Tensor, maps: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """B, C, T of series whose maps fit them."""
+def check(series: Tensor, maps: Mapping[str, Tensor], known: Tensor | None) -> tuple[int, int, int]:
+    """B, C, T of series whose maps, and what is known of them, fit them."""
     if series.ndim != 3:
         raise ValueError(f"expected series (B, C, T), got {tuple(series.shape)}; draw images with overlay.")
     B, C, T = series.shape
+    if not B:
+        raise ValueError(f"expected at least one series, got {tuple(series.shape)}.")
     for name, S in maps.items():
         if tuple(S.shape) != (B, T):
             raise ValueError(f"expected a map ({B}, {T}) of {name!r}, got {tuple(S.shape)}.")
+    if known is not None and tuple(known.shape) != (B, T):
+        raise ValueError(f"expected known time steps ({B}, {T}), got {tuple(known.shape)}.")
     if not maps:
         raise ValueError("expected at least one map, got none.")
     return B, C, T

@@ -74,7 +74,11 @@ def test_what_is_said_goes_before_what_is_found():
     ("batch", "keys", "words"),
     [
         ((Y, Y), (), r"expected a batch with floating point images .* got a tuple of .*; pass image_key="),
-        ({"image": X.byte()}, (), "pass image_key="),
+        (
+            {"image": X.byte()},
+            (),
+            r"got a dict with {'image': '\(.*\) of uint8'}; convert bytes to floats",
+        ),
         ((X, Y), (2,), r"expected image_key to be one of \[0, 1\], got 2"),
         ((X, Y), (0, "y"), r"expected label_key to be one of \[1\], got 'y'"),
         ((X, Y), (1,), "expected floating point images .* under 1 of the batch, got"),

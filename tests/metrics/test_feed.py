@@ -222,10 +222,10 @@ def test_a_data_module_is_prepared_and_set_up_for_its_split():
     [
         (X, TypeError, "or batches as data, got a Tensor"),
         ("folder", TypeError, "or batches as data, got a str"),
-        ({"image": X}, TypeError, "got a dict with {'image': 'Tensor'}"),
+        ({"image": X}, TypeError, r"got a dict with {'image': '\(7, .* of float32'}"),
         (3, TypeError, "got a int"),
         ((X, Y[:3]), ValueError, "expected as many targets as images, got 3 for 7 images"),
-        ([(X, Y, Y)], TypeError, r"\(images, target\).*, got a tuple of \['Tensor', 'Tensor', 'Tensor'"),
+        ([(X, Y, Y)], TypeError, r"\(images, target\).*, got a tuple of \['\(7, .* of float32', '\(7,\) of int64', '"),
         ([DataLoader(DATA)], TypeError, "got a DataLoader"),
         ([{"picture": X}], TypeError, "'image' and 'target', got a dict with {'picture'"),
         ([(X, Y[:3])], ValueError, "expected one target per image, got 3 targets for 7 images"),
@@ -243,6 +243,11 @@ def test_a_data_module_is_prepared_and_set_up_for_its_split():
 def test_a_mistake_in_the_data_is_a_sentence(network, data, error, message):
     with pytest.raises(error, match=message):
         measured(network, data)
+
+
+def test_batches_of_other_names_are_read_as_callbacks_read_them(network):
+    named = [{"pixel_values": X[:4], "labels": Y[:4]}, {"pixel_values": X[4:], "labels": Y[4:]}]
+    same_numbers(measured(network, named), measured(network, [(X[:4], Y[:4]), (X[4:], Y[4:])]))
 
 
 def test_counts_and_splits_that_do_not_exist_are_refused():

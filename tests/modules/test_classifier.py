@@ -87,9 +87,12 @@ def test_predictions_are_probabilities(tmp_path):
 @pytest.mark.parametrize(
     ("batch", "found"),
     [
-        ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), r"a tuple of \['Tensor', 'Tensor', 'Tensor'\]"),
-        ({"images": torch.zeros(1)}, r"a dict with \{'images': 'Tensor'\}"),
-        ([torch.zeros(1), "cat"], r"a list of \['Tensor', 'str'\]"),
+        (
+            (torch.zeros(1), torch.zeros(1), torch.zeros(1)),
+            r"a tuple of \['\(1,\) of float32', '\(1,\) of .*'\]",
+        ),
+        ({"images": torch.zeros(1)}, r"a dict with \{'images': '\(1,\) of float32'\}"),
+        ([torch.zeros(1), "cat"], r"a list of \['\(1,\) of float32', 'str'\]"),
         (None, "a NoneType"),
     ],
 )

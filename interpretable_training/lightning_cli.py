@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -28,11 +30,13 @@ from .paragraphs import MistakeError, explain, require_writable
 from .sweeps.callback import SweepReport
 from .sweeps.metric import FILE
 
+PLAIN_YAML = get_loader("yaml")
 NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, LRScheduler, Attribution, ImageMetric)
 
 
 def run(argv: list[str]) -> None:
     """Parse the words after `interpretable-training` and run the command among them."""
+    set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
     try:
         ShortErrorsCLI(
             L.LightningModule,
@@ -54,6 +58,18 @@ def run(argv: list[str]) -> None:
         )
     except ArgumentError as error:
         raise MistakeError(" ".join(str(error).split())) from error
+
+
+def load_yaml(text: str) -> Any:
+    """What YAML says, whose keys `on` are the word: YAML 1.1 takes them for true, and options are called so."""
+    return with_on(PLAIN_YAML(text))
+
+
+def with_on(value: Any) -> Any:
+    """The value with `on` for each key that is true."""
+    if isinstance(value, dict):
+        return {"on" if key is True else key: with_on(inner) for key, inner in value.items()}
+    return [with_on(inner) for inner in value] if isinstance(value, list) else value
 
 
 class ShortErrorsCLI(LightningCLI):

@@ -125,6 +125,21 @@ def test_the_first_line_is_the_command(path):
     assert path.read_text().startswith(f"# interpretable-training {command} --config configs/{path.name}")
 
 
+def test_the_word_on_is_a_key(folder, capsys):
+    """YAML takes it for true; stages of callbacks and scores of metrics are called so."""
+    metrics = "{drop: {class_path: AverageDrop, init_args: {on: logit}}}"
+    watch = f"{{class_path: InterpretabilityMetrics, init_args: {{on: [validate], metrics: {metrics}}}}}"
+    (folder / "on.yaml").write_text(f"trainer: {{callbacks: [{watch}]}}")
+    baseline = Path(__file__).parents[1] / "configs" / "baseline.yaml"
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(baseline), "--config", "on.yaml", "--print_config"])
+    (callback,) = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    told = callback["init_args"]
+    assert told.get("on", told.get(True)) == ["validate"]
+    inner = told["metrics"]["drop"]["init_args"]
+    assert inner.get("on", inner.get(True)) == "logit"
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_runs(folder, path, monkeypatch):
     described = yaml.safe_load(path.read_text())

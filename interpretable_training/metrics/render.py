@@ -137,10 +137,24 @@ def notes(table: Table) -> list[str]:
     for method, flags in table.degenerate.items():
         if int(flags.sum()) and method not in table.controls:
             found.append(f"{method}: {int(flags.sum())} of {len(flags)} maps are constant or not numbers.")
+    return found + left_out(table)
+
+
+def left_out(table: Table) -> list[str]:
+    """How many rows have no number, once for methods and metrics that lack equally many."""
+    alike: dict[tuple[int, str], dict[str, list[str]]] = {}
     for cell in table.cells.values():
         if cell.n_invalid:
             reason = table.metrics[cell.metric].why_no_number
-            found.append(f"{cell.method}, {cell.metric}: {cell.n_invalid} rows {reason} left out.")
+            alike.setdefault((cell.n_invalid, reason), {}).setdefault(cell.metric, []).append(cell.method)
+    found = []
+    for (n, reason), by_metric in alike.items():
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for metric, those in by_metric.items():
+            groups.setdefault(tuple(those), []).append(metric)
+        for methods, metrics in groups.items():
+            whose = "all methods" if len(methods) == len(table.curves) > 1 else ", ".join(methods)
+            found.append(f"{whose}, {', '.join(metrics)}: {n} rows {reason} left out.")
     return found
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from interpretable_training.metrics import Table
 
+MANY = 10  # lines whose names no longer fit into the axes
+
 
 def draw_faithfulness(table: Table, path: str | Path) -> None:
     """Draw a PNG with one panel for each curve that was measured, a line for each method; controls are dashed.
@@ -23,14 +25,17 @@ def draw_faithfulness(table: Table, path: str | Path) -> None:
             f"expected a table with curves, got one of {list(table.metrics)}; add Insertion() or Deletion() to the "
             "metrics."
         )
-    figure = Figure(figsize=(4.5 * len(panels), 3.8), layout="constrained")
+    many = len(table.curves) > MANY
+    figure = Figure(
+        figsize=((7.5 if many else 4.5) * len(panels), max(3.8, 0.2 * len(table.curves))), layout="constrained"
+    )
     for axes, (metric, kind) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for color, (method, curves) in enumerate(table.curves.items()):
             n, total, squares = curves[metric][kind].double()
             mean = total / n
             error = ((squares / n - mean**2).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
             x = share_of_pixels(table, metric, len(mean))
-            style = {"color": f"C{color}", "linestyle": "-"}
+            style = {"color": f"C{color % 10}", "linestyle": ("-", (0, (8, 2)), (0, (4, 1, 1, 1)))[color // 10 % 3]}
             if method in table.controls:
                 style = {"color": "0.5", "linestyle": ("--", ":", "-.")[table.controls.index(method) % 3]}
             label = f"{method}  {table[method, metric].mean:.1f}"
@@ -40,7 +45,8 @@ def draw_faithfulness(table: Table, path: str | Path) -> None:
         axes.set(title=f"{kind} ({metric})" if kind != metric else kind, xlabel="% of the pixels")
         axes.set_ylabel(f"{passport['score']} of the class")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, title=f"{passport['direction']}", title_fontsize=8)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if many else {}
+        axes.legend(fontsize=8, title=f"{passport['direction']}", title_fontsize=8, **beside)
     figure.savefig(path, dpi=120)
 
 

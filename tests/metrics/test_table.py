@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from interpretable_training.metrics import (
     evaluate,
     join,
 )
+from interpretable_training.metrics.render import left_out
 
 NAN = math.nan
 
@@ -137,7 +139,7 @@ def test_text_fits_a_terminal_and_tells_what_it_leaves_out(table):
     assert repr(table) == text
     assert all(name in text for name in (*table.values, *table.metrics))
     assert "fakecam (control)" in text
-    assert "grad_cam, deletion_in_2: 1 rows are not numbers and left out." in text.replace("\n", " ")
+    assert "all methods, deletion_in_2, deletion_in_3, deletion_in_4" in text.replace("\n", " ")
     assert "grad_cam: 2 of 5 maps are constant or not numbers." in text.replace("\n", " ")
     assert "5 images, class: label." in text
     assert all(number(table[key].mean) in text for key in table.cells)
@@ -256,3 +258,21 @@ def test_tables_of_other_passports_or_images_do_not_join(network, images, target
         join({"a": one}, "fakecam")
     with pytest.raises(ValueError, match="expected at least one table"):
         join({})
+
+
+def test_what_is_left_out_is_said_once():
+    """By methods and metrics that lack equally many rows."""
+
+    def cell(method, metric, n):
+        return SimpleNamespace(method=method, metric=metric, n_invalid=n)
+
+    counts = {("a", "x"): 2, ("b", "x"): 2, ("a", "y"): 2, ("b", "y"): 2, ("b", "z"): 1, ("a", "z"): 0}
+    told = SimpleNamespace(
+        cells={key: cell(*key, n) for key, n in counts.items()},
+        metrics=dict.fromkeys("xyz", SimpleNamespace(why_no_number="are not numbers and")),
+        curves={"a": {}, "b": {}},
+    )
+    assert left_out(told) == [
+        "all methods, x, y: 2 rows are not numbers and left out.",
+        "b, z: 1 rows are not numbers and left out.",
+    ]

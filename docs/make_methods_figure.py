@@ -30,7 +30,8 @@ def methods(baselines):
     cams += [a.HyperExpectedGradCAM(expected), a.FakeCAM(), a.RandomMap()]
     gradients = [a.Gradient(), a.InputXGradient(), a.IntegratedGradients(), a.ExpectedGradients(baselines)]
     gradients += [a.SmoothGrad(), a.FullGrad(), a.TGrad(), a.GuidedBackprop(), a.DeconvNet(), a.GuidedGradCAM()]
-    masks = [a.Occlusion(8, 4), a.RISE(n=2000), a.ExtremalPerturbation(steps=400, step=4, sigma=8.0, blur_sigma=6.0)]
+    perturbation = a.ExtremalPerturbation(steps=100, lr=0.08, growth=1.0283, step=4, sigma=8.0, blur_sigma=6.0)
+    masks = [a.Occlusion(8, 4), a.RISE(n=2000), perturbation]
     captum = a.CaptumAttribution("GradientShap", call_args={"baselines": baselines})
     return [*cams, *gradients, *masks, captum]
 

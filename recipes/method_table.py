@@ -71,7 +71,8 @@ def methods(data: ShapesDataModule, network: str = "tiny_cnn") -> dict[str, Attr
     side = max(1, min(data.size) // 14)
     known = baselines(min(data.size), seed=data.seed)
     expected = a.ExpectedGradCAM(baselines=known, n=20)
-    perturbation = a.ExtremalPerturbation(steps=30, step=max(1, side // 2), sigma=1.5 * side, blur_sigma=1.5 * side)
+    ascent: dict[str, Any] = {"steps": 100, "lr": 0.08, "growth": 1.0283}  # fewer and longer steps than the paper's
+    cells: dict[str, Any] = {"step": max(1, side // 2), "sigma": 1.5 * side, "blur_sigma": 1.5 * side}
     found: dict[str, Attribution] = {
         "gradcam": a.GradCAM(),
         "gradcamplusplus": a.GradCAMPlusPlus(),
@@ -100,7 +101,7 @@ def methods(data: ShapesDataModule, network: str = "tiny_cnn") -> dict[str, Attr
         "tgrad": a.TGrad(),
         "rise": a.RISE(n=300, **black),
         "occlusion": a.Occlusion(patch=2 * side, stride=side),
-        "extremalperturbation": perturbation,
+        "extremalperturbation": a.ExtremalPerturbation(**ascent, **cells),
     }
     if network == "tiny_vit":
         attention = [a.RawAttention(), a.AttentionRollout(), a.TransformerAttribution()]

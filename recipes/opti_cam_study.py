@@ -62,7 +62,7 @@ def opti_cam_study(
     backbone_epochs: int = 8,
     kind: Kind = "cnn",
     max_images: int = 24,
-    steps: int = 30,
+    steps: int = 100,
     draws: int = 3,
     seed: int = 0,
     output: str = "runs",
@@ -78,7 +78,7 @@ def opti_cam_study(
         backbone_epochs: Epochs of training, if it is trained.
         kind: Whether it is a convolutional network or a transformer: which methods are compared.
         max_images: How many validation images.
-        steps: Of extremal perturbation; the paper has 800.
+        steps: Of extremal perturbation; the paper has 800, and fewer of them are longer here.
         draws: Changed images of max-sensitivity; the paper has 10.
         seed: Seed of weights, pictures and choice of images.
         output: Folder for the results.
@@ -90,7 +90,9 @@ def opti_cam_study(
     module = Classifier(known, data.num_classes)
     scale = image_size / 224  # what the paper says in pixels
     cells: dict[str, Any] = {"step": max(1, round(7 * scale)), "sigma": float(round(21 * scale))}
-    perturbation = ExtremalPerturbation(steps=steps, blur_sigma=float(round(20 * scale)), **cells)
+    longer = 800 / steps
+    ascent = {"steps": steps, "lr": round(0.01 * longer, 4), "growth": round(1.0035**longer, 4)}
+    perturbation = ExtremalPerturbation(**ascent, blur_sigma=float(round(20 * scale)), **cells)
     return study_of(module, data, kind, "auto", perturbation, draws, max_images, seed, output)
 
 

@@ -1,14 +1,18 @@
 """Extremal perturbation. Fong et al., ICCV 2019, https://arxiv.org/abs/1910.08485
 
-    m(u)   = smooth max over cells v of k(|u - v| / sigma) g[v], k(z) = exp(-2 max(z - 1/2, 0)^2)   (1)
-    x[m]   = x blurred at each pixel as much as m is below 1                                        (2)
-    maximize over g in [0, 1]  r - lambda[t] mean((sort(m) - ref)^2)                                (3)
-    r      = y(x[m]) "preserve", -y(x[1 - m]) "delete", y(x[m]) - y(x[1 - m]) "dual"                (4)
+    M[g](u) = smooth max over cells v of k(|u - v| / sigma) g[v], k(z) = exp(-2 max(z - 1/2, 0)^2)
+    m       = min(M[g] / M[1], 1)                                                                    (1)
+    x[m]    = x blurred at each pixel as much as m is below 1                                        (2)
+    maximize over g in [0, 1]  100 r / R - lambda[t] mean((sort(m) - ref)^2)                         (3)
+    r       = y(x[m]) "preserve", -y(x[1 - m]) "delete", y(x[m]) - y(x[1 - m]) "dual"                (4)
 
 g: a value for each cell v of a grid. smooth max: the mean, weighted with the softmax of `coldness` times the values.
-ref: zeros, then ones on the share `area` of the pixels. lambda[t] grows with every step. y: logit. The map is m, or the
-sum over several areas, found by gradient ascent with momentum; images are mirrored at every second step.
-Differs from the authors' code: m of (3) has no margin around the image, so that `area` is a share of the image.
+ref: zeros, then ones on the share `area` of the pixels. lambda[t] grows with every step. y: logit. R: the range of y
+over images that are blurred evenly, at each level of (2). The map is m, or the sum over several areas, found by
+gradient ascent with momentum; images are mirrored at every second step.
+Differs from the authors' code: M[g] is divided by M[1], else cells of 1 leave borders and some pixels of each cell
+brighter, and the area keeps those; r counts in percent of R, else the area decides alone where logits are small; m of
+(3) has no margin around the image, so that `area` is a share of the image.
 """
 
 import math
@@ -25,7 +29,7 @@ from .maps import blur
 from .observe import Observed
 from .targets import Resolved, Score, pick_logits, score, take
 
-LR, MOMENTUM, COLDNESS = 0.01, 0.9, 20.0
+MOMENTUM, COLDNESS = 0.9, 20.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class ExtremalPerturbation(Attribution):
     Args:
         areas: shares of the image.
         variant: r of (4).
-        contrastive: explain the logit minus the largest other one.
+        contrastive: explain the score minus that of the largest other logit.
         steps: of the ascent.
         step: pixels from a cell to the next.
         sigma: reach of a cell in pixels.
@@ -43,9 +47,12 @@ class ExtremalPerturbation(Attribution):
         blur_sigma: standard deviation of the strongest blur in pixels.
         weight: lambda at the first step.
         growth: factor of lambda from step to step.
+        lr: by which the slope is multiplied. Fewer steps need longer ones and a faster growth: steps=100 with lr=0.08
+            and growth=1.0283 find what 800 do.
         mirror: images, not signals, are mirrored at every second step.
         on: what is explained, see `Gradient`.
         chunk_size: masks that are optimized at once; by default what suits the device and the image size.
+        relative: divide r by R; else (3) maximizes r itself, as the authors' code.
     """
 
     areas: Sequence[float] = (0.1,)
@@ -58,17 +65,22 @@ class ExtremalPerturbation(Attribution):
     blur_sigma: float = 20.0
     weight: float = 300.0
     growth: float = 1.0035
+    lr: float = 0.01
     mirror: bool = True
     on: Score = "logit"
     chunk_size: int | None = None
+    relative: bool = True
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        if not self.areas or not all(0 < area < 1 for area in self.areas) or self.levels < 2 or self.step < 1:
+        shares = self.areas if isinstance(self.areas, Sequence) else ()
+        right = shares and all(0 < area < 1 for area in shares) and self.levels > 1 and isinstance(self.step, int)
+        if not right or self.step < 1 or self.sigma <= 0 or self.blur_sigma < 0:
             raise ValueError(
-                f"expected areas between 0 and 1, levels of at least 2 and a step of at least 1, "
-                f"got areas={self.areas}, levels={self.levels}, step={self.step}."
+                f"expected areas as a list of shares between 0 and 1, levels of at least 2, a whole step of at least "
+                f"1, sigma above 0 and blur_sigma of at least 0, got areas={self.areas}, levels={self.levels}, "
+                f"step={self.step}, sigma={self.sigma}, blur_sigma={self.blur_sigma}."
             )
-        areas = torch.tensor(list(self.areas), device=images.device)
+        areas = torch.tensor(list(shares), device=images.device)
         maps = torch.zeros(len(areas), *images[:, 0].shape, dtype=full(images[:0]).dtype, device=images.device)
 
         def optimize(rows: slice) -> None:
@@ -86,21 +98,21 @@ class ExtremalPerturbation(Attribution):
         pixels = math.prod(images.shape[2:])
         ref = (torch.arange(pixels, device=images.device) >= (pixels * (1 - areas[:, None])).floor()).to(pyramid.dtype)
         g = torch.ones(len(images), *mask.grid, dtype=pyramid.dtype, device=images.device)
+        unit = self._unit(observed, pyramid, target, images.dtype) if self.relative else 1
         velocity: Tensor | None = None
         weight = self.weight
-        m = mask(g)
         for t in range(self.steps):
             with torch.enable_grad():
                 g.requires_grad_()
                 m = mask(g)
                 area = (m.flatten(1).sort(1).values - ref).square().mean(1)
                 r = self._reward(observed, pyramid, m, target, images.dtype, flip=self.mirror and t % 2 == 0)
-                objective = full(r) - weight * area  # (3)
+                objective = full(r) / unit - weight * area  # (3)
                 (slope,) = torch.autograd.grad(objective.sum(), g)
             velocity = slope if velocity is None else MOMENTUM * velocity + (1 - MOMENTUM) * slope
-            g = (g.detach() + LR * velocity).clamp(0, 1)
+            g = (g.detach() + self.lr * velocity).clamp(0, 1)
             weight *= self.growth
-        return mask(g).detach() if self.steps else m
+        return mask(g).detach()
 
     def _reward(
         self, observed: Observed, pyramid: Tensor, m: Tensor, target: Resolved, dtype: torch.dtype, flip: bool
@@ -109,18 +121,30 @@ class ExtremalPerturbation(Attribution):
 
         def y(mask: Tensor) -> Tensor:
             x = _blurred(pyramid, mask).to(dtype)
-            output = observed.run(x.flip(-1) if flip and x.ndim > 3 else x)
-            if not self.contrastive:
-                return observed.score_in(output, target, self.on)
-            if not isinstance(target, Tensor):
-                raise TypeError("expected class indices as target with contrastive=True, got a callable.")
-            logits = pick_logits(output, observed.output)
-            others = logits.scatter(1, target.clamp(max=logits.shape[1] - 1)[:, None], -torch.inf).amax(1)
-            return score(logits, target, self.on) - others
+            return self._y(observed, x.flip(-1) if flip and x.ndim > 3 else x, target)
 
         if self.variant == "preserve":
             return y(m)
         return -y(1 - m) if self.variant == "delete" else y(m) - y(1 - m)
+
+    def _unit(self, observed: Observed, pyramid: Tensor, target: Resolved, dtype: torch.dtype) -> Tensor:
+        """R / 100 of each image, (B,); infinite where y is constant."""
+        with torch.no_grad():
+            y = torch.stack([full(self._y(observed, x.to(dtype), target)) for x in pyramid.unbind(1)])
+        R = y.amax(0) - y.amin(0)
+        return (R / 100).masked_fill(R == 0, torch.inf)
+
+    def _y(self, observed: Observed, x: Tensor, target: Resolved) -> Tensor:
+        output = observed.run(x)
+        if not self.contrastive:
+            return observed.score_in(output, target, self.on)
+        if not isinstance(target, Tensor):
+            raise TypeError("expected class indices as target with contrastive=True, got a callable.")
+        logits = pick_logits(output, observed.output)
+        y = score(logits, target, self.on)
+        one = logits.shape[1] == 1  # stands for two classes
+        other = 1 - target if one else logits.scatter(1, target[:, None], -torch.inf).argmax(1)
+        return y - score(logits, other, self.on)
 
 
 def _pyramid(images: Tensor, levels: int, sigma: float) -> Tensor:
@@ -133,7 +157,7 @@ def _blurred(pyramid: Tensor, m: Tensor) -> Tensor:
     """(2) with masks m (B, *spatial): linear interpolation between the two nearest levels."""
     top = pyramid.shape[1] - 1
     at = (m * top)[:, None, None]
-    low = at.detach().floor().clamp(0, top - 1)
+    low = at.detach().nan_to_num().floor().clamp(0, top - 1)  # NaN has no level
     index = low.long().expand(-1, 1, *pyramid.shape[2:])
     below, above = pyramid.gather(1, index), pyramid.gather(1, index + 1)
     return torch.lerp(below, above, (at - low).expand_as(below))[:, 0]
@@ -157,12 +181,17 @@ class _Mask:
         for square in squares[1:]:  # (pixels, near) of each axis in turn
             d2 = d2[..., None, None] + square
         self.kernel = (-2 * (d2.sqrt() / sigma - 0.5).clamp(min=0).square()).exp()
+        self.top = self._smooth_max(self.kernel.new_ones(1, *self.grid))
 
     def __call__(self, g: Tensor) -> Tensor:
+        m = self._smooth_max(g) / self.top
+        return m - (m - 1).relu().detach()  # (1); `clamp` has no slope at its bound, where the ascent begins
+
+    def _smooth_max(self, g: Tensor) -> Tensor:
         values = torch.nn.functional.pad(g, [self.radius, self.radius + 1] * len(self.grid))
         for axis, index in enumerate(self.index):  # each axis becomes two: pixels, near
             values = values.index_select(1 + 2 * axis, index.flatten()).unflatten(1 + 2 * axis, index.shape)
         values = self.kernel * values
         axes = range(len(self.index))
         values = values.permute(0, *[1 + 2 * k for k in axes], *[2 + 2 * k for k in axes]).flatten(1 + len(axes))
-        return (values * (COLDNESS * values).softmax(-1)).sum(-1).clamp(0, 1)
+        return (values * (COLDNESS * values).softmax(-1)).sum(-1)

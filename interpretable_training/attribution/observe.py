@@ -206,8 +206,9 @@ def same_tensors(module: nn.Module) -> Iterator[None]:
         for holder, name, tensor in swapped:
             holder[name] = tensor
         for cache, entries in caches:
-            cache.clear()
-            cache.update(entries)
+            if any(isinstance(value, Tensor) for value in (*entries.values(), *cache.values())):
+                cache.clear()
+                cache.update(entries)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Occlusion(Attribution):
         covers = self._covers(images)
         counts = torch.tensor([len(cover) for cover in covers])
         P, B = int(counts.prod()), len(images)
-        value = torch.as_tensor(self.value).to(images).expand_as(images)
+        value = self._value(images)
         y = full(observed.score(images, target, self.on))
         total = torch.zeros(images[:, 0].shape, dtype=y.dtype, device=y.device)
 
@@ -58,14 +58,24 @@ class Occlusion(Attribution):
         in_chunks(hide, P * B, self.chunk_size, images)
         return total / _patches([cover.sum(0, keepdim=True) for cover in covers], torch.zeros(1).long())  # (2)
 
+    def _value(self, images: Tensor) -> Tensor:
+        value = torch.as_tensor(self.value, dtype=images.dtype, device=images.device)
+        try:
+            return value.expand_as(images)
+        except RuntimeError:
+            raise ValueError(
+                f"expected a value that fits images {tuple(images.shape)}, got {tuple(value.shape)}; one per channel "
+                f"has the shape {(images.shape[1], *[1] * (images.ndim - 2))}."
+            ) from None
+
     def _covers(self, images: Tensor) -> list[Tensor]:
         """For each axis which pixels each patch covers, (patches, side)."""
         axes = images.ndim - 2
-        patch, stride = ([v] * axes if isinstance(v, int) else list(v) for v in (self.patch, self.stride))
+        patch, stride = (list(v) if isinstance(v, Sequence) else [v] * axes for v in (self.patch, self.stride))
         right = len(patch) == len(stride) == axes and all(1 <= t <= k for k, t in zip(patch, stride))
-        if not right:
+        if not right or any(v % 1 for v in patch + stride):
             raise ValueError(
-                f"expected 1 <= stride <= patch for {axes} axes, so that patches cover every pixel, "
+                f"expected whole numbers 1 <= stride <= patch for {axes} axes, so that patches cover every pixel, "
                 f"got patch {self.patch} and stride {self.stride}."
             )
         covers = []

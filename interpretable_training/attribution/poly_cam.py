@@ -24,6 +24,7 @@ from .base import Attribution, full
 from .capture import capture
 from .choose import scale_layers
 from .chunks import in_chunks
+from .expected_grad_cam import one_class
 from .maps import mask_images, resize
 from .observe import Observed, Output, observe, prepare
 from .targets import Resolved, Score, Target, take
@@ -56,7 +57,7 @@ class PolyCAM(Attribution):
     chunk_size: int | None = None
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        return self._stages(observed, images, target)[-1]
+        return list(self._stages(observed, images, target).values())[-1]
 
     def stages(
         self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None
@@ -64,9 +65,7 @@ class PolyCAM(Attribution):
         """layer -> up(q(P[l])), (B, H, W), from coarse to fine; the last one is the map."""
         with observe(model, output) as observed:
             images = prepare(observed, images)
-            resolved = observed.resolve(images, target)
-            names = self._names(observed, images, resolved)
-            return dict(zip(names[::-1], self._stages(observed, images, resolved)))
+            return self._stages(observed, images, one_class(observed, images, target))
 
     def _names(self, observed: Observed, images: Tensor, target: Resolved) -> list[str]:
         if self.layers == "auto":
@@ -77,21 +76,27 @@ class PolyCAM(Attribution):
                     f"{type(observed.module).__name__}; pass layers= with their names."
                 )
             return found
-        return [self.layers] if isinstance(self.layers, str) else list(self.layers)
+        names = [self.layers] if isinstance(self.layers, str) else list(self.layers)
+        if not names:
+            raise ValueError("expected 'auto' or at least one name of a layer, got an empty list.")
+        return names
 
     @torch.no_grad()
-    def _stages(self, observed: Observed, images: Tensor, target: Resolved) -> list[Tensor]:
+    def _stages(self, observed: Observed, images: Tensor, target: Resolved) -> dict[str, Tensor]:
         names = self._names(observed, images, target)
         captured = capture(observed, images, names, target, gradient=False)
+        cells = {name: math.prod(captured.A[name].shape[2:]) for name in names}
+        if list(cells.values()) != sorted(cells.values(), reverse=True):
+            raise ValueError(f"expected layers from fine to coarse, got these numbers of cells: {cells}; reorder them.")
         p0 = full(observed.score_in(captured.output, target, self.on))
-        stages: list[Tensor] = []
+        stages: dict[str, Tensor] = {}
         P: Tensor | None = None
         for name in reversed(names):
             A = full(captured.A[name])
             w = self._weights(observed, images, target, percentiles(A, 2), p0)
             M = torch.einsum("bk,bk...->b...", w, A).relu()  # (5)
             P = M if P is None else self._refine(M, P)
-            stages.append(resize(percentiles(P, 1), images.shape[2:], self.align_corners))  # (7)
+            stages[name] = resize(percentiles(P, 1), images.shape[2:], self.align_corners)  # (7)
         return stages
 
     def _refine(self, M: Tensor, P: Tensor) -> Tensor:

@@ -60,8 +60,9 @@ class RISE(Attribution):
             M = masks.at(torch.arange(first, (rows.stop - 1) // B + 1, device=images.device))[s - first]  # (1)
             output = observed.run_fast(mask_images(images[i], M, self.mean, self.std))
             p = full(observed.score_in(output, take(target, i), self.on)).to(M)
-            total.index_add_(0, i, p.reshape(-1, *[1] * (M.ndim - 1)) * M)
-            mass.add_(M[i == 0].sum(0))
+            weighted, once = p.reshape(-1, *[1] * (M.ndim - 1)) * M, M[i == 0].sum(0)
+            total.index_add_(0, i, weighted)  # (2)
+            mass.add_(once)
 
         in_chunks(score, self.n * B, self.chunk_size, images)
         return total / (mass.clamp(min=torch.finfo(mass.dtype).tiny) if self.normalizer == "empirical" else masks.mass)

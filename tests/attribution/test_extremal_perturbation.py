@@ -1,3 +1,4 @@
+import itertools
 import math
 from functools import partial
 
@@ -19,16 +20,19 @@ def test_a_mask_is_the_smooth_maximum_over_cells(size):
     assert mask.grid == [math.ceil(s / 4) for s in size]
     g = torch.rand(2, *mask.grid, dtype=torch.float64)
     m, radius = mask(g), 1 + math.ceil(6 / 4)
-    for u in [(0,) * len(size), tuple(s - 1 for s in size), tuple(s // 2 for s in size)]:
+    for u in itertools.product(*map(range, size)):
         near = [range(c // 4 - radius, c // 4 + radius + 1) for c in u]
-        values = []
+        values, ones = [], []
         for v in torch.cartesian_prod(*map(torch.tensor, near)).reshape(-1, len(size)).tolist():
             distance = math.dist(u, [4 * c for c in v])
             inside = all(0 <= c < n for c, n in zip(v, mask.grid))
             height = g[(slice(None), *v)] if inside else torch.zeros(2, dtype=torch.float64)
-            values.append(height * math.exp(-2 * max(distance / 6 - 0.5, 0) ** 2))
-        values = torch.stack(values, 1)
-        assert_close(m[(slice(None), *u)], (values * (20 * values).softmax(1)).sum(1))
+            kernel = math.exp(-2 * max(distance / 6 - 0.5, 0) ** 2)
+            values.append(height * kernel)
+            ones.append(torch.tensor(inside * kernel, dtype=torch.float64))
+        values, ones = torch.stack(values, 1), torch.stack(ones)
+        peak = (ones * (20 * ones).softmax(0)).sum()
+        assert_close(m[(slice(None), *u)], ((values * (20 * values).softmax(1)).sum(1) / peak).clamp(max=1))
 
 
 def test_masks_of_one_and_zero_keep_and_hide_the_image():
@@ -41,19 +45,22 @@ def test_masks_of_one_and_zero_keep_and_hide_the_image():
     assert_close(between, 0.8 * blur(x, 25, 3.0) + 0.2 * blur(x, 17, 2.0))
 
 
-def test_the_ascent_is_that_of_torch(network, images):
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_ascent_is_that_of_torch(relative, network, images):
     """Stochastic gradient ascent with momentum and as much dampening, mirrored at every second step."""
-    method = Small(areas=[0.2], steps=6, weight=3.0, growth=1.1)
+    method = Small(areas=[0.2], steps=6, weight=3.0, growth=1.1, relative=relative)
     mask, pyramid = _Mask(images, 4, 6.0), _pyramid(images, 8, 4.0)
     g = torch.ones(2, 2, 2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([g], lr=0.01, momentum=0.9, dampening=0.9)
     ref = torch.zeros(64, dtype=torch.float64)
     ref[int(64 * 0.8) :] = 1
+    levels = torch.stack([network(x)[:, 1].detach() for x in pyramid.unbind(1)])
+    unit = (levels.max(0).values - levels.min(0).values) / 100 if relative else torch.ones(2)
     for t in range(6):
         m = mask(g)
         x = _blurred(pyramid, m)
         y = network(x.flip(3) if t % 2 == 0 else x)[:, 1]
-        loss = -y + 3 * 1.1**t * (m.flatten(1).sort(1).values - ref).square().mean(1)
+        loss = -y / unit + 3 * 1.1**t * (m.flatten(1).sort(1).values - ref).square().mean(1)
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
@@ -103,6 +110,9 @@ def test_cost(network, images):
     passes = []
     network.register_forward_hook(lambda m, args, out: passes.append(len(out)))
     Small(areas=[0.1, 0.3], steps=5)(network, images, torch.tensor([0, 1]))
+    assert sum(passes) == 2 * 2 * (5 + 8)  # and the levels of blur
+    passes.clear()
+    Small(areas=[0.1, 0.3], steps=5, relative=False)(network, images, torch.tensor([0, 1]))
     assert sum(passes) == 2 * 2 * 5
 
 
@@ -113,7 +123,10 @@ def test_signals(case):
     assert ((m >= 0) & (m <= 1)).all()
 
 
-@pytest.mark.parametrize("wrong", [{"areas": []}, {"areas": [1.0]}, {"levels": 1}, {"step": 0}])
+WRONG = [{"areas": []}, {"areas": [1.0]}, {"areas": 0.1}, {"levels": 1}, {"step": 0}, {"step": 4.0}, {"sigma": 0.0}]
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, {"blur_sigma": -1.0}])
 def test_other_options_are_refused(wrong, network, images):
     with pytest.raises(ValueError, match="expected areas"):
         Small(**{"steps": 1, **wrong})(network, images, 1)

@@ -1,0 +1,203 @@
+"""What holds for methods that hide parts of the image, whatever the network: theorems, and captum's occlusion."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from interpretable_training.attribution import RISE, ExtremalPerturbation, Occlusion, PolyCAM, ScoreCAM
+from interpretable_training.attribution.maps import resize
+from interpretable_training.attribution.poly_cam import percentiles
+
+MASKS = {
+    "occlusion": Occlusion(4, 3),
+    "rise": RISE(n=15, cells=3),
+    "polycam": PolyCAM(),
+    "extremal": ExtremalPerturbation(steps=4, step=4, sigma=6.0, blur_sigma=3.0),
+}
+SEEN_THROUGH = {"rise": RISE, "polycam": PolyCAM, "polycam-": lambda **black: PolyCAM("-", **black)}
+
+
+class Scaled(nn.Module):
+    """A network of images normalized with `mean` and `std`, which it gets as pixels."""
+
+    def __init__(self, net: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.net = net
+        self.mean, self.std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net((x - self.mean) / self.std)
+
+
+@pytest.fixture
+def convolutions() -> nn.Module:
+    """Two scales of features, in double precision."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        fine = [nn.Conv2d(2, 4, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2)]
+        return nn.Sequential(*fine, nn.Conv2d(4, 5, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)).double()
+
+
+@pytest.mark.parametrize("shape", [(23,), (9, 14), (5, 6, 7)])
+def test_occlusion_is_captum_s_in_any_number_of_axes(shape, function):
+    peer = pytest.importorskip("captum.attr").Occlusion
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 2, *shape, generator=generator, dtype=torch.float64)
+    w = torch.randn(3, x[0].numel(), generator=generator, dtype=torch.float64)
+    net = function(lambda x: (x.flatten(1) @ w.T).tanh() + x.flatten(1).square() @ w.T)
+    value = torch.tensor([0.3, -0.7], dtype=torch.float64).view(2, *[1] * len(shape))
+    patch, stride = (4, 3, 2)[: len(shape)], (3, 3, 1)[: len(shape)]
+    ours = Occlusion(patch, stride, value=value, chunk_size=7)(net, x, torch.tensor([2, 0]))
+    theirs = peer(net).attribute(
+        x, (2, *patch), (2, *stride), value.expand_as(x), torch.tensor([2, 0]), perturbations_per_eval=1
+    )
+    assert_close(ours.float(), theirs[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_patches_side_by_side_add_up_to_the_score_of_a_linear_model(linear, images):
+    """A pixel holds its patch's whole difference: over the patch's size they sum to y(x) - y(value everywhere)."""
+    w = torch.randn(1, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    S = Occlusion((3, 4), (3, 4), value=0.1)(linear(w), images)
+    rows = torch.tensor([3, 3, 3, 3, 3, 3, 2, 2]).view(8, 1)  # the last row of patches is cut
+    assert_close((S / (rows * 4)).sum((1, 2)), ((images - 0.1).flatten(1) @ w.T)[:, 0])
+
+
+def test_each_image_may_have_its_own_value(network, images):
+    """For example its blurred self."""
+    value = images.flip(3) / 2
+    both = Occlusion(3, 2, value=value, chunk_size=5)(network, images, 1)
+    for i in range(2):
+        assert_close(both[i], Occlusion(3, 2, value=value[i])(network, images[i : i + 1], 1)[0])
+
+
+def test_rise_with_the_empirical_normalizer_of_a_constant_model_is_flat(function, images):
+    logits = torch.tensor([0.3, 1.0, -2.0], dtype=torch.float64)
+    S = RISE(n=60, normalizer="empirical")(function(lambda x: logits.expand(len(x), 3)), images, 2)
+    assert_close(S, logits.softmax(0)[2].expand(2, 8, 8))
+
+
+def test_one_cell_is_the_whole_image_or_nothing(network, images):
+    p = network(images).softmax(1)[:, 1, None, None].detach()
+    method = RISE(n=40, cells=1, p1=0.3)
+    kept = method._masks(images).grid.mean()
+    assert 0 < kept < 1
+    assert_close(method(network, images, 1), (p * kept / 0.3).expand(2, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(30,), (16, 21), (6, 7, 9)])
+def test_every_pixel_stays_with_probability_p1(shape):
+    masks = RISE(n=3000, cells=3, p1=0.3)._masks(torch.zeros(1, 1, *shape, dtype=torch.float64))
+    M = masks.at(torch.arange(3000))
+    assert M.shape == (3000, *shape)
+    assert M.min() == 0
+    assert M.max() == 1
+    assert (M.mean(0) - 0.3).abs().max() < 5 * (0.3 * 0.7 / 3000) ** 0.5
+
+
+def test_masks_of_volumes_are_upsampled_grids(function):
+    images = torch.zeros(1, 1, 5, 6, 8, dtype=torch.float64)
+    masks = RISE(n=4, cells=2)._masks(images)
+    up = nn.functional.interpolate(masks.grid[:, None], [9, 9, 12], mode="trilinear")[:, 0]
+    for i, M in enumerate(masks.at(torch.arange(4))):
+        a, b, c = (int(offset[i]) for offset in masks.offsets)
+        assert_close(M, up[i, a : a + 5, b : b + 6, c : c + 8])
+
+
+@pytest.mark.parametrize("name", SEEN_THROUGH)
+def test_black_is_zero_where_the_network_takes_pixels(name, convolutions, images):
+    """With `mean` and `std` a network of normalized images is masked as one that normalizes by itself."""
+    mean, std = [0.4, 0.1], [0.5, 2.0]
+    pixels = images.sigmoid()
+    options = {"n": 12, "cells": 3} if name == "rise" else {}
+    net = Scaled(convolutions, mean, std)
+    normalized = (pixels - net.mean) / net.std
+    black = SEEN_THROUGH[name](mean=mean, std=std, **options)(convolutions, normalized, 1)
+    assert_close(black, SEEN_THROUGH[name](**options)(net, pixels, 1))
+    assert not torch.allclose(black, SEEN_THROUGH[name](**options)(convolutions, normalized, 1))
+
+
+def test_one_layer_weighs_as_score_cam_where_percentiles_are_the_range(function, images):
+    """More than 0.2 % of the cells of a channel are at its ends, 0 and 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv = nn.Sequential(nn.Conv2d(2, 6, 3, 1, 1), nn.Hardtanh(0, 1)).double()
+        head = nn.Linear(6, 3).double()
+    net = function(lambda x, conv, head: head(conv(4 * x).mean((2, 3))), conv=conv, head=head)
+    A = conv(4 * images)
+    assert ((A == 0).flatten(2).sum(2) > 1).all()
+    assert ((A == 1).flatten(2).sum(2) > 1).all()
+    peer = ScoreCAM(layer="conv", weights="raw", on="prob")(net, images, 2)
+    assert_close(PolyCAM("+", layers=["conv"])(net, images, 2), percentiles(peer, 1))
+
+
+def test_the_unit_of_features_does_not_matter(convolutions, images):
+    """Three times the features of a layer, a third of the next one's weights: the same network, the same map."""
+    before = PolyCAM()(convolutions, images, 1)
+    with torch.no_grad():
+        for p in convolutions[0].parameters():
+            p.mul_(3)
+        convolutions[3].weight.div_(3)
+    assert_close(PolyCAM()(convolutions, images, 1), before)
+
+
+def test_a_layer_of_one_cell_leaves_the_finer_map(images, convolutions):
+    """A single cell has no places: up(P) is constant, and q takes its height away."""
+    net = nn.Sequential(*convolutions[:5], nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(5, 3).double())
+    with torch.no_grad():
+        net[7].weight.abs_()  # so that "+" gives the cell weight
+    names = ["4", "5"]
+    found = PolyCAM("+", layers=names, lnorm=False)(net, images, 1)
+    assert_close(found, PolyCAM("+", layers=["4"])(net, images, 1))
+    assert found.shape == (2, 8, 8)
+    assert_close(resize(found, (8, 8)), found)
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_image_breaks_its_own_map_only(name, bad, convolutions, images):
+    whole = MASKS[name](convolutions, images, 1)
+    broken = images.clone()
+    broken[0, 1, 2, 3] = bad
+    S = MASKS[name](convolutions, broken, 1)
+    assert not S[0].isfinite().any()
+    assert_close(S[1], whole[1])
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_one_logit_is_two_classes(name, convolutions, images):
+    """The second one's logit against 0: what is explained, p, is the same."""
+    two = nn.Sequential(convolutions, nn.Linear(3, 2).double())
+    with torch.no_grad():
+        two[1].weight[0], two[1].bias[0] = 0, 0
+    one = nn.Sequential(convolutions, nn.Linear(3, 1).double())
+    with torch.no_grad():
+        one[1].weight.copy_(two[1].weight[1:])
+        one[1].bias.copy_(two[1].bias[1:])
+    method = type(MASKS[name])(**{**vars(MASKS[name]), "on": "prob"})
+    for target in (0, 1):
+        assert_close(method(one, images, target), method(two, images, target))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_constant_images_have_finite_maps(name, convolutions):
+    for value in (0.0, 2.0):
+        S = MASKS[name](convolutions, torch.full((1, 2, 8, 8), value, dtype=torch.float64), 0)
+        assert S.isfinite().all()
+
+
+def test_memory_that_runs_out_late_counts_no_mask_twice(function, images, monkeypatch):
+    """The chunk is repeated: nothing of its first try may stay."""
+    net = function(lambda x: x.flatten(1)[:, :3])
+    method = RISE(n=12, cells=3, chunk_size=8)
+    expected, whole, calls = method(net, images, 1), torch.Tensor.sum, []
+
+    def sum_without_memory(self, *args, **options):
+        calls.append(self.shape)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("no memory")
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "sum", sum_without_memory)
+    assert_close(method(net, images, 1), expected)
+    assert len(calls) > 2

@@ -1,6 +1,7 @@
 """What was found for some images: maps, and what the network says of them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Explained:
     """What was found for some images, on the CPU.
 
     Attributes:
-        ids: index of each image.
+        ids: index of each image, or a name.
         images: the images (n, C, H, W) as the network got them.
         label: true class (n,), where it is known.
         logits: (n, N).
@@ -29,7 +30,7 @@ class Explained:
         errors: method -> why it has no maps, or which are not numbers.
     """
 
-    ids: list[int]
+    ids: list[Any]
     images: Tensor
     label: Tensor | None
     logits: Tensor

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def explain_pictures(
     bar.close()
     if not shown or not any(shown[0].maps.values()):
         raise MistakeError(f"expected maps of at least one picture, got none of {len(files)} files.")
-    return write_page(subject, gallery, joined(shown), Path(output))
+    return write_page(subject, gallery, joined(shown), files, Path(output))
 
 
 def draw(subject: Subject, found: Explained) -> dict[str, Tensor]:
@@ -127,14 +127,17 @@ def write_overlays(rows: dict[str, Tensor], names: list[str], folder: Path) -> N
             Image.fromarray(drawn.numpy()).save(folder / f"{name}-{safe_name(row.lower())}.png")
 
 
-def write_page(subject: Subject, gallery: Gallery, found: Explained, folder: Path) -> Path:
+def write_page(subject: Subject, gallery: Gallery, found: Explained, files: Sequence[Path], folder: Path) -> Path:
     """A contact sheet and a page, of the first pictures."""
     pictures = subject.colors.pictures(found.images)
     rows = {"image": as_bytes(pictures), **draw(subject, found)}
     draw_sheet(rows, gallery.titles(found, subject.class_names)).save(folder / "sheet.png")
     journal = Journal(folder / "journal")
     journal.write("run", classes=subject.class_names, model=subject.name, settings={}, probe=[])
-    gallery.keep(journal, subject.class_names, "panel", found, pictures, rows, Moment("fit", 0, 0, 0))
+    names = [file.name for file in files]
+    own = names if len({*names}) == len(names) else [str(file) for file in files]
+    by_name = replace(found, ids=[own[i] for i in found.ids])
+    gallery.keep(journal, subject.class_names, "panel", by_name, pictures, rows, Moment("explain", 0, 0, 0))
     page = write_report(journal.folder, folder / "index.html", run=journal.run)
     sys.stdout.write(f"Overlays, sheet.png and the page: {page}\n")
     return page

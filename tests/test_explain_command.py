@@ -52,6 +52,11 @@ def test_it_writes_overlays_a_sheet_and_a_page(checkpoint, pictures, capsys):
     assert Image.open(out / "sheet.png").width > 3 * 100
     page = (out / "index.html").read_text()
     assert "<b>ild" not in page
+    lines = [json.loads(line) for line in (out / "journal" / "journal.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["kind"] == "maps"]
+    assert {line["stage"] for line in told} == {"explain"}  # the page speaks of pictures, not of a training
+    names = [row["id"] for row in told[0]["rows"]]
+    assert [name.rpartition("pictures/")[2] for name in names] == ["a.png", "gray & <b>ild é.jpg", "more/a.png"]
     printed = capsys.readouterr()
     assert "left out" in printed.err
     assert "broken.png" in printed.err

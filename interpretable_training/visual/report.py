@@ -103,8 +103,9 @@ def headline(told: parts.Part, record: Record) -> list[tuple[str, str]]:
             facts.append((f"{line['label']} {chart['title']}", f"{values[-1]:.3g}"))
     if panel["events"]:
         images = {name for event in panel["events"] for s in event["strips"].values() for name in s["rows"]["id"]}
-        facts.append(("images watched", str(len(images))))
-        facts.append(("looks", str(panel["total"])))
+        pictures = panel["events"][0]["stage"] == "explain"
+        facts.append(("pictures" if pictures else "images watched", str(len(images))))
+        facts += [] if pictures else [("looks", str(panel["total"]))]
     if told["cost"]:
         facts.append(("spent on watching", f"{told['cost']['seconds']:g} s, {told['cost']['share']}"))
     facts += (

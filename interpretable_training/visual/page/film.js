@@ -196,6 +196,7 @@ class Film {
 }
 
 function moment(event) {
+  if (event.stage === "explain") return "";
   const parts = [event.stage === "fit" ? null : event.stage, event.epoch === null ? null : `epoch ${event.epoch}`, event.step === null ? null : `step ${event.step}`];
   return parts.filter((part) => part !== null).join(" · ") || "one look";
 }
@@ -221,8 +222,9 @@ class Shot {
     this.host.title = `image ${this.id}`.slice(0, 200) + "; point at it to see the picture, click for more";
     this.host.classList.toggle("wrong", told.wrong);
     this.says.replaceChildren(name(told.says), make("span", {}, told.prob));
-    this.truth.replaceChildren(told.truth);
-    this.truth.title = told.truth.length > 20 ? told.truth.slice(0, 300) : "";
+    const pictures = this.film.data.events[0].stage === "explain", line = pictures ? String(this.id) : told.truth; // a file's name
+    this.truth.replaceChildren(name(line));
+    this.truth.title = line.length > 20 ? line.slice(0, 300) : "";
   }
 
   plain() {

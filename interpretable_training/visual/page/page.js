@@ -26,10 +26,12 @@
       make("tbody", {}, rows.map((row) => make("tr", {}, row.map((value, i) => cell("td", value, i)))))));
   }
 
+  const still = told.films.panel.events.some((event) => event.stage === "explain"); // pictures, not a training
+
   function header() {
     const top = document.getElementById("top"), day = (t) => new Date(1000 * t).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-    const when = told.times.length ? `${day(told.times[0])} to ${day(told.times[1])} · run ${told.run}` : "";
-    top.append(make("p", { class: "soft" }, "Explanations over a training"), make("h1", {}, name(told.model)), make("p", { class: "soft" }, when));
+    const when = told.times.length ? `${day(told.times[0])}${still ? "" : ` to ${day(told.times[1])}`} · run ${told.run}` : "";
+    top.append(make("p", { class: "soft" }, still ? "Explanations of pictures" : "Explanations over a training"), make("h1", {}, name(told.model)), make("p", { class: "soft" }, when));
     if (told.facts.length) {
       top.append(make("dl", { class: "facts" }, told.facts.map(([key, value]) =>
         make("div", { class: ["alarms", "failures"].includes(key) ? "bad" : null }, make("dt", {}, name(key)), make("dd", {}, name(value))))));
@@ -222,7 +224,9 @@
   let settled = false;
   header();
   glance();
-  film("panel", "Film", "Where the model looks", "The same images at each look. Bright is where the map is high; the caption is what the model says, red where it is wrong. Arrow keys move in time, pointing at an image shows the picture.");
+  const bright = "Bright is where the map is high; the caption is what the model says", point = "pointing at an image shows the picture.";
+  const note = still ? `${bright}; ${point}` : `The same images at each look. ${bright}, red where it is wrong. Arrow keys move in time, ${point}`;
+  film("panel", "Film", "Where the model looks", note);
   rest();
   if (menu.childElementCount < 2) menu.parentElement.hidden = true;
   Promise.all(films.map((made, i) => made.set(i ? {} : fromHash()))).then(() => {

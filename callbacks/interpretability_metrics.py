@@ -95,10 +95,11 @@ class InterpretabilityMetrics(Watcher):
         loggers.log_facts(trainer, {"passports": passports})
 
     def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+        n = min(self.n, scene.size(trainer))
         start, found = time.perf_counter(), self.rows(trainer, scene, FEW)
-        seconds = (time.perf_counter() - start) * self.n / min(FEW, self.n)
+        seconds = (time.perf_counter() - start) * n / max(1, min(FEW, n))
         failed = [("failed", str(why)) for why in found.errors.values()]
-        return [*failed, ("a look", f"about {seconds:.2g} s for {self.n} images")]
+        return [*failed, ("a look", f"about {seconds:.2g} s for {n} images")]
 
     def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
         return None if scene is None else self.rows(trainer, scene, self.thrift.keep(self.n))

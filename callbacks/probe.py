@@ -26,7 +26,7 @@ def probe(
 ) -> list[tuple[str, str]]:
     """Lines of the table at the start, found by explaining a few images."""
     picked = next(iter(scene.batches(trainer, FEW)))[1]
-    n = min(n, len(scene.panel.ids) * (1 if scene.panel.alone else trainer.world_size))
+    n = min(n, scene.size(trainer))
     lines = [("layer", text) for text in layers(scene, methods, picked.images)]
     target = "pred" if target in ("label", "both") and picked.target is None else target
     options = scene.options.output, scene.multilabel

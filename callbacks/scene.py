@@ -77,6 +77,10 @@ class Scene:
             start += len(picked.images)
             yield ids, picked if take == len(picked.images) else picked.rows(slice(take))
 
+    def size(self, trainer: L.Trainer) -> int:
+        """About how many images all processes have."""
+        return len(self.panel.ids) * (1 if self.panel.alone else trainer.world_size)
+
     @property
     def keys(self) -> tuple[Key, Key]:
         return self.options.image_key, self.options.label_key

@@ -21,6 +21,7 @@ from interpretable_training.attribution import (
     FullGrad,
     GradCAM,
     GuidedExpectedGradCAM,
+    HyperExpectedGradCAM,
     Occlusion,
     PolyCAM,
     TGrad,
@@ -64,6 +65,19 @@ def expected():
     limit = "kept baselines 1.15 x 50 = 57.5"
     row("Expected Grad-CAM, resnet18, batch 4, 50 draws, in draws of the batch", seconds, draw, limit)
     row("the same in forward passes", seconds, seconds["forward"], "")
+
+
+def hyper():
+    """Fifty draws at each scale of the network, and ten for each block of the image."""
+    model, images, baselines = network("resnet18"), torch.randn(1, 3, 224, 224), torch.randn(50, 3, 224, 224)
+    method = HyperExpectedGradCAM(ExpectedGradCAM("layer4", baselines=baselines, n=50))
+    stages = method.stages(model, images, 1)
+    blocks = sum(-(-224 // a) * -(-224 // b) for a, b in stages.blocks[0])
+    batch = torch.randn(8, 3, 224, 224)
+    sides = {"forward of 8": lambda: forward(model, batch), "ours": lambda: method(model, images, 1)}
+    seconds = interleave(sides, rounds=3)
+    draws = 50 * len(stages.layers) + 10 * blocks
+    row(f"Hyper Expected Grad-CAM, resnet18, one image, {draws} draws", seconds, seconds["forward of 8"] / 8)
 
 
 def rise():
@@ -128,7 +142,7 @@ def extremal():
     row("Extremal perturbation, resnet18, batch 4, one iteration", one, seconds["forward"], "")
 
 
-PARTS = {part.__name__: part for part in (biases, expected, rise, occlusion, poly, transformer, extremal)}
+PARTS = {part.__name__: part for part in (biases, expected, hyper, rise, occlusion, poly, transformer, extremal)}
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")

@@ -22,6 +22,8 @@ def test_it_is_normalized_grad_cam_times_guided_backpropagation(corners, network
 def test_the_cam_keeps_the_plain_gradient_of_activations_behind_the_layer(images):
     """y = -mean(relu(A)): guided, no gradient would reach A and the map would be zero."""
     stem = nn.Conv2d(2, 1, 1).double()
+    for p in stem.parameters():
+        nn.init.constant_(p, 0.5)  # so that something is positive
     model = nn.Sequential(nn.ReLU(), stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     L = GradCAM(layer="1", relu=False)(model, images, 1)
     assert L.any()

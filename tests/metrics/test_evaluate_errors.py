@@ -88,7 +88,7 @@ def test_an_image_that_is_not_of_numbers_is_counted_and_the_others_are_as_withou
         assert cell.mean == pytest.approx(expected["gradcam", name].mean)
         assert (cell.n, cell.n_invalid) == (4, 1)
         assert found.per_image("gradcam", name).isnan().nonzero().flatten().tolist() == [bad]
-        assert f"gradcam, {name}: 1 rows are not numbers and left out." in found.to_text()
+    assert "gradcam, ad, complexity, adcc: 1 rows are not numbers and left out." in found.to_text()
 
 
 def test_constant_maps_are_counted_and_told(run, network):

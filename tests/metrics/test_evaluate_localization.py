@@ -96,7 +96,7 @@ def test_the_cue_is_a_region_of_its_own(shapes, function):
     assert found["cue", "cue"].mean == 100
     assert found["cue", "object"].mean == 0
     assert found["cue", "cue"].n_invalid == int((~marked).sum())
-    assert f"cue, cue: {int((~marked).sum())} rows have no annotated region" in str(found)
+    assert f"all methods, cue: {int((~marked).sum())} rows have no annotated region" in str(found)
 
 
 def test_any_batches_and_an_interrupted_cache_give_the_same(shapes, network, tmp_path):

@@ -35,7 +35,7 @@ def test_inside_and_outside_add_up_to_the_map(run):
     assert [part[4].isnan().item() for part in (inside, outside, whole)] == [True, True, False]
     assert_close(found.per_image("box", "complexity")[:4], torch.full((4,), 24 / 96).double())
     assert_close(found.per_image("outside the box", "complexity")[:4], torch.full((4,), 72 / 96).double())
-    assert "g inside, complexity: 1 rows are not numbers and left out." in found.to_text()
+    assert "outside the box, g inside, g outside, complexity: 1 rows are not numbers and left" in found.to_text()
 
 
 def test_a_map_that_is_1_has_the_box_as_its_inside(run):

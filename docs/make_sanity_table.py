@@ -1,6 +1,6 @@
 """Write the sanity checks' table into docs/metrics.md, and what the recipe says into docs/recipes.md.
 
-python docs/make_sanity_table.py           # runs the recipe first, in half an hour
+python docs/make_sanity_table.py           # runs the recipe first, in ten minutes
 python docs/make_sanity_table.py FOLDER    # of a run of the recipe, with its sanity.md and sanity.txt
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
         sys.stdout.write(report(run))
         folder = Path(run.trainer.log_dir)
     fill(HERE / "metrics.md", (folder / "sanity.md").read_text(encoding="utf-8"))
-    fill(HERE / "recipes.md", f"```text\n{(folder / 'sanity.txt').read_text(encoding='utf-8').strip()}\n```")
+    fill(HERE / "recipes.md", f"```text\n{(folder / 'sanity.txt').read_text(encoding='utf-8').rstrip()}\n```")
 
 
 if __name__ == "__main__":

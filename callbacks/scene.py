@@ -19,7 +19,6 @@ from interpretable_training.attribution.observe import Output, observe
 from interpretable_training.batch import Key, Picked, pick
 from interpretable_training.callbacks.panel import Panel, choose_panel, first_loader, indexed, read_panel, seeded
 from interpretable_training.callbacks.subject import find_class_names, find_network
-from interpretable_training.metrics.evidence import ANNOTATIONS
 from interpretable_training.visual.colors import Colors, find_colors
 
 Images = str | Sequence[int] | DataLoader | Dataset | Callable[[L.Trainer], Any]
@@ -152,10 +151,8 @@ def prepared(trainer: L.Trainer, batch: Any, seed: int) -> Any:
     """A batch of the loader after the project's own hooks, on the CPU; they treat it as one of validation."""
     pl_module = trainer.lightning_module
     with evaluating(trainer), observe(pl_module), seeded(seed), torch.no_grad():
-        converted = trainer.precision_plugin.convert_input(batch)
-        if isinstance(converted, dict):  # boxes are not rounded to the half precision of a "bf16-true" model
-            converted |= {name: value for name, value in batch.items() if name in ANNOTATIONS}
-        batch = pl_module._on_before_batch_transfer(converted, dataloader_idx=0)
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return move_data_to_device(trainer.strategy.batch_to_device(batch, dataloader_idx=0), torch.device("cpu"))
 
 

@@ -1,7 +1,16 @@
 """What happened instead of a look."""
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+
+from interpretable_training.attribution.state import StateWarning, listen
+from interpretable_training.callbacks.moments import this_moment
+
+if TYPE_CHECKING:
+    from interpretable_training.callbacks.watcher import Watcher
 
 
 class Failure:
@@ -23,9 +32,21 @@ class Failure:
         return {"error": RuntimeError(self.reason), "reason": self.reason}
 
 
-def attempt(work: Callable[[], Any]) -> Any:
-    """The result of `work`, or its failure."""
+def attempt(work: Callable[[], Any], changed: Callable[[str], None] | None = None) -> Any:
+    """The result of `work`, or its failure; `changed` is called with state that could not be put back."""
     try:
-        return work()
+        with listen(changed) if changed else nullcontext():
+            return work()
     except Exception as error:
         return Failure(error)
+
+
+def attempt_for(watcher: "Watcher", trainer: L.Trainer, work: Callable[[], Any]) -> Any:
+    """`attempt`; state that could not be put back is a failure with on_error="raise", and is logged with "warn"."""
+    changes: list[str] = []
+    result = attempt(work, changes.append)
+    failures = [Failure(StateWarning(text)) for text in dict.fromkeys(changes)]
+    if failures and watcher.on_error == "raise":
+        return result if isinstance(result, Failure) else failures[0]
+    watcher.failed(trainer, failures, this_moment(trainer))
+    return result

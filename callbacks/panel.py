@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from interpretable_training.attribution.observe import same_generators
+from interpretable_training.attribution.state import same_state
+from interpretable_training.attribution.undo import dotted
 from interpretable_training.batch import pick
 from interpretable_training.metrics.feed import again, indices_of
 
@@ -46,14 +49,27 @@ class Panel:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Whatever is drawn depends on the seed alone; all generators go on afterwards as if nothing was drawn."""
-    with same_generators():
+def seeded(seed: int, *sources: Any) -> Iterator[None]:
+    """Draw from the seed alone inside, and put everything back afterwards.
+
+    Args:
+        seed: of the global generators and of those that the sources hold.
+        sources: data sets, functions and modules that run inside; their state is put back too.
+    """
+    with same_generators(), same_state(*sources) as state:
+        if state.iterators:
+            held = dotted(state.iterators[0][2])
+            raise ValueError(
+                f"expected a data set that can be read without changing it, got an iterator at {held!r} whose position "
+                "cannot be put back; pass images= with a function that returns a batch."
+            )
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
+        state.seed(seed)
+        state.runs = False
         yield
 
 
@@ -68,7 +84,7 @@ def choose_panel(
     index, seed = indices_of(loader), options.seed
     assert index is not None, "asked before"
     order = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))].tolist()
-    with seeded(seed):
+    with seeded(seed, loader.dataset):
         labels = known_labels(loader.dataset)
     if labels is None and n < len(order):
         labels = read_labels(loader, order[: READ_PER_IMAGE * n], options)
@@ -81,8 +97,23 @@ def read_panel(loader: DataLoader, ids: Sequence[int], source: str, seed: int) -
     """The images of given indices, in the loader's batches; their random transforms are drawn by the seed."""
     size = loader.batch_size or 32
     parts = [list(ids[i : i + size]) for i in range(0, len(ids), size)]
-    with seeded(seed):
-        return Panel(list(ids), list(again(loader, parts)) if parts else [], source)
+    batches = read(loader, parts, seed)
+    if parts and not repeats(batches[0], read(loader, [parts[0][:1]], seed)[0]):
+        source += "; the data set draws them anew each time, so that other runs show other pictures of them"
+    return Panel(list(ids), batches, source)
+
+
+def read(loader: DataLoader, parts: list[list[int]], seed: int) -> list[Any]:
+    """Batches of given indices; the data set and what collates them are left as they were."""
+    with seeded(seed, loader.dataset, loader.collate_fn, loader.worker_init_fn):
+        return list(again(loader, parts)) if parts else []
+
+
+def repeats(batch: Any, first: Any) -> bool:
+    """Whether reading the first item alone gives the first row of the batch again."""
+    a, b = (tree_leaves(each) for each in (batch, first))
+    pairs = [(x[:1], y) for x, y in zip(a, b) if isinstance(x, Tensor) and isinstance(y, Tensor) and x.ndim and y.ndim]
+    return len(a) != len(b) or all(torch.equal(x, y) for x, y in pairs if x.shape == y.shape)
 
 
 def known_labels(dataset: Any) -> dict[int, int] | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from interpretable_training.attribution.state import StateWarning
 from interpretable_training.callbacks import loggers
 from interpretable_training.callbacks.folders import run_folder
 from interpretable_training.callbacks.moments import Moment
@@ -134,7 +135,8 @@ class Records:
         """Say a reason when it is new, and add it to the journal each time."""
         first = watcher.reasons[failure.reason] == 1
         if first and watcher.on_error == "warn":
-            rank_zero_warn(f"{watcher.label} failed, the training goes on: {failure.reason}")
+            what = "" if isinstance(failure.error, StateWarning) else " failed, the training goes on"
+            rank_zero_warn(f"{watcher.label}{what}: {failure.reason}")
         self.write(trainer, "failure", moment, callback=watcher.label, reason=failure.reason, first=first)
 
     # What there is one of

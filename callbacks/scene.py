@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from interpretable_training.attribution.observe import Output, observe
@@ -89,13 +90,16 @@ def find_panel(trainer: L.Trainer, images: Images, n: int, options: Options) -> 
     """The images of this process; None where they can only be taken from the batches that pass by."""
     rank, world = trainer.global_rank, trainer.world_size
     if callable(images) and not isinstance(images, (Dataset, str)):
-        return given(trainer, [images(trainer)], options, "given by a function")
+        with seeded(options.seed, images, *datasets(trainer)):
+            batch = images(trainer)
+        return given(trainer, [batch], options, "given by a function")
     own = isinstance(images, (Dataset, DataLoader))
     loader: Any = DataLoader(images, batch_size=32) if isinstance(images, Dataset) else images
     loader = loader if own else loader_of(trainer)
     if own and not indexed(loader):
-        with seeded(options.seed):
-            return given(trainer, list(islice(loader, -(-n // (loader.batch_size or 1)))), options, "the first given")
+        with seeded(options.seed, loader.dataset, loader.sampler, loader.batch_sampler, loader.collate_fn):
+            batches = list(islice(loader, -(-n // (loader.batch_size or 1))))
+        return given(trainer, batches, options, "the first given")
     if loader is None or not indexed(loader):
         return None
     if isinstance(images, (str, Dataset, DataLoader)):
@@ -126,6 +130,12 @@ def loader_of(trainer: L.Trainer) -> DataLoader | None:
     return first_loader(trainer.val_dataloaders)
 
 
+def datasets(trainer: L.Trainer) -> list[Any]:
+    """Data sets of the loaders that the trainer holds at this moment."""
+    loaders = [trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders]
+    return [leaf.dataset for leaf in tree_leaves(loaders) if isinstance(leaf, DataLoader)]
+
+
 def build_scene(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel, options: Options) -> Scene:
     """Find the network, the class names and the colors by looking at the first batch."""
     if not panel.batches:
@@ -150,7 +160,9 @@ def build_scene(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel, 
 def prepared(trainer: L.Trainer, batch: Any, seed: int) -> Any:
     """A batch of the loader after the project's own hooks, on the CPU; they treat it as one of validation."""
     pl_module = trainer.lightning_module
-    with evaluating(trainer), observe(pl_module), seeded(seed), torch.no_grad():
+    data = getattr(trainer, "datamodule", None)
+    with evaluating(trainer), observe(pl_module) as observed, seeded(seed, pl_module, data), torch.no_grad():
+        observed.state.runs = False
         batch = trainer.precision_plugin.convert_input(batch)
         batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return move_data_to_device(trainer.strategy.batch_to_device(batch, dataloader_idx=0), torch.device("cpu"))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import lightning as L
 
 from interpretable_training.attribution.maps import one_of
-from interpretable_training.callbacks.failure import Failure, attempt
+from interpretable_training.callbacks.failure import Failure, attempt, attempt_for
 from interpretable_training.callbacks.moments import Moment, gather, last_batch, last_epoch, this_moment, validates_now
 from interpretable_training.callbacks.records import Records, watchers
 from interpretable_training.callbacks.scene import Images, Scene, options_of
@@ -139,7 +139,7 @@ class Watcher(L.Callback):
         if trainer.state.fn == "fit" and not trainer.global_step:
             self.load_state_dict(self.new)  # of an earlier training nothing is left
         self.records.open(trainer)
-        found = attempt(lambda: self.scenery.find(trainer, pl_module))
+        found = attempt_for(self, trainer, lambda: self.scenery.find(trainer, pl_module))
         failed = [part for part in gather(trainer, found if isinstance(found, Failure) else None) if part]
         self.failed(trainer, failed, this_moment(trainer))
         self.tell(trainer)
@@ -227,7 +227,7 @@ class Watcher(L.Callback):
         if moment.stage == "fit" and key == self.looked:  # before the checkpoint from which the run went on was written
             return
         start, size = time.perf_counter(), self.records.bytes_written
-        part = attempt(lambda: self.measure(trainer, self.scenery.find(trainer, pl_module), moment))
+        part = attempt_for(self, trainer, lambda: self.measure(trainer, self.scenery.find(trainer, pl_module), moment))
         parts = gather(trainer, part)
         if moment.stage == "fit":
             self.looked, self.looked_in = key, moment.epoch if for_epoch else self.looked_in
@@ -248,7 +248,7 @@ class Watcher(L.Callback):
 
     def guard(self, trainer: L.Trainer, work: Callable[[], Any]) -> None:
         """Do what concerns this process alone; a failure is counted."""
-        found = attempt(work)
+        found = attempt_for(self, trainer, work)
         if isinstance(found, Failure):
             self.failed(trainer, [found], this_moment(trainer))
 

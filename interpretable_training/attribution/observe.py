@@ -1,7 +1,7 @@
 """One place that prepares a model for being explained, and leaves it as it came, also after an error.
 
-Inside `observe` the model runs as in eval mode, without parameter gradients, outside inference mode and eagerly. Flags,
-buffers and the state of all random generators are put back at the end. `.grad` is never written.
+Inside `observe` the model runs as in eval mode, without parameter gradients, outside inference mode and eagerly. At the
+end flags, global random generators and the state of the model (see `state`) are put back. `.grad` is never written.
 """
 
 import random
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .state import Snapshot, same_state
 from .targets import Resolved, Score, Target, as_classes, by_rank, pick_logits, score
 
 DEVICES = ("cpu", "cuda")  # whose autocast a caller may have entered
-TORCHS = frozenset(vars(nn.Module()))  # attributes that every module has
 Output = str | int | Callable[[Any], Tensor] | None
 
 
@@ -30,6 +30,7 @@ class Observed:
     create_graph: bool = False
     autocast: tuple[tuple[str, torch.dtype], ...] = ()
     refused: list[str] = field(default_factory=list)  # why `run_fast` is not fast
+    state: Snapshot | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         return pick_logits(self.run(images), self.output)
@@ -108,12 +109,13 @@ def observe(
         if "torch._dynamo" in sys.modules:  # without it nothing can be compiled, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(same_generators())
-        stack.enter_context(same_tensors(module))
+        state = stack.enter_context(same_state(module))
+        stack.enter_context(_no_inference_tensors(module))
         stack.enter_context(_same_flags(module, keep_mode, create_graph))
         autocast = tuple((d, torch.get_autocast_dtype(d)) for d in DEVICES if torch.is_autocast_enabled(d))
         for device, _ in autocast:
             stack.enter_context(torch.autocast(device, enabled=False))
-        yield Observed(module, output, create_graph, autocast)
+        yield Observed(module, output, create_graph, autocast, state=state)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -178,37 +180,23 @@ def _is_torchs(layer: nn.RNNBase) -> bool:
 
 
 @contextmanager
-def same_tensors(module: nn.Module) -> Iterator[None]:
-    # Tensors made under inference mode cannot be saved for backward: they are replaced by copies for the time of the
-    # call. Buffers that the forward pass changes (batch norm in train mode, counters) get their values back, and dicts
-    # in which a module keeps what it computed in eval mode (LeViT's biases) their entries.
-    dicts = [d for m in module.modules() for key, d in vars(m).items() if isinstance(d, dict) and key not in TORCHS]
-    caches = [(d, dict(d)) for d in dicts]
-    tensors: list[tuple[dict[str, Any], str, Tensor | None]] = [
+def _no_inference_tensors(module: nn.Module) -> Iterator[None]:
+    """Replace tensors made in inference mode by copies: autograd cannot save those for backward."""
+    swapped = [
         (holder, name, tensor)
         for m in module.modules()
-        for holder in (m._parameters, m._buffers)
+        for holder in (m._parameters, m._buffers, vars(m))
         for name, tensor in holder.items()
+        if isinstance(tensor, Tensor) and tensor.is_inference()
     ]
-    swapped = [(holder, name, t) for holder, name, t in tensors if t is not None and t.is_inference()]
     for holder, name, tensor in swapped:
         copy = tensor.clone()
         holder[name] = nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
-    ours = [(h, n, t) for h, n, t in tensors if t is None or not (isinstance(t, nn.Parameter) or t.is_inference())]
-    before = [(holder, name, t, None if t is None else t.clone()) for holder, name, t in ours]
     try:
         yield
     finally:
-        for holder, name, buffer, values in before:
-            holder[name] = buffer
-            if buffer is not None and values is not None:
-                buffer.data.copy_(values)  # through .data: a graph that waits for its backward pass stays valid
         for holder, name, tensor in swapped:
             holder[name] = tensor
-        for cache, entries in caches:
-            if any(isinstance(value, Tensor) for value in (*entries.values(), *cache.values())):
-                cache.clear()
-                cache.update(entries)
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interpretable_training.attribution.capture import ran, tap
-from interpretable_training.attribution.observe import observe, prepare, same_tensors, unwrap
+from interpretable_training.attribution.observe import observe, prepare, unwrap
 from interpretable_training.attribution.rules import Gates, Scope, gates, no_gates
+from interpretable_training.attribution.state import same_state
 
 from .quick import Quick
 
@@ -47,7 +48,7 @@ class Run:
         x = self.x if self.at == "input" else ran(self.kept, self.at)[-1]
         self.gates.on, self.gates.fired, self.quick.switch.inputs_only = guided, 0, True
         # Checkpointed parts run again in each pass back: as they ran at first, and their statistics do not count.
-        guard = same_tensors(unwrap(self.model)) if self.quick.watched else nullcontext()
+        guard = same_state(unwrap(self.model)) if self.quick.watched else nullcontext()
         try:
             with guard, sdpa_kernel(SDPBackend.MATH):
                 d = torch.autograd.grad(loss, x, retain_graph=keep, create_graph=create_graph, allow_unused=True)[0]

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interpretable_training.attribution.observe import same_tensors, unwrap
+from interpretable_training.attribution.observe import unwrap
 from interpretable_training.attribution.rules import Scope
+from interpretable_training.attribution.state import same_state
 
 from .errors import ERRORS, Error, cosine
 from .gradients import Criterion, Run, record, run_eagerly
@@ -169,7 +170,7 @@ class GuidedGradientRegularizer:
     ) -> Parts:
         """The parts of the loss of the first images of a batch, in a forward pass that leaves no trace in buffers."""
         model, n = unwrap(model), math.ceil(self.fraction * len(images))
-        with same_tensors(model), record(model, self.at, self.scope) as run:
+        with same_state(model), record(model, self.at, self.scope) as run:
             output = model(run.leaf(images[:n]))
         return self.compare(run, output, criterion(output, target[:n]), n, weight, scale)
 

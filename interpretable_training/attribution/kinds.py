@@ -6,7 +6,7 @@ import random
 import sys
 import types
 from collections import UserDict, UserList, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -20,7 +20,6 @@ AROUND = ("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utili
 AROUND += ("tensorboard", "tensorflow", "numpy", "jsonargparse")
 # Objects of these parts of them may hold state of the user's.
 HELD = ("torch.utils.data.dataset", "torch.utils.data.sampler", "lightning.pytorch.core", "pytorch_lightning.core")
-ITERATORS: tuple[type, ...] = (types.GeneratorType, zip, map, filter, enumerate)
 STANDARD = (types.SimpleNamespace, UserDict, UserList)
 
 
@@ -56,7 +55,7 @@ def walker(cls: type) -> Callable[[Any, Any, Any], None]:
         return Snapshot.raw
     if issubclass(cls, io.IOBase):
         return Snapshot.file
-    if issubclass(cls, ITERATORS):
+    if issubclass(cls, Iterator) and cls.__module__ in ("builtins", "itertools"):
         return Snapshot.iterator
     return Snapshot.nothing if around(cls) or issubclass(cls, Enum) else Snapshot.attributes
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .state import Snapshot, same_state
 from .targets import Resolved, Score, Target, as_classes, by_rank, pick_logits, score
@@ -163,7 +164,7 @@ def _same_flags(module: nn.Module, keep_mode: bool, create_graph: bool) -> Itera
         for layer, _ in recurrent:
             layer.training, layer.dropout = True, 0.0
         for p in learned:
-            p.requires_grad_(False)
+            p.requires_grad = False  # not by requires_grad_, which lazy parameters lack
         yield
     finally:
         for layer, dropout in recurrent:
@@ -171,7 +172,7 @@ def _same_flags(module: nn.Module, keep_mode: bool, create_graph: bool) -> Itera
         for m, flag in training:
             m.training = flag
         for p in learned:
-            p.requires_grad_(True)
+            p.requires_grad = True
 
 
 def _is_torchs(layer: nn.RNNBase) -> bool:
@@ -187,7 +188,7 @@ def _no_inference_tensors(module: nn.Module) -> Iterator[None]:
         for m in module.modules()
         for holder in (m._parameters, m._buffers, vars(m))
         for name, tensor in holder.items()
-        if isinstance(tensor, Tensor) and tensor.is_inference()
+        if isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.is_inference()
     ]
     for holder, name, tensor in swapped:
         copy = tensor.clone()

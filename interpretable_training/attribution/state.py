@@ -247,7 +247,7 @@ class Snapshot:
             self.push(getattr(method, name, None), path)
 
     def tensor(self, tensor: Tensor, path: Any) -> None:
-        if not tensor.is_inference():  # nothing outside of inference mode writes those
+        if is_lazy(tensor) or not tensor.is_inference():  # nothing outside of inference mode writes those
             self.keep(undo.put_tensor, tensor, undo.SavedTensor(tensor, self.fits(tensor)), path)
         self.entries(tensor.__dict__, path)
 

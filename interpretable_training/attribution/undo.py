@@ -8,7 +8,6 @@ import ast
 import itertools
 import random
 import types
-import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from copy import copy
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 Put = Callable[[Any, Any], None]
-REWINDABLE = (itertools.count, itertools.cycle, itertools.repeat, *map(type, (iter([]), iter(()), iter(range(0)))))
+REWINDABLE = (itertools.count, *map(type, (iter([]), iter(()), iter(range(0)))))
 
 
 def put_dict(held: dict[Any, Any], items: list[tuple[Any, Any]]) -> None:
@@ -148,12 +147,10 @@ def put_tensor(tensor: Tensor, saved: SavedTensor) -> None:
 
 
 def rewound(iterator: Any) -> Any:
-    """A copy of an iterator at the same position; None where there is no way to make one."""
+    """Copy an iterator at the same position."""
     if type(iterator) is itertools.count:  # copying one is deprecated
         return itertools.count(*ast.literal_eval(f"({repr(iterator)[6:-1]},)"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return copy(iterator)
+    return copy(iterator)
 
 
 def saved_generator(generator: Any) -> tuple[Put, Any, Any]:

@@ -195,6 +195,6 @@ def mark(value: Any) -> str:
         value = torch.from_numpy(np.ascontiguousarray(value).view(np.uint8))
     if not isinstance(value, Tensor) or is_lazy(value):  # a lazy parameter has no shape yet
         return value if isinstance(value, str) else repr(value)
-    dense = value.to_dense() if value.layout != torch.strided else value
+    dense = value.to_dense() if value.layout != torch.strided else value.clone()  # NumPy's views forbid resizing
     kind = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     return f"{kind} #{checksums({'': dense})['']} {value.device} {dense.stride()}"

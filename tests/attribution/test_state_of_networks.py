@@ -78,10 +78,15 @@ def test_one_failure_does_not_keep_others_from_being_put_back():
     net = Net()
     net.a, net.file = torch.zeros(3), open(__file__)  # noqa: SIM115
     net.array = np.zeros(3)
-    with pytest.warns(StateWarning, match="array"), same_state(net):
-        net.array.resize(5, refcheck=False)
-        net.a += 1
-        net.file.read(10)
+
+    def change():
+        with same_state(net):
+            net.array.resize(5, refcheck=False)
+            net.a += 1
+            net.file.read(10)
+
+    with pytest.warns(StateWarning, match="array"):
+        change()
     assert net.a.tolist() == [0, 0, 0]
     assert net.file.tell() == 0
     net.file.close()

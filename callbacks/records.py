@@ -135,8 +135,9 @@ class Records:
         """Say a reason when it is new, and add it to the journal each time."""
         first = watcher.reasons[failure.reason] == 1
         if first and watcher.on_error == "warn":
-            what = "" if isinstance(failure.error, StateWarning) else " failed, the training goes on"
-            rank_zero_warn(f"{watcher.label}{what}: {failure.reason}")
+            state = isinstance(failure.error, StateWarning)  # the maps are there, but the training is another one
+            text = f"{watcher.label} failed, the training goes on: {failure.reason}"
+            rank_zero_warn(f"{watcher.label}: {failure.reason}" if state else text)
         self.write(trainer, "failure", moment, callback=watcher.label, reason=failure.reason, first=first)
 
     # What there is one of

@@ -63,7 +63,7 @@ def slots_of(cls: type) -> Iterator[str]:
 
 
 @functools.lru_cache(4096)
-def sharded(cls: type) -> bool:
+def sharded(cls: Any) -> bool:
     """Whether a module's class is one of torch's that spread parameters over processes and exchange them in a pass."""
     return issubclass(cls, nn.Module) and any(
         base.__module__.startswith("torch.distributed.fsdp") for base in cls.__mro__

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 ATOMS = frozenset([type(None), bool, int, float, complex, str, bytes, type(...), range, slice, property])
 ATOMS |= {torch.dtype, torch.device, torch.Size, types.ModuleType, types.MappingProxyType, types.CodeType}
 # Objects of these packages belong to the training around, or to the machine.
-AROUND = ("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torch", "wandb", "mlflow")
-AROUND += ("tensorboard", "tensorflow", "numpy", "jsonargparse")
+AROUND = frozenset(["lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torch", "numpy"])
+AROUND |= {"wandb", "mlflow", "tensorboard", "tensorflow", "jsonargparse"}
 # Objects of these parts of them may hold state of the user's.
 HELD = ("torch.utils.data.dataset", "torch.utils.data.sampler", "lightning.pytorch.core", "pytorch_lightning.core")
 STANDARD = (types.SimpleNamespace, UserDict, UserList)
 
 
 @functools.lru_cache(4096)
-def walker(cls: type) -> Callable[[Any, Any, Any], None]:
+def walker(cls: Any) -> Callable[[Any, Any, Any], None]:
     """The method of `Snapshot` that walks objects of a class."""
     from .state import Snapshot
 

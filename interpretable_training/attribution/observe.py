@@ -31,7 +31,7 @@ class Observed:
     create_graph: bool = False
     autocast: tuple[tuple[str, torch.dtype], ...] = ()
     refused: list[str] = field(default_factory=list)  # why `run_fast` is not fast
-    state: Snapshot | None = None
+    state: Snapshot = field(default_factory=Snapshot)  # saved before the first pass
 
     def __call__(self, images: Tensor) -> Tensor:
         return pick_logits(self.run(images), self.output)
@@ -183,7 +183,7 @@ def _is_torchs(layer: nn.RNNBase) -> bool:
 @contextmanager
 def _no_inference_tensors(module: nn.Module) -> Iterator[None]:
     """Replace tensors made in inference mode by copies: autograd cannot save those for backward."""
-    swapped = [
+    swapped: list[tuple[dict[str, Any], str, Tensor]] = [
         (holder, name, tensor)
         for m in module.modules()
         for holder in (m._parameters, m._buffers, vars(m))

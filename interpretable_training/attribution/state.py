@@ -85,12 +85,14 @@ class Snapshot:
     def add(self, root: Any) -> None:
         """Save the state of everything that a root refers to."""
         if isinstance(root, nn.Module):
-            self.sharded = self.sharded or any(sharded(type(m)) for m in root.modules())
+            classes: set[Any] = {type(module) for module in root.modules()}
+            self.sharded = self.sharded or any(map(sharded, classes))
         self.small = False
         self.push(root, None)
         while self.todo and len(self.seen) < OBJECTS:
             value, path, self.small = self.todo.pop()
-            walker(type(value))(self, value, path)
+            cls: Any = type(value)
+            walker(cls)(self, value, path)
         self.todo.clear()
 
     def push(self, value: Any, path: Any) -> None:
@@ -157,6 +159,8 @@ class Snapshot:
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in self.seen:
                 self.seen[id(parameter)] = parameter
+                if of_inference(parameter):
+                    continue
                 copied = (module not in WRITTEN or name in WRITTEN[module]) and self.fits(parameter)
                 saved = undo.SavedTensor(parameter, copied)
                 self.parameters.append((module, name, parameter, saved, (path, name)))
@@ -247,7 +251,7 @@ class Snapshot:
             self.push(getattr(method, name, None), path)
 
     def tensor(self, tensor: Tensor, path: Any) -> None:
-        if is_lazy(tensor) or not tensor.is_inference():  # nothing outside of inference mode writes those
+        if not of_inference(tensor):
             self.keep(undo.put_tensor, tensor, undo.SavedTensor(tensor, self.fits(tensor)), path)
         self.entries(tensor.__dict__, path)
 
@@ -281,3 +285,8 @@ class Snapshot:
             return False
         self.left -= size
         return True
+
+
+def of_inference(tensor: Tensor) -> bool:
+    """Whether a tensor was made in inference mode, so that nothing can write it outside of that."""
+    return not is_lazy(tensor) and tensor.is_inference()

@@ -134,7 +134,7 @@ def put_tensor(tensor: Tensor, saved: SavedTensor) -> None:
     if saved.memory is None:  # a lazy parameter that the pass has initialized
         if type(tensor) is not saved.cls:
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            tensor.__class__ = saved.cls  # type: ignore[assignment]
+            tensor.__class__ = saved.cls
         return
     if where(tensor) != saved.place:
         tensor.data = saved.memory
@@ -156,17 +156,24 @@ def rewound(iterator: Any) -> Any:
 def saved_generator(generator: Any) -> tuple[Put, Any, Any]:
     """The function that puts back a random generator of torch, NumPy or Python, the generator, and its state."""
     if isinstance(generator, torch.Generator):
-        return torch.Generator.set_state, generator, generator.get_state()
+        return put_set_state, generator, generator.get_state()
     if isinstance(generator, random.Random):
-        return type(generator).setstate, generator, generator.getstate()
-    if hasattr(generator, "set_state"):
-        return type(generator).set_state, generator, generator.get_state()
+        return put_python_random, generator, generator.getstate()
+    if hasattr(generator, "set_state"):  # NumPy's older kind
+        return put_set_state, generator, generator.get_state()
     bits = getattr(generator, "bit_generator", generator)
     return put_bits, bits, bits.state
 
 
+def put_set_state(generator: Any, state: Any) -> None:
+    generator.set_state(state)
+
+
+def put_python_random(generator: random.Random, state: Any) -> None:
+    generator.setstate(state)
+
+
 def put_bits(bits: Any, state: Any) -> None:
-    """Put back a bit generator of NumPy."""
     bits.state = state
 
 

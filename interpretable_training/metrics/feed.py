@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.state import same_state
 from interpretable_training.batch import describe, images_and_target, pick
 
 from .evidence import ANNOTATIONS
@@ -70,9 +71,10 @@ class Feed:
             yield from self._stream(wanted)
             return
         numbers = [number for number in range(len(self.plan)) if wanted(number)]
-        for number, batch in zip(numbers, again(self.source, [self.plan[number] for number in numbers])):
-            images, target = taken_apart(batch)
-            yield number, self.plan[number], images, target, annotations_of(batch)
+        with same_state(self.source.dataset, self.source.collate_fn):
+            for number, batch in zip(numbers, again(self.source, [self.plan[number] for number in numbers])):
+                images, target = taken_apart(batch)
+                yield number, self.plan[number], images, target, annotations_of(batch)
 
     def _stream(
         self, wanted: Callable[[int], bool]

@@ -182,3 +182,23 @@ def test_a_wrapped_model_is_its_module(network, images, target, group):
     found = measured(nn.parallel.DistributedDataParallel(network), images, target)
     assert found.to_csv() == expected.to_csv()
     assert found.facts == expected.facts
+
+
+class Drawing(TensorDataset):
+    """Draws from a generator of its own, and counts."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.generator, self.read = np.random.default_rng(0), 0
+
+    def __getitem__(self, i):
+        self.read += 1
+        image, target = super().__getitem__(i)
+        return image + self.generator.random(), target
+
+
+def test_a_data_set_with_a_generator_stays_as_it_was(network, images, target):
+    data = Drawing(images, target)
+    evaluate(network, GradCAM("3"), AverageDrop(), DataLoader(data, 2), resamples=10, progress=False)
+    assert data.read == 0
+    assert data.generator.random() == np.random.default_rng(0).random()

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tally import Tally
 from torch import Tensor, nn
 
 import interpretable_training.attribution as attribution
@@ -92,10 +93,14 @@ class Boom(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.runs, self.at = 0, 0
+        self.passes, self.at = Tally(), 0
+
+    @property
+    def runs(self) -> int:
+        return len(self.passes)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.runs += 1
+        self.passes.append(len(x))
         if self.runs == self.at:
             raise RuntimeError("boom")
         return x
@@ -160,7 +165,7 @@ def toy(name: str = "gradcam") -> ToyCNN | ToyViT:
     net = ToyViT() if name in OF_ATTENTION else ToyCNN()
     for _ in range(2):
         net(toy_images(8))
-    net.boom.runs = 0
+    net.boom.passes.clear()
     return net.eval()
 
 

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from tally import Tally
 from torch import nn
 from torch.testing import assert_close
 
@@ -50,7 +51,7 @@ def test_with_pooling_and_one_linear_layer_weights_have_a_closed_form(hidden, de
 def test_a_recognized_head_needs_no_pass_per_channel(gap_linear, W, b, features):
     rows = {}
     for hidden in (False, True):
-        model, seen = gap_linear(W, b, hidden=hidden), []
+        model, seen = gap_linear(W, b, hidden=hidden), Tally()
         model.features.register_forward_hook(lambda module, args, output, seen=seen: seen.append(len(args[0])))
         AblationCAM(layer="features")(model, features, torch.tensor([0, 1]))
         rows[hidden] = len(seen)

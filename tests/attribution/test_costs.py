@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import BASELINES, toy_images
+from tally import Tally
 from torch import Tensor, nn
 
 from interpretable_training.attribution import (
@@ -23,12 +24,12 @@ class Count(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, counts):
         ctx.counts = counts
-        counts["F"] += len(x)
+        counts["F"].append(len(x))
         return x.clone()
 
     @staticmethod
     def backward(ctx, g):
-        ctx.counts["B"] += len(g)
+        ctx.counts["B"].append(len(g))
         return g, None
 
 
@@ -40,7 +41,7 @@ class Counted(nn.Module):
         torch.manual_seed(0)
         self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(True), nn.Conv2d(6, 5, 3, 2, 1))
         self.head = nn.Linear(5, 4)
-        self.counts = {"F": 0, "B": 0}
+        self.counts = {"F": Tally(), "B": Tally()}
 
     def forward(self, x: Tensor) -> Tensor:
         return Count.apply(self.head(self.body(x).mean((2, 3))), self.counts)
@@ -52,9 +53,9 @@ def net():
 
 
 def spent(method, net, target=(0, 1, 2)):
-    net.counts.update(F=0, B=0)
+    net.counts = {"F": Tally(), "B": Tally()}
     method(net, toy_images(), torch.tensor(target))
-    return net.counts["F"], net.counts["B"]
+    return sum(net.counts["F"]), sum(net.counts["B"])
 
 
 @pytest.mark.parametrize("method", [FullGrad(), TGrad(), FullGrad(implicit=True)])
@@ -89,7 +90,7 @@ def test_fifty_draws_spend_fifty_passes_and_a_share(net):
 def test_relevance_spends_two_forward_passes():
     from helpers import toy
 
-    passes = []
+    passes = Tally()
     net = toy("transformerattribution")
     net.head.register_forward_hook(lambda m, args, out: passes.append(len(out)))
     for relevance, expected in (("lrp", [3, 3]), ("attn", [3])):

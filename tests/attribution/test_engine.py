@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import ONE_PASS, toy, toy_images
+from tally import Tally
 from torch import nn
 from torch.testing import assert_close
 
@@ -55,10 +56,10 @@ def calls(monkeypatch):
 
 
 def test_the_graph_starts_at_the_layer_and_never_reaches_parameters():
-    net, log = toy(), []
+    net, log = toy(), Tally()
     net.stem.append(Spied(log, "below"))
     net.boom = nn.Sequential(Spied(log, "above"))
-    learning = []
+    learning = Tally()
     net.drop.register_forward_pre_hook(lambda *_: learning.append([p.requires_grad for p in net.parameters()]))
     GradCAM(layer="block")(net, toy_images())
     assert log == ["above"]
@@ -66,7 +67,7 @@ def test_the_graph_starts_at_the_layer_and_never_reaches_parameters():
 
 
 def test_six_methods_share_one_forward_and_one_backward_pass(calls):
-    net, runs = toy(), []
+    net, runs = toy(), Tally()
     net.register_forward_hook(lambda *_: runs.append(1))
     methods = [type(method)(layer="block") for method in ONE_PASS]
     maps = explain(methods, net, toy_images())
@@ -76,7 +77,7 @@ def test_six_methods_share_one_forward_and_one_backward_pass(calls):
 
 
 def test_several_layers_are_read_in_one_pass(calls):
-    net, runs = toy(), []
+    net, runs = toy(), Tally()
     net.register_forward_hook(lambda *_: runs.append(1))
     methods = {"both": GradCAM(layer=["stem", "block"]), "stem": GradCAM(layer="stem", normalize="after")}
     maps = explain({**methods, "block": GradCAM(layer="block", normalize="after")}, net, toy_images())
@@ -87,7 +88,7 @@ def test_several_layers_are_read_in_one_pass(calls):
 
 
 def test_looking_for_the_layer_is_done_once():
-    net, runs = toy(), []
+    net, runs = toy(), Tally()
     net.register_forward_hook(lambda _, args, __: runs.append(len(args[0])))
     for _ in range(3):
         GradCAM()(net, toy_images())
@@ -218,7 +219,7 @@ class Hungry(nn.Module):
 
     def __init__(self, most, kind=torch.OutOfMemoryError):
         super().__init__()
-        self.net, self.most, self.kind, self.sizes = toy(), most, kind, []
+        self.net, self.most, self.kind, self.sizes = toy(), most, kind, Tally()
 
     def forward(self, x):
         self.sizes.append(len(x))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import BASELINES, generators, toy, toy_images
+from tally import Tally
 from torch import nn
 from torch.testing import assert_close
 
@@ -170,7 +171,7 @@ def test_each_baseline_is_run_and_held_once_however_many_draws_there_are():
 @every
 def test_no_pass_is_larger_than_the_chunk(name):
     """That of images, of blocks and of baselines neither."""
-    net, largest = toy(), []
+    net, largest = toy(), Tally()
     net.register_forward_pre_hook(lambda module, args: largest.append(len(args[0])))
     method = family(BASELINES, chunk_size=2)[name]
     found = method(net, toy_images(5), torch.tensor([0, 1, 2, 3, 0]))

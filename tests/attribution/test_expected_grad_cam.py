@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from tally import Tally
 from torch import nn
 from torch.testing import assert_close
 
@@ -136,24 +137,19 @@ def test_kept_features_of_the_chosen_layer(network, baselines):
 
 def test_cost(network, images, baselines):
     """Draws, the image and the baselines that were drawn; with kept features one pass of one baseline."""
-    passes = 0
-
-    def count(module, args, output):
-        nonlocal passes
-        passes += len(output)
-
-    network.register_forward_hook(count)
+    passes = Tally()
+    network.register_forward_hook(lambda module, args, output: passes.append(len(output)))
     cam = Raw("0", baselines=baselines, n=50, draws="sequential")
     cam(network, images, torch.tensor([0, 1]))
-    assert passes == 2 * 50 + 2 + 5
+    assert sum(passes) == 2 * 50 + 2 + 5
     kept = cache_baselines(network, baselines, "0")
-    passes = 0
+    passes.clear()
     replace(cam, baselines=kept)(network, images, torch.tensor([0, 1]))
-    assert passes == 2 * 50 + 2 + 1
-    assert passes <= 1.15 * 2 * 50
-    passes = 0
+    assert sum(passes) == 2 * 50 + 2 + 1
+    assert sum(passes) <= 1.15 * 2 * 50
+    passes.clear()
     replace(cam, difference="tangent")(network, images, torch.tensor([0, 1]))
-    assert passes == 2 * 2 * 50 + 2
+    assert sum(passes) == 2 * 2 * 50 + 2
 
 
 def test_a_model_without_forward_mode_is_told(function, images, baselines):

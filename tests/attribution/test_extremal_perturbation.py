@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from tally import Tally
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExtremalPerturbation
@@ -107,7 +108,7 @@ def test_several_areas_add_up(network, images):
 
 
 def test_cost(network, images):
-    passes = []
+    passes = Tally()
     network.register_forward_hook(lambda m, args, out: passes.append(len(out)))
     Small(areas=[0.1, 0.3], steps=5)(network, images, torch.tensor([0, 1]))
     assert sum(passes) == 2 * 2 * (5 + 8)  # and the levels of blur

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import BASELINES, ToyCNN, toy, toy_images
+from tally import Tally
 from test_expected_baselines import family
 from torch import nn
 from torch.testing import assert_close
@@ -97,7 +98,7 @@ def test_each_block_by_hand(size, neighborhood):
 def test_a_block_is_not_squeezed_into_another_form(size):
     """A square stays one: what the network sees of it has the same side in both directions, the rest is zero."""
     net, x, hyper = setting(size, neighborhood="zoom")
-    seen = []
+    seen = Tally()
     net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     hyper = replace(hyper, cam=replace(hyper.cam, draws=[0], alpha="linspace"))
     with observe(net) as observed:

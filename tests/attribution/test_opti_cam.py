@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from tally import Tally
 from torch import nn
 from torch.testing import assert_close
 
@@ -123,7 +124,7 @@ def test_the_sigmoid_keeps_every_pixel_at_least_half(network, images):
 
 def test_an_image_that_no_longer_changes_leaves_the_batch(function, images):
     """A constant score changes by 0 in the second step; the other image goes on."""
-    rows = []
+    rows = Tally()
 
     def forward(x, features):
         rows.append(len(x))
@@ -138,7 +139,7 @@ def test_an_image_that_no_longer_changes_leaves_the_batch(function, images):
 
 def test_the_official_rule_stops_the_batch_when_the_objective_fell(function):
     """Scores fall from call to call, so that the second tenth of 20 steps, 2 each, ends it after 4."""
-    calls = []
+    calls = Tally()
 
     def forward(x, features):
         calls.append(len(x))

@@ -122,7 +122,8 @@ def test_a_failing_algorithm_of_captum_leaves_nothing_behind(algorithm):
     net.stem[2], net.block[2] = torch.nn.ReLU(), torch.nn.ReLU()
     before = state(net)
     for at in (1, 2):
-        net.boom.runs, net.boom.at = 0, at
+        net.boom.passes.clear()
+        net.boom.at = at
         layer = "block" if "Cam" in algorithm else None
         with pytest.raises(Exception, match=r"boom|no rule"):
             CaptumAttribution(algorithm, layer=layer)(net, toy_images(), None)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tally import Tally
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +27,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(D, 48), nn.ReLU() if kind.startswith("relu") else nn.GELU(), nn.Linear(48, D)
         )
-        self.seen = None
+        self.seen = Tally()
         for p in self.parameters():
             nn.init.normal_(p, 1 if p is self.norm1.weight or p is self.norm2.weight else 0, 0.5)
 
@@ -35,7 +36,8 @@ class Block(nn.Module):
         if self.kind in ("nn", "time"):
             return self.mha(h, h, h, need_weights=False)[0]
         if self.kind == "weights":
-            out, self.seen = self.mha(h, h, h)
+            out, weights = self.mha(h, h, h)
+            self.seen.append(weights)
             return out
         q, k, v = F.linear(h, self.mha.in_proj_weight, self.mha.in_proj_bias).chunk(3, -1)
         q, k, v = (t.unflatten(-1, (HEADS, D // HEADS)).transpose(1, 2) for t in (q, k, v))
@@ -197,7 +199,7 @@ def test_however_the_block_is_written_the_map_is_the_same(kind, relevance, x):
     model = build(kind)
     assert_close(explain(model, x, relevance=relevance), explain(build("nn"), x, relevance=relevance))
     if kind == "weights":
-        row_sums = model.blocks[0].seen.sum(-1)
+        row_sums = model.blocks[0].seen[-1].sum(-1)
         assert_close(row_sums, torch.ones_like(row_sums))
 
 
@@ -257,7 +259,7 @@ def test_images_of_any_precision_under_autocast(dtype, x):
 
 
 def test_autocast_rounds_the_gradient_but_not_relevance(x):
-    model, seen = build().float(), []
+    model, seen = build().float(), Tally()
     model.patch.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         explain(model, x.float())

@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from tally import Tally
 from torch import nn
 from torch.testing import assert_close
 
@@ -97,7 +98,7 @@ def test_only_constant_channels_give_a_zero_map(weights, gap_linear):
 
 def test_the_softmax_spends_no_pass_on_the_masked_image(gap_linear, W, features):
     """Features, then 4 channels of 2 images in one chunk; "increase" adds the masked image."""
-    model, rows = gap_linear(W), []
+    model, rows = gap_linear(W), Tally()
     model.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     for weights, expected in (("softmax", [2, 8]), ("increase", [2, 8, 2])):
         rows.clear()

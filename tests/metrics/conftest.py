@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tally import Tally
 from torch import Tensor, nn
 
 from interpretable_training.metrics.evidence import gather
@@ -15,10 +16,14 @@ class Scored(nn.Module):
     def __init__(self, probability: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.probability = probability
-        self.seen = 0
+        self.sizes = Tally()
+
+    @property
+    def seen(self) -> int:
+        return sum(self.sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen += len(x)
+        self.sizes.append(len(x))
         p = self.probability(x)
         return torch.stack([(1 - p).log(), p.log()], 1)
 
@@ -29,11 +34,13 @@ class Function(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
-        self.seen = 0
-        self.sizes: list[int] = []
+        self.sizes = Tally()
+
+    @property
+    def seen(self) -> int:
+        return sum(self.sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen += len(x)
         self.sizes.append(len(x))
         return self.function(x)
 

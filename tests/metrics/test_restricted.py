@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tally import Tally
 from torch import nn
 from torch.testing import assert_close
 
@@ -60,7 +61,7 @@ def test_a_mask_may_tell_the_region(run, images):
 
 
 def test_a_method_and_its_parts_are_explained_once(network, batch):
-    calls = []
+    calls = Tally()
 
     class Counted(nn.Module):
         def forward(self, x):

@@ -25,13 +25,14 @@ from .perturb import Replacement, Substrate, Ties, rank_pixels
 Preset = Literal["rise", "ca_stream", "polycam", "tgrad", "torchcam"]
 Auc = Literal["trapezoid", "mean"]
 Axis = Literal["steps", "fraction"]
-_RISE = {"kernel": 11, "steps": None, "auc": "trapezoid", "ties": "index", "x_axis": "steps"}
+# The published codes sort ascending and turn the order around, so that equal pixels go from the last to the first.
+_RISE = {"kernel": 11, "steps": None, "rows": 1, "auc": "trapezoid", "ties": "reverse", "x_axis": "steps"}
 INSERTION: dict[str, dict[str, Any]] = {
     "rise": {**_RISE, "substrate": "blur"},
-    "ca_stream": {**_RISE, "substrate": "blur", "kernel": 5, "steps": 28, "ties": "reverse"},
-    "polycam": {**_RISE, "substrate": "gaussian", "steps": 224, "auc": "mean"},
-    "tgrad": {**_RISE, "substrate": "gaussian", "steps": 224},
-    "torchcam": {**_RISE, "substrate": "mean", "steps": 20, "x_axis": "fraction"},
+    "ca_stream": {**_RISE, "substrate": "blur", "kernel": 5, "rows": 8},
+    "polycam": {**_RISE, "substrate": "gaussian", "auc": "mean"},
+    "tgrad": {**_RISE, "substrate": "gaussian", "steps": 224, "ties": "index"},
+    "torchcam": {**_RISE, "substrate": "mean", "steps": 20, "ties": "index", "x_axis": "fraction"},
 }
 DELETION: dict[str, dict[str, Any]] = {
     **INSERTION,
@@ -47,7 +48,8 @@ class Curve:
     Args:
         kind: "insertion" or "deletion".
         replacement: r.
-        steps: n; by default one row of the image per step.
+        steps: n; by default as many as there are steps of `rows`.
+        rows: of the image that make a step, where `steps` says nothing.
         auc: the "trapezoid" (3), or the "mean" of s[1]..s[n].
         ties: order of equal pixels.
         x_axis: whether steps count alike, also a shorter last one, or by the "fraction" of pixels they change.
@@ -57,8 +59,9 @@ class Curve:
     kind: Literal["insertion", "deletion"]
     replacement: Replacement
     steps: int | None = None
+    rows: int = 1
     auc: Auc = "trapezoid"
-    ties: Ties = "index"
+    ties: Ties = "reverse"
     x_axis: Axis = "steps"
     seed: int = 0
 
@@ -77,7 +80,7 @@ class Curve:
         """How many pixels have changed after each step, (n + 1,)."""
         pixels = torch.Size(spatial).numel()
         row = spatial[-1] if len(spatial) > 1 else 1  # of a signal, one by one
-        g = row if self.steps is None else -(-pixels // self.steps)
+        g = self.rows * row if self.steps is None else -(-pixels // self.steps)
         return torch.cat([torch.arange(0, pixels, g), torch.tensor([pixels])])
 
     def scores(self, evidence: Evidence, on: Kind) -> Tensor:
@@ -127,7 +130,7 @@ class CurveMetric(ImageMetric):
     """An area under curves.
 
     Args:
-        steps: n, for example 28 or 224; by default one row of the image per step.
+        steps: n, for example 28 or 224; by default one row of the image per step, with "ca_stream" eight.
         preset: whose conventions are followed where the other arguments say nothing.
         substrate: what pixels are replaced by: "mean", "black", "min", "uniform", "blur", "gaussian" or a tensor.
         kernel: side of the kernel of a blurring substrate.
@@ -181,7 +184,7 @@ class CurveMetric(ImageMetric):
         first = self.used()[0]
         shared: dict[str, Fact] = {
             "score": self.on,
-            "steps": first.steps or "one row of the image each",
+            "steps": first.steps or ("one row of the image each" if first.rows == 1 else f"{first.rows} rows of the image each"),
             "auc": first.auc,
             "ties": first.ties if first.ties != "random" else f"random, seed {first.seed}",
             "x_axis": first.x_axis,

@@ -62,7 +62,7 @@ CURVE = [
     ({"substrate": "blur"}, {"kernel": 5}),
     ({"substrate": "gaussian"}, {"kernel": 5}),
     ({}, {"auc": "mean"}),
-    ({}, {"ties": "reverse"}),
+    ({}, {"ties": "index"}),
     ({}, {"ties": "random"}),
     ({"ties": "random"}, {"seed": 1}),
     ({"substrate": "uniform"}, {"seed": 1}),

@@ -50,12 +50,12 @@ def test_one_pixel_that_decides(function, delta):
         assert both == pytest.approx(insertion - deletion, abs=1e-9)
 
 
-def rise_in_loops(model, x, S, target, kind, substrate, g, flip):
+def rise_in_loops(model, x, S, target, kind, substrate, g):
     """The curve (n + 1,) of one image (C, H, W), as the authors' class `CausalMetric` makes it."""
     H, W = S.shape
     n = math.ceil(H * W / g)
     pixels = S.flatten().tolist()
-    order = sorted(range(H * W), key=lambda i: (-pixels[i], -i if flip else i))
+    order = sorted(range(H * W), key=lambda i: (pixels[i], i))[::-1]
     start, finish = (x.clone(), substrate) if kind == "deletion" else (substrate.clone(), x)
     curve = []
     for j in range(n + 1):
@@ -75,9 +75,9 @@ def blurred(x, kernel):
     return torch.nn.functional.conv2d(x[None], k, padding=kernel // 2, groups=3)[0]
 
 
-@pytest.mark.parametrize(("preset", "g", "kernel", "flip"), [("rise", 8, 11, False), ("ca_stream", 4, 5, True)])
-def test_presets_follow_the_rule_of_rise(network, images, target, curves, preset, g, kernel, flip):
-    """96 pixels: one row of 8 each, or 28 steps of ceil(96 / 28) = 4. Maps of 5 values have many ties."""
+@pytest.mark.parametrize(("preset", "g", "kernel"), [("rise", 8, 11), ("ca_stream", 64, 5)])
+def test_presets_follow_the_rule_of_rise(network, images, target, curves, preset, g, kernel):
+    """96 pixels: one row of 8 each, or eight rows. Maps of 5 values have many ties, which a stable flip reverses."""
     S = torch.randint(0, 5, (5, 12, 8), generator=torch.Generator().manual_seed(0)).double() / 4
     for metric, kind in ((Insertion, "insertion"), (Deletion, "deletion")):
         metric = metric(preset=preset)
@@ -85,7 +85,7 @@ def test_presets_follow_the_rule_of_rise(network, images, target, curves, preset
         values = metric.measure(**facts_of(network, images, S, target))
         for i, x in enumerate(images):
             substrate = blurred(x, kernel) if kind == "insertion" else torch.zeros_like(x)
-            expected = rise_in_loops(network, x, S[i], target[i], kind, substrate, g, flip)
+            expected = rise_in_loops(network, x, S[i], target[i], kind, substrate, g)
             assert_close(found[i], torch.from_numpy(expected), rtol=0, atol=1e-9)
             assert values[i].item() == pytest.approx(100 * rise_auc(expected), abs=1e-9)
 
@@ -94,12 +94,12 @@ def test_the_preset_polycam_blurs_both_and_leaves_out_the_first_score(network, i
     from torchvision.transforms.functional import gaussian_blur
 
     large = torch.nn.functional.interpolate(images, scale_factor=2)
-    S = torch.nn.functional.interpolate(saliency[:, None], scale_factor=2)[:, 0]
+    S = torch.nn.functional.interpolate(saliency[:, None], scale_factor=2)[:, 0]  # each value four times
     substrate = gaussian_blur(large, [11, 11], [5.0, 5.0])
-    g = math.ceil(24 * 16 / 224)
+    g = 16  # one row
     for metric, kind in ((Insertion, "insertion"), (Deletion, "deletion")):
         values = metric(preset="polycam").measure(**facts_of(network, large, S, target))
-        curve = rise_in_loops(network, large[0], S[0], target[0], kind, substrate[0], g, False)
+        curve = rise_in_loops(network, large[0], S[0], target[0], kind, substrate[0], g)
         assert values[0].item() == pytest.approx(100 * curve[1:].mean(), abs=1e-4)
 
 
@@ -121,11 +121,16 @@ def test_steps_of_equal_size_but_for_the_last(size, steps, counts):
     assert Deletion(steps).deletion.counts(size).tolist() == counts
 
 
-def test_rise_at_imagenet_size_takes_224_steps_and_ca_stream_28():
-    assert len(Deletion().deletion.counts((224, 224))) == 225
-    counts = Deletion(preset="ca_stream").deletion.counts((224, 224))
-    assert len(counts) == 29
-    assert (counts.diff() == 224 * 8).all()
+@pytest.mark.parametrize(("size", "rows"), [(224, 224), (64, 64), (20, 20)])
+def test_steps_of_presets_follow_the_image_size(size, rows):
+    """One row a step for RISE and Poly-CAM, eight rows for CA-Stream, of which the last step may have fewer."""
+    for preset in ("rise", "polycam"):
+        counts = Deletion(preset=preset).deletion.counts((size, size))
+        assert counts.tolist() == [size * j for j in range(rows + 1)]
+    counts = Deletion(preset="ca_stream").deletion.counts((size, size))
+    assert counts.tolist() == [*range(0, size * size, 8 * size), size * size]
+    assert Deletion(preset="ca_stream").passport()["steps"] == "8 rows of the image each"
+    assert len(Deletion(28, preset="ca_stream").deletion.counts((64, 64))) == 29
 
 
 def test_a_shorter_last_step_weighs_less_by_the_fraction_of_pixels(mean):

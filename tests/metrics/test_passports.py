@@ -101,13 +101,13 @@ def test_without_mean_and_std_black_cannot_be_told():
 
 def test_a_preset_is_what_it_stands_for():
     same_passport(
-        Insertion(preset="ca_stream").passport(), Insertion(28, substrate="blur", kernel=5, ties="reverse").passport()
+        Insertion(28, preset="ca_stream").passport(), Insertion(28, substrate="blur", kernel=5).passport()
     )
     same_passport(
         AverageDrop(preset="pytorch_grad_cam").passport(), AverageDrop(space="normalized", relative=False).passport()
     )
     same_passport(AverageDrop(preset="torchcam").passport(), AverageDrop(on="logit").passport())
-    same_passport(Deletion(preset="torchcam").passport(), Deletion(20, x_axis="fraction").passport())
+    same_passport(Deletion(preset="torchcam").passport(), Deletion(20, ties="index", x_axis="fraction").passport())
     assert Deletion().passport()["deletion_substrate"] == "mean"
     passport = InsertionDeletion().passport()
     assert (passport["insertion_substrate"], passport["insertion_kernel"], passport["insertion_sigma"]) == (

@@ -21,7 +21,8 @@ from interpretable_training.callbacks.watcher import Watcher
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
 from interpretable_training.metrics.base import ImageMetric
 from interpretable_training.metrics.cache import Part
-from interpretable_training.metrics.evaluate import CONTROLS, Work, name_metrics
+from interpretable_training.metrics.evaluate import CONTROLS, name_metrics
+from interpretable_training.metrics.work import Work, scaling
 
 Methods = Attribution | dict[str, Attribution] | list[Attribution]
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
@@ -77,7 +78,8 @@ class InterpretabilityMetrics(Watcher):
     def settings(self) -> dict[str, Any]:
         methods = {name: repr(method) for name, method in self.methods.items()}
         passports = {name: metric.passport() for name, metric in self.metrics.items()}
-        return {"methods": methods, "metrics": passports, "target": self.target, **super().settings()}
+        maps = {name: scaling(method) for name, method in self.methods.items()}
+        return {"methods": methods, "maps": maps, "metrics": passports, "target": self.target, **super().settings()}
 
     def adapted(self, scene: Scene) -> dict[str, ImageMetric]:
         """The metrics, which mask in the colors of the images where these are known."""

@@ -28,6 +28,11 @@ class Attribution(ABC):
 
     differentiable: ClassVar[bool] = False  # whether a loss on the map can be trained
 
+    @property
+    def final(self) -> bool:
+        """Whether metrics take the maps as they are, in [0, 1], instead of scaling each by its range."""
+        return False
+
     def __post_init__(self) -> None:
         # Every option that is a choice is checked where it is given, not where it would be used.
         for name, hint in get_type_hints(type(self)).items():
@@ -68,7 +73,8 @@ class GradientCAM(Attribution):
     Args:
         layer: "auto" (the last spatial layer), a dotted name, or several names.
         relu: keep positive evidence only; else the map is signed.
-        normalize: bring each map into [0, 1] "before" or "after" upsampling, or not at all.
+        normalize: bring each map into [0, 1] "before" or "after" upsampling, or not at all; metrics do not scale it
+            again then.
         upsample: to image resolution; else the map stays at the layer's (one layer only).
         align_corners: how upsampling places the corners.
         fusion: how normalized maps of several layers become one.
@@ -88,6 +94,10 @@ class GradientCAM(Attribution):
 
     def __init_subclass__(cls) -> None:
         cls.differentiable = cls.combine is not GradientCAM.combine
+
+    @property
+    def final(self) -> bool:
+        return self.normalize != "none"
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         """The signed map (B, *spatial) of activations and gradients (B, K, *spatial)."""
@@ -145,8 +155,8 @@ def explain(
 ) -> dict[str, Tensor]:
     """Explain `images` (B, C, H, W) by several methods that share the passes they can: name -> maps (B, H, W).
 
-    Maps are raw (see `normalize`), at image resolution, float32 (float64 for such models) and detached. With several
-    targets per image they are (B, T, H, W).
+    Maps are raw (see `normalize`), but for those of methods that are `final`, at image resolution, float32 (float64 for
+    such models) and detached. With several targets per image they are (B, T, H, W).
 
     Args:
         methods: name -> method, or a list, whose names are those of the classes in lower case.

@@ -18,6 +18,10 @@ from .targets import Resolved
 class FakeCAM(Attribution):
     """The same map for every image and model."""
 
+    @property
+    def final(self) -> bool:
+        return True
+
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         S = images.new_ones(len(images), *images.shape[2:])
         S.flatten(1)[:, 0] = 0

@@ -52,6 +52,10 @@ class OptiCAM(GradientCAM):
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
+    @property
+    def final(self) -> bool:
+        return True  # m(u) of (2), whatever n is
+
     def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
         A = full(capture(observed, images, [layer], target, gradient=False).A[layer]).relu()
         with torch.no_grad():

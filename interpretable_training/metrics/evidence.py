@@ -150,7 +150,12 @@ class Evidence:
                 "Coherency(attribution=GradCAM())."
             )
         maps = full(self.method.attribute(self.observed, images, self.target).detach())
-        return maps if raw or getattr(self.method, "in_unit_range", False) else normalize(maps)
+        return maps if raw else in_unit_range(self.method, maps)
+
+
+def in_unit_range(method: Attribution, maps: Tensor) -> Tensor:
+    """Maps (B, ...) of a method in [0, 1]: as they are where the method states that they are final, else normalized."""
+    return maps if method.final else normalize(maps)
 
 
 HINTS = {

@@ -10,18 +10,17 @@ how much of the decision lies on the object, and how much around it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from interpretable_training.attribution.base import Attribution, explain_prepared, full, name_methods
-from interpretable_training.attribution.maps import normalize
 from interpretable_training.attribution.observe import Observed
 from interpretable_training.attribution.targets import Resolved
 
 from .base import described
-from .evidence import Evidence
+from .evidence import Evidence, in_unit_range
 from .regions import NoRegionError, Region, pixels
 
 
@@ -52,7 +51,10 @@ class AtRegion(Attribution):
 
     method: Attribution | None
     U: Tensor
-    in_unit_range: ClassVar[bool] = True  # and stays as it is: the largest value inside may be less than 1
+
+    @property
+    def final(self) -> bool:
+        return True  # the largest value inside may be less than 1
 
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         S = None if self.method is None else self.method.attribute(observed, images, target)
@@ -60,7 +62,9 @@ class AtRegion(Attribution):
 
     def restrict(self, S: Tensor | None) -> Tensor:
         """The part (B, H, W) of raw maps."""
-        return self.U if S is None else normalize(full(S.detach())) * self.U  # (1), (2)
+        if self.method is None or S is None:
+            return self.U
+        return in_unit_range(self.method, full(S.detach())) * self.U  # (1), (2)
 
 
 def at_regions(method: Attribution, images: Tensor, annotations: Mapping[str, Any]) -> Attribution:

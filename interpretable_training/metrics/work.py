@@ -9,16 +9,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from interpretable_training.attribution import degenerate, normalize
+from interpretable_training.attribution import degenerate
 from interpretable_training.attribution.base import Attribution, full
 from interpretable_training.attribution.observe import Observed, Output, observe, prepare, unwrap
 
 from .base import Fact, ImageMetric, checksum, described
 from .cache import Cache, Part
-from .evidence import Evidence
+from .evidence import Evidence, in_unit_range
 from .feed import Feed, annotations_of
 from .regions import of_class, rows_of
-from .restricted import AtRegion, at_regions, explain_regions
+from .restricted import Restricted, at_regions, explain_regions
 
 
 class Work:
@@ -40,6 +40,7 @@ class Work:
     def facts(self) -> dict[str, Fact]:
         """What decides the numbers beside the metrics."""
         methods = {f"method {name}": described(method) for name, method in self.methods.items()}
+        methods |= {f"maps of {name}": scaling(method) for name, method in self.methods.items()}
         module = unwrap(self.model)
         output = None if self.output is None else getattr(self.output, "__qualname__", str(self.output))
         model: dict[str, Fact] = {
@@ -130,8 +131,7 @@ class Work:
     ) -> None:
         S = S.detach()
         part.degenerate[name] = degenerate(S).cpu()
-        S = S if isinstance(method, AtRegion) else normalize(S)
-        evidence = Evidence(observed, images, S, target, method, None, clean, self.chunk_size, there)
+        evidence = Evidence(observed, images, in_unit_range(method, S), target, method, None, clean, self.chunk_size, there)
         part.values[name], part.curves[name] = {}, {}
         for key, metric in self.metrics.items():
             part.values[name][key] = metric.rows(evidence).cpu()
@@ -157,6 +157,12 @@ class Work:
             return ids, images, target, of_class(there, target)
         row, label = (target.cpu() > 0.5).nonzero(as_tuple=True)
         return ids[row], images[row.to(images.device)], label, of_class(rows_of(there, row), label)
+
+
+def scaling(method: Attribution) -> str:
+    """The fact how maps come into [0, 1]."""
+    whole = method.method if isinstance(method, Restricted) else method
+    return "as the method returns them" if whole is None or whole.final else "scaled to [0, 1] by their range"
 
 
 def refuse_not_numbers(scores: Tensor, images: Tensor) -> None:

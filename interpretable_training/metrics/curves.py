@@ -184,7 +184,7 @@ class CurveMetric(ImageMetric):
         first = self.used()[0]
         shared: dict[str, Fact] = {
             "score": self.on,
-            "steps": first.steps or ("one row of the image each" if first.rows == 1 else f"{first.rows} rows of the image each"),
+            "steps": first.steps or f"{'one row' if first.rows == 1 else f'{first.rows} rows'} of the image each",
             "auc": first.auc,
             "ties": first.ties if first.ties != "random" else f"random, seed {first.seed}",
             "x_axis": first.x_axis,

@@ -49,8 +49,9 @@ def evaluate(
     """Measure methods by metrics on the images of `data`.
 
     Each image is explained once by each method; each masked image is scored once, however many metrics ask for it.
-    Maps are scaled to [0, 1] by their range, unless the method is `final`: its maps are in [0, 1] already. Under `torch.distributed` the batches are shared among the processes, all of which
-    get the whole table. Ctrl-C ends it with the images that are done.
+    Maps are scaled to [0, 1] by their range, unless the method is `final`: its maps are in [0, 1] already. Under
+    `torch.distributed` the batches are shared among the processes, all of which get the whole table. Ctrl-C ends it
+    with the images that are done.
 
     Args:
         model: any classifier; it runs on the device on which it is and stays as it is.

@@ -131,7 +131,8 @@ class Work:
     ) -> None:
         S = S.detach()
         part.degenerate[name] = degenerate(S).cpu()
-        evidence = Evidence(observed, images, in_unit_range(method, S), target, method, None, clean, self.chunk_size, there)
+        S = in_unit_range(method, S)
+        evidence = Evidence(observed, images, S, target, method, None, clean, self.chunk_size, there)
         part.values[name], part.curves[name] = {}, {}
         for key, metric in self.metrics.items():
             part.values[name][key] = metric.rows(evidence).cpu()

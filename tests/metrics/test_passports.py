@@ -100,9 +100,7 @@ def test_without_mean_and_std_black_cannot_be_told():
 
 
 def test_a_preset_is_what_it_stands_for():
-    same_passport(
-        Insertion(28, preset="ca_stream").passport(), Insertion(28, substrate="blur", kernel=5).passport()
-    )
+    same_passport(Insertion(28, preset="ca_stream").passport(), Insertion(28, substrate="blur", kernel=5).passport())
     same_passport(
         AverageDrop(preset="pytorch_grad_cam").passport(), AverageDrop(space="normalized", relative=False).passport()
     )

@@ -36,7 +36,8 @@ class OptiCAM(GradientCAM):
         steps: most iterations.
         lr: Adam's learning rate.
         tolerance: change of the objective below which an image is finished.
-        stop: "tolerance", or "official": the batch ends when its objective fell within a tenth of the steps.
+        stop: "tolerance", or "official": the objective of the whole batch at the first step, and each tenth of the steps
+            after it, is compared with the one before; where it fell, the batch ends with the map that it is of.
         keep: the map of the "last" iterate or of the "best".
         mean: the normalization's, to mask with black instead of the mean color; with `std`.
         std: see `mean`.
@@ -78,14 +79,14 @@ class OptiCAM(GradientCAM):
             F, g = self._objective(observed, images[live], take(target, live), A[live], y0[live], u[live])
             better = live[top[live] < F]
             best[better], top[better] = u[better], F[top[live] < F]
+            if self.stop == "official" and (t - 1) % max(1, self.steps // 10) == 0:
+                if F.sum() < tenth:
+                    break  # before the update: u is that of F
+                tenth = float(F.sum())
             first[live] = BETA1 * first[live] + (1 - BETA1) * g
             second[live] = BETA2 * second[live] + (1 - BETA2) * g**2
             step = first[live] / (1 - BETA1**t) / ((second[live] / (1 - BETA2**t)).sqrt() + EPS)
             u[live] = u[live] + self.lr * step  # up: the objective is maximized
-            if self.stop == "official" and t % max(1, self.steps // 10) == 0:
-                if F.sum() < tenth:
-                    break
-                tenth = float(F.sum())
             done = (F - before[live]).abs() < self.tolerance if self.stop == "tolerance" else torch.zeros_like(F).bool()
             before[live] = F
             live = live[~done]

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -138,7 +139,7 @@ def test_an_image_that_no_longer_changes_leaves_the_batch(function, images):
 
 
 def test_the_official_rule_stops_the_batch_when_the_objective_fell(function):
-    """Scores fall from call to call, so that the second tenth of 20 steps, 2 each, ends it after 4."""
+    """Scores fall from call to call, so that of 20 steps the third, which is compared with the first, is the last."""
     calls = Tally()
 
     def forward(x, features):
@@ -150,7 +151,56 @@ def test_the_official_rule_stops_the_batch_when_the_objective_fell(function):
     stopped = len(calls)
     calls.clear()
     OptiCAM(layer="features", steps=20, stop="tolerance")(model, x, 1)
-    assert len(calls) - stopped == 16
+    assert len(calls) - stopped == 17
+
+
+def official(network, x, A, target, steps, objective, n):
+    """The published loop, as described: the batch's loss of step 0, k, 2 k, ... is compared with the one before.
+
+    The loss is that before the step's update, the map that is returned on stopping is that of the loss: k is a tenth of
+    all steps. Returns the maps and how many updates they saw.
+    """
+    rows = torch.arange(len(x))
+    clean = network(x)[rows, target].detach()
+    u = torch.full(A.shape[:2], 0.5, dtype=A.dtype, requires_grad=True)
+    adam, before = torch.optim.Adam([u], lr=2.0), math.inf
+
+    def maps():
+        S = torch.einsum("bk,bkij->bij", u.softmax(1), A)
+        return torch.stack([NORMALIZE[n](s) for s in F.interpolate(S[:, None], x.shape[2:], mode="bilinear")[:, 0]])
+
+    for step in range(steps):
+        m = maps()
+        y = network(x * m[:, None])[rows, target]
+        loss = (clean - y).abs().sum() if objective == "diff" else (clean - y).sum()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        if step % (steps // 10) == 0:
+            if loss > before:
+                return m.detach(), step
+            before = loss.item()
+    return maps().detach(), steps
+
+
+@pytest.mark.parametrize("n", ["range", "sigmoid"])
+@pytest.mark.parametrize("objective", ["mask", "diff"])
+@pytest.mark.parametrize("steps", [10, 24, 50])
+def test_official_stop_returns_the_published_maps(steps, objective, n):
+    """Of eight small networks with long steps some end early, where the objective fell."""
+    ends = set()
+    for seed in range(8):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            head = nn.Sequential(nn.Conv2d(5, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3))
+            network = nn.Sequential(nn.Sequential(nn.Conv2d(2, 5, 3, 2, 1), nn.ReLU()), head).double()
+            x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+        target = torch.tensor([0, 2, 1])
+        expected, updates = official(network, x, network[0](x).detach(), target, steps, objective, n)
+        ends.add(updates)
+        method = OptiCAM(layer="0", steps=steps, stop="official", objective=objective, n=n, lr=2.0)
+        assert_close(method(network, x, target), expected, rtol=0, atol=1e-6)
+    assert min(ends) < steps
 
 
 @pytest.mark.parametrize("wrong", [{"objective": "masks"}, {"stop": "never"}, {"keep": "first"}, {"n": "minmax"}])

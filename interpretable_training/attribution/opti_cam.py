@@ -36,8 +36,8 @@ class OptiCAM(GradientCAM):
         steps: most iterations.
         lr: Adam's learning rate.
         tolerance: change of the objective below which an image is finished.
-        stop: "tolerance", or "official": the objective of the whole batch at the first step, and each tenth of the steps
-            after it, is compared with the one before; where it fell, the batch ends with the map that it is of.
+        stop: "tolerance", or "official": the objective of the whole batch at the first step, and a tenth of the steps
+            later each, is compared with the one before; where it fell, the batch ends with the map that it is of.
         keep: the map of the "last" iterate or of the "best".
         mean: the normalization's, to mask with black instead of the mean color; with `std`.
         std: see `mean`.

@@ -15,7 +15,8 @@ from torch import Tensor
 from interpretable_training.attribution.maps import one_of
 
 from .base import Fact, resolve, text
-from .components import AT_ONCE, find_runs, largest_boxes
+from .components import AT_ONCE, find_runs, first_runs, largest_boxes
+from .contours import contour_boxes, largest_contour_boxes
 from .evidence import Evidence, wide
 from .localization import RegionMetric, best_iou
 from .regions import boxes, maps
@@ -36,11 +37,12 @@ class BoxAccuracy(RegionMetric):
     Args:
         preset: whose conventions are followed where the other arguments say nothing.
         components: whether the box of the "largest" component counts, or that of any ("all").
-        connectivity: whether pixels touch at their sides (4) or also at their corners (8).
+        connectivity: whether pixels touch at their sides (4) or also at their corners (8); 8 with `upstream`.
         deltas: d, by which boxes have to overlap.
         steps: how many thresholds t there are, from 0 up to but without 1.
-        upstream: as published: maps in bytes, with a threshold for each of their values instead of `steps`, and boxes
-            whose sides count one pixel more.
+        upstream: as published: maps in bytes, with a threshold for each of their values instead of `steps`; boxes
+            around contours, so that those of holes count too, and the "largest" is the one that encloses the largest
+            area, holes included; and boxes whose sides count one pixel more.
     """
 
     higher_is_better = True
@@ -60,7 +62,9 @@ class BoxAccuracy(RegionMetric):
             PRESETS, preset, components=components, connectivity=connectivity, deltas=deltas, upstream=upstream
         )
         one_of("components", chosen["components"], "largest", "all")
-        one_of("connectivity", chosen["connectivity"], 4, 8)
+        if chosen["upstream"] and connectivity is None:
+            chosen["connectivity"] = 8
+        one_of("connectivity", chosen["connectivity"], *((8,) if chosen["upstream"] else (4, 8)))
         if steps < 1 or not chosen["deltas"] or not all(0 < d <= 1 for d in chosen["deltas"]):
             raise ValueError(
                 f"expected at least one step and deltas above 0 and up to 1, got steps={steps}, "
@@ -104,11 +108,15 @@ class BoxAccuracy(RegionMetric):
     def _best(self, M: Tensor, B: Tensor) -> Tensor:
         """The largest IoU (N,) of the boxes of masks (N, H, W) with boxes (N, n, 4); NaN without one."""
         if self.components == "largest":
-            return best_iou(self._published(largest_boxes(M, self.connectivity), M), B, None, self.border)
-        runs = find_runs(M, self.connectivity)
-        first = (runs.parent == torch.arange(len(runs.parent), device=M.device)).nonzero()[:, 0]
-        image = runs.image[first]
-        found = best_iou(self._published(runs.boxes()[first].float(), M), B[image], None, self.border)
+            largest = largest_contour_boxes(M) if self.upstream else largest_boxes(M, self.connectivity)
+            return best_iou(self._published(largest, M), B, None, self.border)
+        if self.upstream:
+            image, every = contour_boxes(M)
+        else:
+            runs = find_runs(M, self.connectivity)
+            first = first_runs(runs)
+            image, every = runs.image[first], runs.boxes()[first].float()
+        found = best_iou(self._published(every, M), B[image], None, self.border)
         none = torch.where(B.isnan().any(2).all(1), torch.nan, 0.0).to(found)  # of masks without any component
         return none.scatter_reduce(0, image, found, "amax")
 

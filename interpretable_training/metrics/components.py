@@ -128,6 +128,11 @@ def find_runs(mask: Tensor, connectivity: int = 4) -> Runs:
     return Runs((N, H, W), image, row - image * H, first - start, last - start + 1, parent)
 
 
+def first_runs(runs: Runs) -> Tensor:
+    """The first run of each component."""
+    return (runs.parent == torch.arange(len(runs.parent), device=runs.parent.device)).nonzero()[:, 0]
+
+
 def join_runs(count: int, low: Tensor, high: Tensor) -> Tensor:
     """The smallest number (count,) of what each of `count` runs is connected with by edges from `low` to `high`."""
     parent = torch.arange(count, device=low.device)

@@ -67,15 +67,41 @@ def test_images_without_boxes_are_left_out():
     assert both.measure(saliency=boxed(5, 5, 15, 15).expand(2, -1, -1), boxes=[BOX[0], BOX[0, :0]])[1].isnan()
 
 
-@pytest.mark.parametrize("preset", ["maxboxaccv2", "maxboxacc"])
-def test_as_published_with_opencv(preset):
-    """Bytes, a threshold for each of their values, 8 neighbors, boxes one longer; holes have no box of their own here.
+def ring(size=(24, 30)):
+    """A ring of one pixel around the hole x, y = 6..13, 6..13, beside a block of 10 x 10 that encloses less."""
+    S = boxed(5, 5, 15, 15, size=size)
+    S[:, 6:14, 6:14] = 0
+    return S + boxed(17, 10, 26, 19, size=size)
 
-    For "maxboxacc" the largest contour is that of most pixels, where the published code measures the contour's area.
-    """
+
+def test_published_largest_box_is_of_the_largest_enclosed_area():
+    """The ring has 36 pixels and encloses 9 x 9 between their middles, the block has 81 and encloses 8 x 8."""
+    published = torch.tensor([[[5.0, 5.0, 15.0, 15.0]]])
+    S = ring()
+    assert score(BoxAccuracy("maxboxacc", deltas=(1.0,)), S, published) == 100
+    block = torch.tensor([[[17.0, 10.0, 26.0, 19.0]]])
+    assert score(BoxAccuracy(deltas=(1.0,), steps=4), S, block) == 100  # by pixels
+
+
+def test_published_boxes_of_holes_count():
+    """The contour of a hole runs through the pixels around it: its box is the hole's, one pixel longer on each side."""
+    S = boxed(2, 2, 28, 22)
+    S[:, 8:12, 9:19] = 0
+    hole = torch.tensor([[[8.0, 7.0, 20.0, 13.0]]])
+    assert score(BoxAccuracy("maxboxaccv2", deltas=(1.0,)), S, hole) == 100
+    assert score(BoxAccuracy("maxboxaccv2", deltas=(1.0,)), boxed(2, 2, 28, 22), hole) == 0
+    assert score(BoxAccuracy("maxboxacc", deltas=(1.0,)), S, hole) == 0  # it encloses less than what is around it
+    assert score(BoxAccuracy(components="all", deltas=(0.7,), steps=4), S, hole) == 0  # no component, else
+
+
+@pytest.mark.parametrize("preset", ["maxboxaccv2", "maxboxacc"])
+@pytest.mark.parametrize("cells", [5, 12])
+def test_as_published_with_opencv(preset, cells):
+    """Bytes, a threshold for each of their values, contours of OpenCV, boxes one longer; the finer maps have holes."""
     cv2 = pytest.importorskip("cv2")
     generator = torch.Generator().manual_seed(0)
-    S = torch.nn.functional.interpolate(torch.rand(6, 1, 5, 5, generator=generator), (24, 30), mode="bilinear")[:, 0]
+    S = torch.rand(6, 1, cells, cells, generator=generator)
+    S = torch.nn.functional.interpolate(S, (24, 30), mode="bilinear")[:, 0]
     S = (S - S.amin((1, 2), keepdim=True)) / (S.amax((1, 2), keepdim=True) - S.amin((1, 2), keepdim=True))
     B = torch.tensor([[[3.0, 4.0, 17.0, 15.0]]]).expand(6, 1, 4)
     metric = BoxAccuracy(preset)
@@ -83,11 +109,10 @@ def test_as_published_with_opencv(preset):
     for i, s in enumerate((S * 255).floor().byte().numpy()):
         for t in range(255):
             mask = (s > int(t / 255 * s.max() + 1e-9)).astype("uint8")
-            count, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-            rows = list(range(1, count))
-            if preset == "maxboxacc" and rows:
-                rows = [max(rows, key=lambda r: (stats[r, 4], -r))]
-            for x, y, w, h in (stats[r, :4].tolist() for r in rows):
+            contours = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
+            if preset == "maxboxacc" and contours:
+                contours = [max(contours, key=cv2.contourArea)]
+            for x, y, w, h in map(cv2.boundingRect, contours):
                 x2, y2 = min(x + w, 29), min(y + h, 23)
                 width, height = min(x2, 17) - max(x, 3) + 1, min(y2, 15) - max(y, 4) + 1
                 common = max(width, 0) * max(height, 0)
@@ -102,6 +127,7 @@ def test_as_published_with_opencv(preset):
     [
         (lambda: BoxAccuracy("wsol"), "expected preset to be one of"),
         (lambda: BoxAccuracy(components="any"), "expected components to be one of"),
+        (lambda: BoxAccuracy("maxboxacc", connectivity=4), r"expected connectivity to be one of \(8,\)"),
         (lambda: BoxAccuracy(steps=0), "expected at least one step and deltas above 0"),
         (lambda: BoxAccuracy(deltas=(0.5, 1.5)), "expected at least one step and deltas above 0"),
     ],

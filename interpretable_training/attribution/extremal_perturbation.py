@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .base import Attribution, full
 from .chunks import in_chunks
-from .maps import blur
+from .maps import Borders, blur
 from .observe import Observed
 from .targets import Resolved, Score, pick_logits, score, take
 
@@ -45,6 +45,8 @@ class ExtremalPerturbation(Attribution):
         sigma: reach of a cell in pixels.
         levels: of blur, between which (2) interpolates.
         blur_sigma: standard deviation of the strongest blur in pixels.
+        borders: what blur meets around the image: zeros ("constant"), as in the authors' code, which mix the mean color
+            into its borders; or the borders themselves, continued ("replicate") or mirrored ("reflect").
         weight: lambda at the first step.
         growth: factor of lambda from step to step.
         lr: by which the slope is multiplied. Fewer steps need longer ones and a faster growth: steps=100 with lr=0.08
@@ -63,6 +65,7 @@ class ExtremalPerturbation(Attribution):
     sigma: float = 21.0
     levels: int = 8
     blur_sigma: float = 20.0
+    borders: Borders = "constant"
     weight: float = 300.0
     growth: float = 1.0035
     lr: float = 0.01
@@ -94,7 +97,7 @@ class ExtremalPerturbation(Attribution):
     def _optimize(self, observed: Observed, images: Tensor, target: Resolved, areas: Tensor) -> Tensor:
         """Masks (B, *spatial) after the last step."""
         mask = _Mask(images, self.step, self.sigma)
-        pyramid = _pyramid(full(images), self.levels, self.blur_sigma)
+        pyramid = _pyramid(full(images), self.levels, self.blur_sigma, self.borders)
         pixels = math.prod(images.shape[2:])
         ref = (torch.arange(pixels, device=images.device) >= (pixels * (1 - areas[:, None])).floor()).to(pyramid.dtype)
         g = torch.ones(len(images), *mask.grid, dtype=pyramid.dtype, device=images.device)
@@ -147,10 +150,10 @@ class ExtremalPerturbation(Attribution):
         return y - score(logits, other, self.on)
 
 
-def _pyramid(images: Tensor, levels: int, sigma: float) -> Tensor:
+def _pyramid(images: Tensor, levels: int, sigma: float, borders: Borders) -> Tensor:
     """Images from the most blurred to the untouched, (B, levels, C, *spatial)."""
     sigmas = [sigma * (1 - l / (levels - 1)) for l in range(levels)]  # noqa: E741
-    return torch.stack([blur(images, 2 * math.ceil(4 * s) + 1, s) if s else images for s in sigmas], 1)
+    return torch.stack([blur(images, 2 * math.ceil(4 * s) + 1, s, borders) if s else images for s in sigmas], 1)
 
 
 def _blurred(pyramid: Tensor, m: Tensor) -> Tensor:

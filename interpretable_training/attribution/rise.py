@@ -34,6 +34,7 @@ class RISE(Attribution):
         on: what is explained, see `Gradient`.
         mean: the normalization's, to mask with black instead of the mean color; with `std`.
         std: see `mean`.
+        borders: how grids go on behind their outer cells: mirrored ("reflect"), as in the authors' code, or "replicate".
         seed: the masks; they are the same for every image.
         chunk_size: images per pass; by default what suits the device and the image size.
     """
@@ -45,6 +46,7 @@ class RISE(Attribution):
     on: Score = "prob"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    borders: Literal["reflect", "replicate"] = "reflect"
     seed: int = 0
     chunk_size: int | None = None
 
@@ -78,7 +80,7 @@ class RISE(Attribution):
         grid = (torch.rand(self.n, *[self.cells] * len(size), generator=generator) < self.p1).to(images.device, dtype)
         sides = [math.ceil(side / self.cells) for side in size]
         offsets = [torch.randint(side, (self.n,), generator=generator).to(images.device) for side in sides]
-        return _Masks(grid, offsets, sides, size, self.n * self.p1)
+        return _Masks(grid, offsets, sides, size, self.n * self.p1, self.borders == "reflect")
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class _Masks:
     sides: Sequence[int]  # of a cell
     size: Sequence[int]
     mass: float
+    mirrored: bool
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,5 +114,7 @@ class _Masks:
         cells = self.grid.shape[1]
         p = offset[:, None] + torch.arange(n, device=offset.device)
         at = (p + 0.5).to(self.dtype) * cells / ((cells + 1) * side) - 0.5
+        if self.mirrored:
+            at = (cells - 1) - ((cells - 1) - at.abs()).abs()
         at = at.clamp(0, cells - 1)
         return (1 - (at[..., None] - torch.arange(cells, device=offset.device)).abs()).clamp(min=0)

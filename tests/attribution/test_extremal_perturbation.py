@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from tally import Tally
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExtremalPerturbation
@@ -38,7 +39,7 @@ def test_a_mask_is_the_smooth_maximum_over_cells(size):
 
 def test_masks_of_one_and_zero_keep_and_hide_the_image():
     x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
-    pyramid = _pyramid(x, 5, 4.0)
+    pyramid = _pyramid(x, 5, 4.0, "replicate")
     assert_close(_blurred(pyramid, torch.ones(2, 12, 12).double()), x)
     hidden = blur(x, 33, 4.0)
     assert_close(_blurred(pyramid, torch.zeros(2, 12, 12).double()), hidden)
@@ -46,11 +47,33 @@ def test_masks_of_one_and_zero_keep_and_hide_the_image():
     assert_close(between, 0.8 * blur(x, 25, 3.0) + 0.2 * blur(x, 17, 2.0))
 
 
+def test_published_blur_meets_zeros_around_the_image():
+    """A two-dimensional convolution with zeros around: of an image of ones a corner keeps a quarter and a bit."""
+    x = torch.randn(2, 3, 20, 26, dtype=torch.float64)
+    x[0] = 1
+    t = torch.arange(-16, 17, dtype=torch.float64)
+    kernel = (-(t[:, None] ** 2 + t**2) / (2 * 4.0**2)).exp()
+    expected = F.conv2d(x.flatten(0, 1)[:, None], (kernel / kernel.sum())[None, None], padding=16).view_as(x)
+    assert ExtremalPerturbation().borders == "constant"
+    assert_close(_pyramid(x, 2, 4.0, "constant")[:, 0], expected)
+    assert 0.25 < expected[0, 0, 0, 0] < 0.35
+    assert_close(_pyramid(x, 2, 4.0, "replicate")[0, 0], torch.ones_like(x[0]))
+
+
+@pytest.mark.parametrize("borders", ["constant", "replicate", "reflect"])
+def test_blur_borders_reach_the_mask(borders, function):
+    """The score is what blur leaves in a corner of an image of ones: zeros around it are the only slope there is."""
+    net = function(lambda x: 100 * x[:, 0, :4, :4].mean((1, 2))[:, None])
+    S = Small(areas=[0.1], steps=40, borders=borders)(net, torch.ones(1, 1, 24, 24), 1)[0]
+    corner, opposite = S[:4, :4].mean(), S[-4:, -4:].mean()
+    assert (corner > opposite + 0.2) == (borders == "constant")
+
+
 @pytest.mark.parametrize("relative", [True, False])
 def test_the_ascent_is_that_of_torch(relative, network, images):
     """Stochastic gradient ascent with momentum and as much dampening, mirrored at every second step."""
     method = Small(areas=[0.2], steps=6, weight=3.0, growth=1.1, relative=relative)
-    mask, pyramid = _Mask(images, 4, 6.0), _pyramid(images, 8, 4.0)
+    mask, pyramid = _Mask(images, 4, 6.0), _pyramid(images, 8, 4.0, "constant")
     g = torch.ones(2, 2, 2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([g], lr=0.01, momentum=0.9, dampening=0.9)
     ref = torch.zeros(64, dtype=torch.float64)
@@ -81,11 +104,12 @@ def test_without_a_preference_only_the_area_counts(function):
 
 @pytest.mark.parametrize("variant", ["preserve", "delete", "dual"])
 def test_the_mask_finds_what_the_score_is_made_of(variant, function):
-    """y is the contrast in one corner, which blur takes away."""
+    """y is the contrast in one corner, which blur takes away where no zeros around the image add some."""
     x = torch.zeros(1, 1, 24, 24)
     x[..., ::2] = 1.0
     net = function(lambda x: 60 * (x[:, 0, :8, :8] - x[:, 0, :8, :8].mean()).square().mean((1, 2))[:, None])
-    m = Small(areas=[0.15], steps=150, variant=variant, mirror=False)(net, x, 1)[0]
+    method = Small(areas=[0.15], steps=150, variant=variant, mirror=False, borders="replicate")
+    m = method(net, x, 1)[0]
     assert m[:8, :8].mean() > 0.7
     assert m[14:, 14:].mean() < 0.01
 

@@ -97,7 +97,7 @@ def test_every_pixel_stays_with_probability_p1(shape):
 
 def test_masks_of_volumes_are_upsampled_grids(function):
     images = torch.zeros(1, 1, 5, 6, 8, dtype=torch.float64)
-    masks = RISE(n=4, cells=2)._masks(images)
+    masks = RISE(n=4, cells=2, borders="replicate")._masks(images)
     up = nn.functional.interpolate(masks.grid[:, None], [9, 9, 12], mode="trilinear")[:, 0]
     for i, M in enumerate(masks.at(torch.arange(4))):
         a, b, c = (int(offset[i]) for offset in masks.offsets)

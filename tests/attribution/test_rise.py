@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from interpretable_training.attribution import RISE, mask_images
 
 def masks(images, **options):
     """The masks by another way: grids upsampled as a whole, then cut at their offsets."""
-    method = RISE(**options)
+    method = RISE(borders="replicate", **options)
     found = method._masks(images)
     size = images.shape[2:]
     sides = [math.ceil(side / method.cells) for side in size]
@@ -34,6 +35,26 @@ def test_masks_are_upsampled_grids_with_an_offset(size):
         assert 0 <= int(offset.min()) < int(offset.max()) < math.ceil(side / 4)
 
 
+@pytest.mark.parametrize(("size", "cells"), [((8, 8), 4), ((9, 14), 3), ((23,), 5), ((12, 12), 1), ((12, 9), 2)])
+def test_published_masks_mirror_the_border_of_the_grid(size, cells):
+    """The grid is continued by its mirror image about the outer cells; between cells masks are linear."""
+    found = RISE(n=25, cells=cells)._masks(torch.zeros(1, 2, *size))
+    M = found.at(torch.arange(25)).numpy()
+    for i in range(25):
+        expected = found.grid[i].numpy()
+        for axis, (offset, n) in enumerate(zip(found.offsets, size)):
+            scale = cells / ((cells + 1) * math.ceil(n / cells))
+            at = (int(offset[i]) + np.arange(n) + 0.5) * scale - 0.5
+            mode = "reflect" if cells > 1 else "edge"  # a single cell has nothing to mirror
+            lines = [
+                np.interp(at, np.arange(-1, cells + 1), np.pad(line, 1, mode=mode))
+                for line in np.moveaxis(expected, axis, -1).reshape(-1, cells)
+            ]
+            shape = np.moveaxis(expected, axis, -1).shape[:-1]
+            expected = np.moveaxis(np.array(lines).reshape(*shape, n), -1, axis)
+        np.testing.assert_allclose(M[i], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("normalizer", ["expected", "empirical"])
 @pytest.mark.parametrize("std", [None, [0.5, 2.0]])
 def test_it_is_the_printed_mean(normalizer, std, network, images):
@@ -45,14 +66,16 @@ def test_it_is_the_printed_mean(normalizer, std, network, images):
         total += p[:, None, None] * m
     expected = total / (13 * 0.3 if normalizer == "expected" else M.sum(0).clamp(min=1e-300))
     for chunk_size in (1, 3, 100):
-        method = RISE(n=13, cells=3, p1=0.3, normalizer=normalizer, mean=mean, std=std, chunk_size=chunk_size)
+        method = RISE(
+            borders="replicate", n=13, cells=3, p1=0.3, normalizer=normalizer, mean=mean, std=std, chunk_size=chunk_size
+        )
         assert_close(method(network, images, 1), expected)
 
 
 def test_a_constant_model_gives_the_mean_mask(function, images):
     logits = torch.tensor([0.3, 1.0, -2.0], dtype=torch.float64)
     M, _ = masks(images, n=40)
-    S = RISE(n=40)(function(lambda x: logits.expand(len(x), 3)), images, 0)
+    S = RISE(n=40, borders="replicate")(function(lambda x: logits.expand(len(x), 3)), images, 0)
     assert_close(S, (logits.softmax(0)[0] * M.mean(0) / 0.5).expand(2, 8, 8))
 
 

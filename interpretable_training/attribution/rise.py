@@ -34,7 +34,7 @@ class RISE(Attribution):
         on: what is explained, see `Gradient`.
         mean: the normalization's, to mask with black instead of the mean color; with `std`.
         std: see `mean`.
-        borders: how grids go on behind their outer cells: mirrored ("reflect"), as in the authors' code, or "replicate".
+        borders: how grids go on behind their outer cells: "reflect", as in the authors' code, or "replicate".
         seed: the masks; they are the same for every image.
         chunk_size: images per pass; by default what suits the device and the image size.
     """

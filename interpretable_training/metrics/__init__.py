@@ -18,6 +18,7 @@ from .evaluate import evaluate
 from .invariance import InputInvariance
 from .localization import EnergyLocalizationError, LocalizationError, OfficialMetric
 from .pointing import EnergyPointingGame, PixelF1, PointingGame
+from .px_ap import PxAP
 from .randomization import ParameterRandomization
 from .restricted import Restricted, box_study
 from .road import ROAD
@@ -51,6 +52,7 @@ __all__ = [
     "ParameterRandomization",
     "PixelF1",
     "PointingGame",
+    "PxAP",
     "Restricted",
     "SaliencyMetric",
     "SanityTable",

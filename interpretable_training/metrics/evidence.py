@@ -21,7 +21,7 @@ from interpretable_training.attribution.targets import Resolved, Target, take
 
 Kind = Literal["prob", "logit", "sigmoid", "accuracy"]
 SCORES: tuple[Kind, ...] = ("prob", "logit", "sigmoid", "accuracy")
-ANNOTATIONS = ("mask", "boxes", "shortcut_mask", "box_target", "mask_target")  # what batches may carry
+ANNOTATIONS = ("mask", "boxes", "shortcut_mask", "ignore_mask", "box_target", "mask_target")  # what batches may carry
 SLACK = 1e-4  # by how much a map may leave [0, 1] through rounding
 
 
@@ -38,7 +38,7 @@ class Evidence:
             `saliency_masked`.
         clean: scores that do not depend on the maps.
         chunk_size: images per pass; by default what suits the device and the image size.
-        annotations: where the objects are, by name: `mask`, `boxes`, `shortcut_mask`.
+        annotations: where the objects are, by name: `mask`, `boxes`, `shortcut_mask`, `ignore_mask`.
     """
 
     def __init__(

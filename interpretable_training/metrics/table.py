@@ -102,7 +102,7 @@ class Table:
         drawn = iter(Draws(self.images, self.resamples, self.seed).means(columns).split(widths, 1))
         means = iter(columns.nanmean(0).split(widths))
         for metric in self.metrics:
-            largest = max(float(values[metric].abs().nan_to_num().max()) for values in self.values.values())
+            largest = max(float(self.per_image(method, metric).abs().nan_to_num().max()) for method in self.values)
             for method in self.values:
                 triples = ([next(part) for _ in range(3)] for part in (drawn, means))
                 yield self._cell(method, metric, ROUNDING * largest, *triples)

@@ -28,6 +28,7 @@ from interpretable_training.metrics import (
     OfficialMetric,
     PixelF1,
     PointingGame,
+    PxAP,
     SaliencyMetric,
 )
 
@@ -54,6 +55,7 @@ MAKE: dict[str, Any] = {
     "pointing_game": PointingGame,
     "energy_pointing_game": EnergyPointingGame,
     "pixel_f1": PixelF1,
+    "px_ap": lambda: PxAP(7),
     "pixel_f1_per_box": lambda: PixelF1("casme"),
     "saliency_metric": SaliencyMetric,
 }
@@ -66,13 +68,15 @@ WITHOUT_MODEL = (
     "energy_pointing_game",
     "pixel_f1",
     "pixel_f1_per_box",
+    "px_ap",
 )
 WITHOUT_IMAGES = (*WITHOUT_MODEL, "saliency_metric")  # what does not look at every pixel of the images
 
 
 def where(images: Tensor) -> dict[str, Tensor]:
     """Where an object is in each image."""
-    return {"mask": images[:, 0] > 0, "boxes": torch.tensor([[1.0, 1.0, 5.0, 4.0]]).expand(len(images), 1, 4)}
+    boxes = torch.tensor([[1.0, 1.0, 5.0, 4.0]]).expand(len(images), 1, 4)
+    return {"mask": images[:, 0] > 0, "boxes": boxes, "ignore_mask": images[:, 1] > 1}
 
 
 def batch(metric: Metric, model: nn.Module, images: Tensor, saliency: Tensor, target: Any) -> dict[str, Any]:

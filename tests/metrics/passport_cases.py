@@ -24,6 +24,7 @@ from interpretable_training.metrics import (
     OfficialMetric,
     PixelF1,
     PointingGame,
+    PxAP,
     SaliencyMetric,
 )
 
@@ -147,6 +148,7 @@ CASES = {
     ],
     EnergyPointingGame: REGION,
     PixelF1: [*REGION, ({}, {"preset": "casme"}), ({}, {"per_box": True}), ({"per_box": True}, {"upstream": True})],
+    PxAP: [*REGION, ({}, {"steps": 10})],
     SaliencyMetric: [
         ({}, {"preset": "casme"}),
         ({}, {"p_on": "image"}),

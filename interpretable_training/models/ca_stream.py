@@ -97,7 +97,7 @@ class CAStream(nn.Module):
         like = next(p for p in self.backbone.parameters() if p.is_floating_point())
         self.stream.to(like.device, like.dtype)
         self.train_head, self.train_backbone = train_head, train_backbone
-        self.taps = Taps(self.backbone, found.taps[start:])
+        self.taps = Taps(self.backbone, found.taps[start:], sum(found.runs[start:]))
         frozen = set(self.sealed())
         for module in self.backbone.modules():
             if module not in frozen:
@@ -107,24 +107,29 @@ class CAStream(nn.Module):
 
     def forward(self, images: Tensor, target: Tensor | None = None) -> Tensor:
         """Logits (B, N); `target` (B,) says which query to start with if they are class-specific."""
-        return self.look(images, target).logits
+        return self._run(images, target)[0]
 
     def forward_with_attention(self, images: Tensor, target: Tensor | None = None) -> tuple[Tensor, Attention]:
         """Logits and the raw scores of each stage as grids, whose `maps` are the attention."""
-        seen = self.look(images, target)
-        return seen.logits, seen.attention
+        logits, _, attention = self._run(images, target)
+        return logits, attention
 
     def look(self, images: Tensor, target: Tensor | None = None) -> Seen:
         """Logits with the stream and with average pooling, and the attention, of the same features."""
+        return Seen(*self._run(images, target, whole=True))
+
+    def _run(self, images: Tensor, target: Tensor | None, whole: bool = False) -> tuple[Tensor, Any, Attention]:
+        """`Seen`; unless `whole`, the classifier runs once, without average pooling, whose logits may be None then."""
         self.seal()
-        gap, maps = self.taps.run(self.backbone, images)  # (2)
+        whole |= self.class_specific and target is None  # average pooling says which query to start with
+        gap, maps = self.taps.run(self.backbone, images, whole)  # (2)
         self._check(images, maps)
         which = None
         if self.class_specific:
             which = gap.argmax(1) if target is None else target
         q, scores = self.stream(maps, which)  # (3)
         single = [s.squeeze(1) if s.shape[1] == 1 else s for s in scores]
-        return Seen(self.head(self.backbone, q), gap, Attention(single))  # (4)
+        return self.head(self.backbone, q), gap, Attention(single)  # (4)
 
     def gap(self) -> nn.Module:
         """The plain network, which pools by the average."""

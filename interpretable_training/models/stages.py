@@ -66,10 +66,12 @@ class Anatomy:
     """The stages of a backbone with their channels, its head, and how many classes it knows.
 
     taps: the modules around or behind the stages that are the last to return the same maps.
+    runs: how often each tap runs in one pass.
     """
 
     stages: tuple[str, ...]
     taps: tuple[str, ...]
+    runs: tuple[int, ...]
     dims: tuple[int, ...]
     head: Head
     num_classes: int
@@ -101,7 +103,9 @@ def dissect(
         check_linear(backbone, modules)
         found = Head(found.name, found.cells, frozenset(r.name for r in modules))
     taps = tuple(next(r.name for r in reversed(ran) if r.output is made[name].output) for name in names)
-    return Anatomy(names, taps, tuple(made[name].output.shape[1] for name in names), found, logits.shape[1])
+    runs = tuple(sum(r.name == tap for r in ran) for tap in taps)
+    dims = tuple(made[name].output.shape[1] for name in names)
+    return Anatomy(names, taps, runs, dims, found, logits.shape[1])
 
 
 def probe_image(backbone: nn.Module, image_size: int | None) -> Tensor:

@@ -81,11 +81,11 @@ def candidates(observed: Observed, images: Tensor, target: Target = None) -> lis
         score = observed.score_in(result, target) if callable(target) else pick_logits(result, observed.output).amax(1)
         made = _last_of_each(outputs)
         spatial = _spatial(observed, made, image, strict=True) or _spatial(observed, made, image, strict=False)
-        reached = _gradients(score, [found.tensor for found, _ in spatial])
-    return [
-        Candidate(found.name, grid, g is not None and bool(grid.read(g).any()))
-        for (found, grid), g in zip(spatial, reached)
-    ][::-1]
+        gradients = _gradients(score, [found.tensor for found, _ in spatial])
+        none = score.new_zeros((), dtype=torch.bool)
+        flags = [none if g is None else grid.read(g).any().to(none) for (_, grid), g in zip(spatial, gradients)]
+    reached = torch.stack(flags).tolist() if flags else []  # once, not for each layer: it waits for the device
+    return [Candidate(found.name, grid, reaches) for (found, grid), reaches in zip(spatial, reached)][::-1]
 
 
 def scale_layers(observed: Observed, images: Tensor, target: Target = None) -> list[Candidate]:
@@ -142,10 +142,13 @@ def _record(observed: Observed, image: Tensor) -> tuple[list[_Output], Any]:
 
 def _last_of_each(outputs: list[_Output]) -> list[_Output]:
     # Containers, in-place and passing layers return the tensor of a module before them: the first of each tensor made
-    # it, the last is its name. What pooling or dropout made is no feature.
+    # it, the last is its name and its place: a residual block may add in place to what it made before its shortcut ran.
+    # What pooling or dropout made is no feature.
     groups: dict[int, list[_Output]] = {}
     for found in outputs:
         groups.setdefault(id(found.tensor), []).append(found)
+        if not isinstance(found.module, nn.Identity):
+            groups[id(found.tensor)] = groups.pop(id(found.tensor))  # to the end
     named = [[f for f in group if not isinstance(f.module, nn.Identity)] or group for group in groups.values()]
     return [group[-1] for group in named if not isinstance(group[0].module, NO_FEATURE)]
 

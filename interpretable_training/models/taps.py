@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class _AllKept(Exception):
+class _AllKeptError(Exception):
     """Ends a pass behind the last tap."""
 
 
@@ -35,7 +35,7 @@ class Taps:
             if self.left is not None:
                 self.left -= 1
                 if not self.left:
-                    raise _AllKept
+                    raise _AllKeptError
 
     def run(self, network: nn.Module, images: Tensor, whole: bool = True) -> tuple[Any, list[Any]]:
         """What the network returns, and the outputs of the modules as the rest of the network sees them.
@@ -52,7 +52,7 @@ class Taps:
         self.left = None if whole or torch.compiler.is_compiling() else self.outputs
         try:
             output = network(images)
-        except _AllKept:
+        except _AllKeptError:
             pass
         else:
             output = output if whole else None

@@ -13,7 +13,7 @@ from interpretable_training.attribution.observe import observe, prepare
 
 FILE = Path(__file__).parent / "layers.md"
 MODELS = """
-resnet18 resnext50_32x4d seresnet18 res2net50_14w_8s resnetv2_50 resnet50_clip vgg11_bn densenet121 dpn48b
+resnet10t resnet18 resnext50_32x4d seresnet18 res2net50_14w_8s resnetv2_50 resnet50_clip vgg11_bn densenet121 dpn48b
 mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small efficientnet_b0 regnety_002 convnext_atto convnextv2_atto
 nfnet_f0 ghostnet_100 hrnet_w18_small inception_v3 xception41 dla34 cspresnet50 repvgg_a0 ese_vovnet19b_dw
 vit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224 beit_base_patch16_224

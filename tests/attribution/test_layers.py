@@ -133,7 +133,7 @@ class Waits(TorchFunctionMode):
         self.count = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        leaves = {"__bool__", "__int__", "__float__", "__index__", "item", "tolist", "cpu", "numpy", "equal", "allclose"}
+        leaves = {"__bool__", "__int__", "__float__", "item", "tolist", "cpu", "numpy", "equal", "allclose"}
         self.count += getattr(func, "__name__", "") in leaves
         return func(*args, **(kwargs or {}))
 

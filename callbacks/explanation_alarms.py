@@ -23,6 +23,7 @@ from interpretable_training.callbacks.explained import Look, check_target, joine
 from interpretable_training.callbacks.explaining import explain_panel
 from interpretable_training.callbacks.explanation_drift import compare, small
 from interpretable_training.callbacks.moments import Moment
+from interpretable_training.callbacks.saved import Saved, each, map_stack, named, text
 from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.watcher import Watcher
 
@@ -138,9 +139,10 @@ class ExplanationAlarms(Watcher):
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "above": sorted(self.above), "before": self.before}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.above, self.before = set(state_dict["above"]), dict(state_dict["before"])
+    def restore(self, saved: Saved) -> None:
+        super().restore(saved)
+        self.above = set(saved.read("above", each(text), []))
+        self.before = saved.read("before", named(map_stack), {})
 
 
 def alike(S: Tensor) -> float:

@@ -20,6 +20,7 @@ from interpretable_training.callbacks.explained import Explained, Look, check_ta
 from interpretable_training.callbacks.explaining import explain_panel
 from interpretable_training.callbacks.moments import Moment
 from interpretable_training.callbacks.probe import probe
+from interpretable_training.callbacks.saved import Saved, count, each, integer, map_stack, maybe, named, number
 from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.watcher import Watcher
 from interpretable_training.journal import shrink
@@ -160,11 +161,25 @@ class ExplanationDrift(Watcher):
         told = {"kept": kept, "ids": self.ids, "best": self.best, "history": self.history}
         return {**super().state_dict(), **told}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        kept = {ref: {name: S.float() for name, S in maps.items()} for ref, maps in state_dict["kept"].items()}
-        self.kept, self.ids, self.best = kept, list(state_dict["ids"]), state_dict["best"]
-        self.history = list(state_dict["history"])
+    def restore(self, saved: Saved) -> None:
+        super().restore(saved)
+        self.ids = saved.read("ids", each(integer), [])
+        self.kept = saved.read("kept", self.references, {})
+        self.best = saved.read("best", maybe(number), None)
+        self.history = saved.read("history", each(look), [])
+
+    def references(self, kept: Any) -> dict[str, Maps]:
+        """The maps of a checkpoint, which belong to the images and to each other."""
+        found = named(named(map_stack))(kept)
+        shapes = {(name, S.shape) for reference in found.values() for name, S in reference.items()}
+        if len(shapes) > len({name for name, _ in shapes}) or any(len(self.ids) != shape[0] for _, shape in shapes):
+            raise ValueError(f"expected maps of {len(self.ids)} images, of one shape for each method, got {shapes}.")
+        return found
+
+
+def look(value: Any) -> dict[str, Any]:
+    """An entry of the history."""
+    return {**{key: count(value[key]) for key in ("epoch", "step")}, "values": named(number)(value["values"])}
 
 
 def small(found: Explained) -> Maps:

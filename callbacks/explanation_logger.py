@@ -14,6 +14,7 @@ from interpretable_training.callbacks.explaining import explain_images, explain_
 from interpretable_training.callbacks.gallery import Gallery
 from interpretable_training.callbacks.moments import Moment
 from interpretable_training.callbacks.probe import probe
+from interpretable_training.callbacks.saved import Saved
 from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.watcher import Watcher
 from interpretable_training.callbacks.worst import Worst
@@ -125,6 +126,6 @@ class ExplanationLogger(Watcher):
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "gallery": self.gallery.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.gallery.load_state_dict(state_dict["gallery"])
+    def restore(self, saved: Saved) -> None:
+        super().restore(saved)
+        self.gallery.restore(saved.part("gallery"))

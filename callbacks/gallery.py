@@ -12,6 +12,7 @@ from interpretable_training.callbacks import loggers
 from interpretable_training.callbacks.explained import Explained, statistics
 from interpretable_training.callbacks.moments import Moment
 from interpretable_training.callbacks.records import Records
+from interpretable_training.callbacks.saved import Saved, each, named, number, text
 from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.subject import name_of
 from interpretable_training.journal import Journal, ends, read_journal, shrink
@@ -158,8 +159,9 @@ class Gallery:
     def state_dict(self) -> dict[str, Any]:
         return {"tops": self.tops, "sent": sorted(self.sent)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.tops, self.sent = dict(state_dict["tops"]), set(state_dict["sent"])
+    def restore(self, saved: Saved) -> None:
+        self.tops = saved.read("tops", named(number), {})
+        self.sent = set(saved.read("sent", each(text), []))
 
 
 def as_bytes(pictures: Tensor) -> Tensor:

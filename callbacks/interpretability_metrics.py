@@ -16,6 +16,7 @@ from interpretable_training.batch import Picked
 from interpretable_training.callbacks import loggers
 from interpretable_training.callbacks.failure import Failure
 from interpretable_training.callbacks.moments import Moment
+from interpretable_training.callbacks.saved import Saved, each, named, number, text
 from interpretable_training.callbacks.scene import Scene
 from interpretable_training.callbacks.watcher import Watcher
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
@@ -157,9 +158,10 @@ class InterpretabilityMetrics(Watcher):
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best": self.best, "told": sorted(self.told)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.best, self.told = dict(state_dict["best"]), set(state_dict["told"])
+    def restore(self, saved: Saved) -> None:
+        super().restore(saved)
+        self.best = saved.read("best", named(number), {})
+        self.told = set(saved.read("told", each(text), []))
 
 
 class Measured:

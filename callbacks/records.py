@@ -6,6 +6,7 @@ project's own curves, the costs, the report) is done by the last of them.
 
 import math
 import os
+import re
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from interpretable_training.attribution.state import StateWarning
 from interpretable_training.callbacks import loggers
 from interpretable_training.callbacks.folders import run_folder
 from interpretable_training.callbacks.moments import Moment
+from interpretable_training.callbacks.saved import text
 from interpretable_training.callbacks.together import check_together
 from interpretable_training.journal import Journal
 
@@ -204,6 +206,14 @@ class Records:
             rank_zero_info(f"Report of the watching callbacks: {path}")
         except Exception as error:  # a page is no reason to end a training
             rank_zero_warn(f"could not write the report of {self.journal.folder}: {type(error).__name__}: {error}")
+
+
+def address(value: Any) -> dict[str, str]:
+    """Where the journal of a checkpoint lies."""
+    found = {name: text(value[name]) for name in ("folder", "run")}
+    if not found["folder"] or "\0" in found["folder"] or not re.fullmatch(r"[\w-]{1,64}", found["run"]):
+        raise ValueError(f"expected a folder and the name of a run, got {found}.")
+    return found
 
 
 def unique(names: list[str]) -> list[str]:

@@ -8,8 +8,10 @@ from typing import Any
 import lightning as L
 
 from interpretable_training.callbacks.moments import gather
+from interpretable_training.callbacks.saved import Saved, count
 
 FEWEST = 4  # images: below that it is better to look less often
+HIGHEST = 64  # level
 EASE = 3  # a level is taken back when looking costs this many times less than it may
 
 
@@ -95,8 +97,8 @@ class Thrift:
     def state_dict(self) -> dict[str, Any]:
         return {"level": self.level}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.level = state_dict["level"]
+    def restore(self, saved: Saved) -> None:
+        self.level = min(saved.read("level", count, 0), HIGHEST)
 
 
 def at_least_one(**counts: int | None) -> None:

@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from interpretable_training.callbacks.folders import run_folder
+from interpretable_training.callbacks.saved import Saved, count, named, number
 from interpretable_training.visual import draw_curves
 
 
@@ -54,4 +55,8 @@ class TrainingCurves(L.Callback):
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epochs = dict(state_dict["epochs"])
+        Saved(state_dict).load(self.restore, type(self).__name__)
+
+    def restore(self, saved: Saved) -> None:
+        """Take over the state of a checkpoint."""
+        self.epochs = saved.read("epochs", named(named(number), count), {})

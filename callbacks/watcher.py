@@ -15,7 +15,8 @@ import lightning as L
 from interpretable_training.attribution.maps import one_of
 from interpretable_training.callbacks.failure import Failure, attempt, attempt_for
 from interpretable_training.callbacks.moments import Moment, gather, last_batch, last_epoch, this_moment, validates_now
-from interpretable_training.callbacks.records import Records, watchers
+from interpretable_training.callbacks.records import Records, address, watchers
+from interpretable_training.callbacks.saved import Saved, count, maybe, named, pair
 from interpretable_training.callbacks.scene import Images, Scene, options_of
 from interpretable_training.callbacks.scenery import Scenery
 from interpretable_training.callbacks.thrift import Budget, Thrift, at_least_one
@@ -149,12 +150,12 @@ class Watcher(L.Callback):
     def tell(self, trainer: L.Trainer) -> bool:
         """Say what was found, as soon as there is something; whether it was said now."""
         scene = self.scenery.scene
-        new = scene is not None and not self.scenery.told
-        if scene is not None and new:
-            self.scenery.told = True
-            self.guard(trainer, lambda: self.records.tell(trainer, self, scene))
-            self.guard(trainer, lambda: self.begun(trainer, scene))
-        return new
+        if scene is None or self.scenery.told:
+            return False
+        self.scenery.told = True
+        self.guard(trainer, lambda: self.records.tell(trainer, self, scene))
+        self.guard(trainer, lambda: self.begun(trainer, scene))
+        return True
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.thrift.start_epoch()
@@ -216,8 +217,6 @@ class Watcher(L.Callback):
         every = (self.every_n_epochs or 0) * self.thrift.stretch(self.n)
         return every > 0 and (trainer.current_epoch % every == 0 or last_epoch(trainer))
 
-    # Looking
-
     def look(
         self, trainer: L.Trainer, pl_module: L.LightningModule, for_epoch: bool = True, on_step: bool = False
     ) -> None:
@@ -248,8 +247,7 @@ class Watcher(L.Callback):
 
     def guard(self, trainer: L.Trainer, work: Callable[[], Any]) -> None:
         """Do what concerns this process alone; a failure is counted."""
-        found = attempt_for(self, trainer, work)
-        if isinstance(found, Failure):
+        if isinstance(found := attempt_for(self, trainer, work), Failure):
             self.failed(trainer, [found], this_moment(trainer))
 
     def failed(self, trainer: L.Trainer, failures: list[Failure], moment: Moment) -> None:
@@ -261,8 +259,6 @@ class Watcher(L.Callback):
             raise failures[0].error
         for failure in failures:
             failure.forget()
-
-    # At the end
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if "fit" not in self.on:
@@ -292,8 +288,12 @@ class Watcher(L.Callback):
         return {**told, "thrift": self.thrift.state_dict(), "journal": self.records.address}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        looked = state_dict["looked"]
-        self.looked, self.looked_in = None if looked is None else tuple(looked), state_dict["looked_in"]
-        self.reasons = Counter(state_dict["reasons"])
-        self.thrift.load_state_dict(state_dict["thrift"])
-        self.records.resumed = state_dict["journal"]
+        Saved(state_dict).load(self.restore, self.label)
+
+    def restore(self, saved: Saved) -> None:
+        """Take over the state of a checkpoint."""
+        self.looked = saved.read("looked", maybe(pair), None)
+        self.looked_in = saved.read("looked_in", maybe(count), None)
+        self.reasons = Counter(saved.read("reasons", named(count), {}))
+        self.thrift.restore(saved.part("thrift"))
+        self.records.resumed = saved.read("journal", maybe(address), None)

@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from tally import Tally
 import torch.nn.functional as F
+from tally import Tally
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExtremalPerturbation

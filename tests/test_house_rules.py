@@ -25,7 +25,7 @@ def test_rooms_are_found():
 @pytest.mark.parametrize("path", sorted([*FILES, *(ROOT / "tests").rglob("*.py")]), ids=str)
 def test_files_and_functions_are_small(path):
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= (500 if ROOT / "tests" in path.parents else 300)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             documented = ast.get_docstring(node, clean=False) or ""  # a list of arguments may be as long as it must

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+import stateful_layers  # noqa: F401  # adds to NETWORKS
 import stateful_networks
 import torch
 from stateful_networks import NETWORKS, Net

@@ -157,7 +157,7 @@ def test_a_collection_of_curves_keeps_each_convention_apart(constant, images, sa
     metrics = {
         "steps": Deletion(5),
         "more": Deletion(6),
-        "ties": Deletion(5, ties="reverse"),
+        "ties": Deletion(5, ties="index"),
         "random": Deletion(5, ties="random"),
         "seed": Deletion(5, ties="random", seed=1),
         "axis": Deletion(5, x_axis="fraction"),

@@ -57,6 +57,7 @@ def test_without_options(name, base):
         ("PointingGame", {"ties": "fraction", "tolerance": 3, "region": "boxes"}),
         ("EnergyPointingGame", {"region": "shortcut_mask"}),
         ("PixelF1", {"per_box": True, "upstream": False}),
+        ("PxAP", {"steps": 50, "region": "boxes"}),
         ("SaliencyMetric", {"p_on": "image", "on": "sigmoid", "chunk_size": 3}),
     ],
 )

@@ -20,6 +20,7 @@ from interpretable_training.callbacks.explained import Explained, check_target, 
 from interpretable_training.callbacks.explaining import explain_images
 from interpretable_training.callbacks.gallery import Gallery, as_bytes
 from interpretable_training.callbacks.moments import Moment
+from interpretable_training.files import save_picture
 from interpretable_training.journal import Journal, safe_name
 from interpretable_training.models.build import build_network
 from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
@@ -124,14 +125,14 @@ def write_overlays(rows: dict[str, Tensor], names: list[str], folder: Path) -> N
     """A file for each picture and method."""
     for row, overlays in rows.items():
         for name, drawn in zip(names, overlays):
-            Image.fromarray(drawn.numpy()).save(folder / f"{name}-{safe_name(row.lower())}.png")
+            save_picture(Image.fromarray(drawn.numpy()), folder / f"{name}-{safe_name(row.lower())}.png")
 
 
 def write_page(subject: Subject, gallery: Gallery, found: Explained, files: Sequence[Path], folder: Path) -> Path:
     """A contact sheet and a page, of the first pictures."""
     pictures = subject.colors.pictures(found.images)
     rows = {"image": as_bytes(pictures), **draw(subject, found)}
-    draw_sheet(rows, gallery.titles(found, subject.class_names)).save(folder / "sheet.png")
+    save_picture(draw_sheet(rows, gallery.titles(found, subject.class_names)), folder / "sheet.png")
     journal = Journal(folder / "journal")
     journal.write("run", classes=subject.class_names, model=subject.name, settings={}, probe=[])
     names = [file.name for file in files]

@@ -1,10 +1,14 @@
 """Files that are written whole or not at all."""
 
+import io
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 
 @contextmanager
@@ -29,3 +33,17 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
     with whole_file(path) as beside:
         beside.write_bytes(data)
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Save a picture in the format of the path's suffix, whole or not at all."""
+    data = io.BytesIO()  # Pillow's own writing does not notice a disk that takes half of a JPEG
+    picture.save(data, Image.registered_extensions()[Path(path).suffix.lower()])
+    write_whole(path, data.getvalue())
+
+
+def save_figure(figure: Any, path: str | Path, dpi: int) -> None:
+    """Save a figure of matplotlib, whole or not at all; as PNG where the path has no suffix."""
+    path = Path(path)
+    with whole_file(path if path.suffix else path.with_suffix(".png")) as beside:
+        figure.savefig(beside, dpi=dpi)

@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from interpretable_training.files import write_whole
+
 FILE = "journal.jsonl"
 MAP_SIDE = 56  # pixels: the grids of common networks are smaller, and a report of 200 epochs stays below 30 MB
 TOP = 0.99  # quantile of a map that becomes 255, so that single pixels do not darken the others
@@ -109,18 +111,23 @@ class Journal:
         for count in itertools.count():
             path = self.folder / room / f"{stem}{f'~{count}' if count else ''}.png"
             try:
-                with path.open("xb") as file:
-                    file.write(data)
+                path.open("xb").close()
             except FileExistsError:
                 if path.read_bytes() != data:
                     continue
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
             else:
-                self.bytes_written += len(data)
+                self.fill(path, data)
             return f"{room}/{path.name}"
         raise AssertionError  # itertools.count ends never
+
+    def fill(self, path: Path, data: bytes) -> None:
+        """Write a file whose name was free; after an error it is free again."""
+        try:
+            write_whole(path, data)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        self.bytes_written += len(data)
 
 
 @dataclass(frozen=True)

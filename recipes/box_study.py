@@ -19,6 +19,7 @@ from interpretable_training.attribution import ExtremalPerturbation, FakeCAM, ex
 from interpretable_training.attribution.base import Attribution
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.evaluation import Trainer
+from interpretable_training.files import save_picture
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease
 from interpretable_training.metrics import box_study as rows_of
 from interpretable_training.metrics.evidence import Evidence
@@ -118,7 +119,7 @@ def draw(study: Study, path: str, names: tuple[str, ...] = ("gradcam", "opticam"
         S = normalize(raw)
         rows |= {name: overlay(pictures, S), f"{name} inside": overlay(pictures, S * inside)}
         rows |= {f"{name} outside": overlay(pictures, S * (1 - inside))}
-    draw_sheet(rows).save(path)
+    save_picture(draw_sheet(rows), path)
 
 
 def inside_of(boxes: list[Tensor], images: Tensor) -> Tensor:

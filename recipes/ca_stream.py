@@ -27,6 +27,7 @@ from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, RawAtte
 from interpretable_training.attribution.base import Attribution
 from interpretable_training.callbacks import TrainingCurves
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
+from interpretable_training.files import save_picture, whole_file, write_whole
 from interpretable_training.metrics import (
     AverageDrop,
     AverageGain,
@@ -180,9 +181,9 @@ def trained_backbone(
         recipe.trainer.fit(module, data)
         backbone = module.get_submodule("network").cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").write_text(json.dumps(told), encoding="utf-8")
-        torch.save(backbone.state_dict(), path.with_suffix(".part"))  # half a file would be read the next time
-        path.with_suffix(".part").replace(path)
+        write_whole(path.with_suffix(".json"), json.dumps(told))
+        with whole_file(path) as beside:  # half a file would be read the next time
+            torch.save(backbone.state_dict(), beside)
         return backbone
 
 
@@ -256,7 +257,7 @@ def draw(recipe: Recipe, path: str | Path, count: int = 6) -> None:
     for method, cam in explained_by(data).items():
         rows[f"{method}, GAP"] = overlay(pictures, cam(net.gap(), images, target))
         rows[f"{method}, CA"] = overlay(pictures, cam(net, images, target))
-    draw_sheet(rows).save(path)
+    save_picture(draw_sheet(rows), path)
 
 
 def report(recipe: Recipe, max_images: int | None = 300) -> str:

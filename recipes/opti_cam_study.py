@@ -36,6 +36,7 @@ from interpretable_training.attribution.base import Attribution
 from interpretable_training.batch import images_and_target
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.evaluation import Trainer
+from interpretable_training.files import whole_file
 from interpretable_training.metrics import (
     ADCC,
     AOPC,
@@ -201,7 +202,7 @@ def report(study: Study) -> str:
     study.run()
     folder = study.folder()
     took = seconds(study)
-    with open(folder / "seconds.csv", "w", newline="", encoding="utf-8") as file:
+    with whole_file(folder / "seconds.csv") as beside, beside.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["method", "seconds for 8 images"], *took.items()])
     study.draw(folder / "maps.png")
     lines = [f"  {name:<22} {value:>9.3f}" for name, value in took.items()]

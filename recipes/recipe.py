@@ -11,6 +11,7 @@ from interpretable_training.attribution import explain
 from interpretable_training.attribution.base import Attribution
 from interpretable_training.batch import images_and_target
 from interpretable_training.evaluation import Trainer
+from interpretable_training.files import save_picture
 from interpretable_training.metrics import Table
 from interpretable_training.visual import denormalize, draw_sheet, overlay
 
@@ -70,4 +71,4 @@ class Study(NamedTuple):
         device = self.module.device
         maps = explain(methods or self.options["methods"], self.module, images.to(device), target.to(device))
         rows |= {name: overlay(pictures, saliency) for name, saliency in maps.items()}
-        draw_sheet(rows, blocks=blocks).save(path)
+        save_picture(draw_sheet(rows, blocks=blocks), path)

@@ -42,6 +42,7 @@ from interpretable_training.attribution.base import Attribution
 from interpretable_training.batch import images_and_target
 from interpretable_training.callbacks import RandomizationTest, TrainingCurves
 from interpretable_training.data import ShapesDataModule
+from interpretable_training.files import write_whole
 from interpretable_training.metrics import (
     DataRandomization,
     InputInvariance,
@@ -191,8 +192,8 @@ def report(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> str:
     folder = Path(recipe.trainer.log_dir or ".")
     folder.mkdir(parents=True, exist_ok=True)  # the logger makes it when it first writes
     text = "\n".join([table.to_text(), *told])
-    (folder / "sanity.txt").write_text(text + "\n", encoding="utf-8")
-    (folder / "sanity.md").write_text(table.to_markdown(), encoding="utf-8")
+    write_whole(folder / "sanity.txt", text + "\n")
+    write_whole(folder / "sanity.md", table.to_markdown())
     return f"{text}\n\nWritten to {folder}: sanity.txt, sanity.md"
 
 

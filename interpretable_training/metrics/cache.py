@@ -1,7 +1,6 @@
 """What is done of an evaluation, batch by batch, kept in a folder so that it can go on after a stop."""
 
 import json
-import os
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from interpretable_training.files import whole_file, write_whole
 
 from .base import Fact, checksum
 from .feed import Feed
@@ -58,7 +59,7 @@ class Cache:
         if described.exists() and any(self.folder.glob("part-*.pt")):  # one that failed at once left nothing
             refuse_other(ours, json.loads(described.read_text(encoding="utf-8")), self.folder)
         else:
-            self._write(described, json.dumps(ours, indent=2).encode())
+            write_whole(described, json.dumps(ours, indent=2))
 
     def load(self, wanted: Callable[[int], bool]) -> list[Part]:
         """What is done of the batches whose number is wanted; files that cannot be read count as not done."""
@@ -74,14 +75,8 @@ class Cache:
     def keep(self, part: Part) -> None:
         """Write a part, whole or not at all."""
         if self.folder is not None:
-            path = self.folder / f"part-{part.number:06d}.pt"
-            torch.save(vars(part), path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        beside = path.with_suffix(f".{os.getpid()}.tmp")
-        beside.write_bytes(content)
-        os.replace(beside, path)
+            with whole_file(self.folder / f"part-{part.number:06d}.pt") as beside:
+                torch.save(vars(part), beside)
 
 
 def fingerprint(feed: Feed) -> str:

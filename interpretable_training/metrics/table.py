@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpretable_training.files import write_whole
+
 from . import render
 from .base import Fact, ImageMetric, same_passport
 from .bootstrap import Draws, interval, p_value
@@ -169,7 +171,7 @@ class Table:
             "passports.json": json.dumps(passports, indent=2) + "\n",
         }
         for name, content in files.items():
-            (folder / name).write_text(content, encoding="utf-8")
+            write_whole(folder / name, content)
         return [folder / name for name in files]
 
 

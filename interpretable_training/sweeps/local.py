@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interpretable_training.files import write_whole
 from interpretable_training.paragraphs import require_writable
 
 from .file import Sweep, read_sweep, whole
@@ -194,7 +195,7 @@ class Loop:
 
         found, folder = rows(self.study), self.options.folder
         say("\n" + to_text(found, self.sweep))
-        (folder / "runs.csv").write_text(to_csv(found, self.sweep))
+        write_whole(folder / "runs.csv", to_csv(found, self.sweep))
         if draw(found, self.sweep, folder / "sweep.png"):
             say(f"picture: {folder / 'sweep.png'}")
         states = [row.state for row in found]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from interpretable_training.files import save_figure
+
 SPLITS = {"train": "C0", "val": "C1"}
 
 
@@ -34,4 +36,4 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)

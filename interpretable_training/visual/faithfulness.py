@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interpretable_training.files import save_figure
+
 if TYPE_CHECKING:
     from interpretable_training.metrics import Table
 
@@ -47,7 +49,7 @@ def draw_faithfulness(table: Table, path: str | Path) -> None:
         axes.grid(alpha=0.3)
         beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if many else {}
         axes.legend(fontsize=8, title=f"{passport['direction']}", title_fontsize=8, **beside)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def share_of_pixels(table: Table, metric: str, points: int) -> list[float]:

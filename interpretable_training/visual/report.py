@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from interpretable_training.files import write_whole
 from interpretable_training.journal import Record, read_journal
 from interpretable_training.visual import report_parts as parts
 from interpretable_training.visual.overlay import FLOOR, STRENGTH, color_table
@@ -36,7 +37,7 @@ def write_report(folder: str | Path, path: str | Path, max_megabytes: float = 30
     record = read_journal(folder, run)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(page(record, max_megabytes * 1e6)), encoding="utf-8", errors="replace")
+    write_whole(path, render(page(record, max_megabytes * 1e6)))
     return path
 
 

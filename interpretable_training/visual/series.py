@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interpretable_training.files import save_figure
 from interpretable_training.journal import ends, levels
 
 from .overlay import color_table
@@ -78,7 +79,7 @@ def draw_series(
         column[-1].set_xlim(-0.5, T - 0.5)
         column[-1].set_xlabel("time step", fontsize=9)
         column[-1].tick_params(axis="x", bottom=True, labelbottom=True, labelsize=8)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, 130)
 
 
 def check(series: Tensor, maps: Mapping[str, Tensor], known: Tensor | None) -> tuple[int, int, int]:

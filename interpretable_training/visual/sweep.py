@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interpretable_training.files import save_figure
+
 MAP = "viridis"
 
 
@@ -52,7 +54,7 @@ def draw_sweep(
     else:
         figure = Figure(figsize=(5.5, 4), layout="constrained")
         scatter(figure, scales, runs, metric)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, 120)
 
 
 def scatter(figure: Any, scales: Sequence[Scale], runs: Sequence[Any], metric: str) -> None:

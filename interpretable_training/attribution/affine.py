@@ -26,6 +26,7 @@ from .grids import find_grid
 from .observe import Observed
 from .rules import CLAMPS, SMOOTH
 from .targets import Resolved
+from .whole import whole
 
 CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 CURVED = {*SMOOTH, F.relu6, F.hardtanh, F.hardtanh_, F.hardsigmoid, F.sigmoid, F.tanh, F.logsigmoid, F.softsign}
@@ -127,14 +128,15 @@ class _Biases(TorchFunctionMode):
 
     def _watch(self, out: Tensor, b: Tensor, curved: bool, linear: bool) -> None:
         B, axes = self.batch, len(self.size) + 2
+        b = whole(full(b.detach()))
         if linear and out.ndim == 3 and len(out) != B == out.shape[1]:  # tokens (T, B, D)
-            out.register_hook(lambda g: self.contribute((full(g) * full(b)).transpose(0, 1), False))
+            out.register_hook(lambda g: self.contribute((whole(full(g)) * b).transpose(0, 1), False))
         elif len(out) % B == 0:  # more rows than images: patches or windows of each
             # The layer of a single cell, such as a convolution behind global pooling, has no place in the image.
             placed = not linear and len(out) == B and out.ndim == axes and out[0, 0].numel() > 1
             grid = find_grid(out.shape, self.size) if placed and curved else None  # ConvNeXt has channels last
             last = grid is not None and grid.layout == "last"
-            out.register_hook(lambda g: self.contribute(_first(full(g) * full(b), last), placed))
+            out.register_hook(lambda g: self.contribute(_first(whole(full(g)) * b, last), placed))
 
 
 def _first(T: Tensor, last: bool) -> Tensor:
@@ -145,13 +147,18 @@ def _first(T: Tensor, last: bool) -> Tensor:
 def _bias(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The bias of an affine call, as it is added to the output."""
     if func is F.linear:
-        return _argument(args, kwargs, 2, "bias")
+        return _kept(_argument(args, kwargs, 2, "bias"))
     if func in CONVOLUTIONS:
-        bias = _argument(args, kwargs, 2, "bias")
+        bias = _kept(_argument(args, kwargs, 2, "bias"))
         return None if bias is None else _along_channels(bias, _argument(args, kwargs, 1, "weight").ndim - 2)
     if func is F.batch_norm:
         return _batch_norm_bias(*args, **kwargs)
     return None
+
+
+def _kept(bias: Tensor | None) -> Tensor | None:
+    """A copy: FSDP2 frees parameters between the forward and the backward pass."""
+    return None if bias is None else bias.detach().clone()
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], index: int, name: str) -> Any:
@@ -173,7 +180,9 @@ def _batch_norm_bias(
     eps: float = 1e-5,
 ) -> Tensor | None:
     if training or running_mean is None or running_var is None:
-        return None if bias is None else _along_channels(bias, input.ndim - 2)  # what it subtracts is no constant
+        return (
+            None if bias is None else _along_channels(bias.detach().clone(), input.ndim - 2)
+        )  # what it subtracts is no constant
     shift = running_mean / (running_var + eps).sqrt()
     shift = shift if weight is None else weight * shift
     return _along_channels(-shift if bias is None else bias - shift, input.ndim - 2)

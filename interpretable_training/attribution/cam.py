@@ -22,6 +22,7 @@ from .capture import capture
 from .observe import Observed
 from .raw_attention import stream_of
 from .targets import Resolved, class_weights, pick_logits
+from .whole import whole
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -81,15 +82,15 @@ def linear_head(observed: Observed, A: Tensor, output: Any) -> Tensor | None:
     """The weights W (N, K) with which the logits in `output` are W mean(A) + b, None if there are none."""
     logits = pick_logits(output, observed.output)
     pooled = A.flatten(2).mean(2)
+    heads = []
     for module in observed.module.modules():
         W = getattr(module, "weight", None)
-        if not (isinstance(module, LINEAR) and isinstance(W, Tensor)) or W.flatten(1).shape != (
-            logits.shape[1],
-            A.shape[1],
-        ):
+        if not (isinstance(module, LINEAR) and isinstance(W, Tensor)):
             continue
-        W = full(W.detach()).flatten(1)
-        b = 0 if module.bias is None else full(module.bias.detach())
+        if W.ndim > 1 and (len(W), W[0].numel()) == (logits.shape[1], A.shape[1]):
+            b = 0 if module.bias is None else whole(full(module.bias.detach()))
+            heads.append((whole(full(W.detach())).flatten(1), b))
+    for W, b in heads:  # made whole before: all processes do that, whatever they find for their images
         if _same(pooled @ W.T + b, logits):  # (1)
             return W
     return None

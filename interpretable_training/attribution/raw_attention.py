@@ -19,6 +19,7 @@ from .base import Attribution, full
 from .maps import resize
 from .observe import Observed
 from .targets import Resolved
+from .whole import as_forward
 
 Heads = Literal["mean", "max", "min"]
 
@@ -70,7 +71,7 @@ class RawAttention(Attribution):
 
 def stream_of(observed: Observed, images: Tensor, target: Resolved) -> Any:
     """The logits and the attention of a model that pools by attention."""
-    forward: Any = observed.module.forward_with_attention
+    forward = as_forward(observed.module, "forward_with_attention")
     if getattr(observed.module, "class_specific", False) and isinstance(target, Tensor):
         forward = partial(forward, target=target)
     return replace(observed, module=forward).run(images)

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from interpretable_training.attribution.base import Attribution
 from interpretable_training.attribution.targets import Target
+from interpretable_training.attribution.whole import whole
 
 from .evidence import Evidence, gather
 
@@ -198,7 +199,7 @@ def checksum(*tensors: Tensor) -> str:
     """A number that changes with any of the bits."""
     crc = 0
     for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().flatten()
+        flat = whole(tensor.detach()).cpu().contiguous().flatten()
         crc = zlib.crc32(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", crc)
     return f"{crc:08x}"
 

@@ -13,6 +13,7 @@ from interpretable_training.attribution import FakeCAM, RandomMap
 from interpretable_training.attribution.base import Attribution, name_methods, of_package
 from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.observe import Output, same_generators
+from interpretable_training.attribution.whole import is_sharded
 
 from .base import Fact, ImageMetric, as_tuple
 from .cache import Cache, Part
@@ -50,8 +51,9 @@ def evaluate(
 
     Each image is explained once by each method; each masked image is scored once, however many metrics ask for it.
     Maps are scaled to [0, 1] by their range, unless the method is `final`: its maps are in [0, 1] already. Under
-    `torch.distributed` the batches are shared among the processes, all of which get the whole table. Ctrl-C ends it
-    with the images that are done.
+    `torch.distributed` the batches are shared among the processes, all of which get the whole table; of a model whose
+    parameters are spread over them (FSDP2, tensor parallelism) each process does all batches. Ctrl-C ends it with the
+    images that are done.
 
     Args:
         model: any classifier; it runs on the device on which it is and stays as it is.
@@ -77,6 +79,11 @@ def evaluate(
     one_of("target", target, "label", "pred", "least")
     if resamples < 1:
         raise ValueError(f"expected resamples of at least 1, got {resamples}.")
+    if cache is not None and is_sharded(model):
+        raise ValueError(
+            "expected cache=None for a model whose parameters are spread over processes, which all measure the same "
+            f"batches, got {str(cache)!r}; leave out cache=."
+        )
     torch.default_generator.manual_seed(seed)  # what a loader draws is the same in every process and every time
     feed = Feed(data, max_images, split, seed)
     if multilabel is None:

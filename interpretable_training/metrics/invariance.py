@@ -25,6 +25,7 @@ from interpretable_training.attribution.base import explain, name_methods
 from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.observe import Observed, Output, observe, prepare, same_generators, unwrap
 from interpretable_training.attribution.targets import Resolved, Target, pick_logits
+from interpretable_training.attribution.whole import refuse_sharded
 
 from .randomization import Methods, own_tensors_back
 from .sanity import SIMILARITIES, Check, Similarity, mean, similarities
@@ -72,6 +73,7 @@ class InputInvariance:
             output: which part of the model's output are the logits.
         """
         named, module = name_methods(methods), unwrap(model)
+        refuse_sharded(module, type(self).__name__)
         with torch.inference_mode(False), same_generators(), own_tensors_back(module):
             if self.double:
                 to_double(module)

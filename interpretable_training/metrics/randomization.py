@@ -23,6 +23,7 @@ from interpretable_training.attribution.base import Attribution, explain, name_m
 from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.observe import Observed, Output, observe, prepare, same_generators, unwrap
 from interpretable_training.attribution.targets import Target
+from interpretable_training.attribution.whole import refuse_sharded
 
 from .sanity import SIMILARITIES, Check, Rule, Similarity, mean, similarities
 
@@ -79,6 +80,7 @@ class ParameterRandomization:
             output: which part of the model's output are the logits.
         """
         named = name_methods(methods)
+        refuse_sharded(unwrap(model), type(self).__name__)
         with torch.inference_mode(False), same_generators():
             with observe(model, output) as observed:
                 prepared = prepare(observed, images)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from interpretable_training.attribution import degenerate
 from interpretable_training.attribution.base import Attribution, full
 from interpretable_training.attribution.observe import Observed, Output, observe, prepare, unwrap
+from interpretable_training.attribution.whole import is_sharded
 
 from .base import Fact, ImageMetric, checksum, described
 from .cache import Cache, Part
@@ -55,7 +56,8 @@ class Work:
 
     def run(self, feed: Feed, cache: Cache, progress: bool) -> tuple[list[Part], bool]:
         """The parts of all processes, in order, and whether none is missing."""
-        shared = dist.is_available() and dist.is_initialized()
+        # A sharded model runs in all processes at once: there each of them does all batches.
+        shared = dist.is_available() and dist.is_initialized() and not is_sharded(self.model)
         rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
         parts, complete = cache.load(lambda n: n % world == rank), True
         done = {part.number for part in parts}

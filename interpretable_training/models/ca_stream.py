@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.base import full
 from interpretable_training.attribution.observe import unwrap
+from interpretable_training.attribution.whole import whole
 
 from .checksum import checksums, fingerprint
 from .cross_attention import CrossAttention, Stream
@@ -152,8 +153,8 @@ class CAStream(nn.Module):
 
     def sealed_tensors(self) -> dict[str, Tensor]:
         """The frozen parameters and buffers by their names in the backbone."""
+        state = self.backbone.state_dict(keep_vars=True)  # first: FSDP2 exchanges tensors for those of the state dict
         frozen = {id(t) for m in self.sealed() for t in (*m._parameters.values(), *m._buffers.values())}
-        state = self.backbone.state_dict(keep_vars=True)
         return {name: tensor for name, tensor in state.items() if id(tensor) in frozen}
 
     def checksums(self) -> dict[str, str]:
@@ -169,9 +170,11 @@ class CAStream(nn.Module):
         weighted = [module for module in ran if next(module.parameters(recurse=False), None) is not None]
         if len(weighted) != 1 or self.head.cells > 1:
             return None
-        W, last = weighted[0].get_parameter("weight").flatten(1), self.stream.blocks[-1]
+        held, last = dict(weighted[0].named_parameters(recurse=False)), self.stream.blocks[-1]
         assert isinstance(last, CrossAttention)
-        return full(W) @ last.weights(), self.head(self.backbone, last.offset()[None])[0]
+        W = whole(full(held["weight"])).flatten(1)
+        b = whole(full(held["bias"])) if "bias" in held else None
+        return W @ last.weights(), nn.functional.linear(last.offset(), W, b)
 
     def train(self, mode: bool = True) -> "CAStream":
         super().train(mode)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from interpretable_training.attribution.whole import whole
+
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """One for the exact bits of each tensor; empty for meta tensors, which have none."""
@@ -20,7 +22,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 def _digest(tensors: list[Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
+    for tensor in map(whole, tensors):
         if not tensor.is_meta:
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from interpretable_training.attribution.base import full
+from interpretable_training.attribution.whole import whole
 
 
 class CrossAttention(nn.Module):
@@ -64,15 +65,17 @@ class CrossAttention(nn.Module):
 
     def weights(self) -> Tensor:
         """W[l] as each head's pooled maps meet it: (heads, d[l+1], d), where q[l+1] = sum over heads of W CA + b."""
-        W = full(self.out.weight)
+        W = whole(full(self.out.weight))
         own = torch.eye(self.heads, dtype=W.dtype, device=W.device).repeat_interleave(W.shape[1] // self.heads, 1)
         W = W * own[:, None]
-        return W if self.value is None else W @ full(self.value.weight)
+        return W if self.value is None else W @ whole(full(self.value.weight))
 
     def offset(self) -> Tensor:
         """What is left of q[l+1] where the pooled maps are zero, (d[l+1],)."""
-        nothing = self.out.weight.new_zeros(self.out.in_features)
-        return self.out(nothing if self.value is None or self.value.bias is None else self.value.bias)
+        W, b = (None if t is None else whole(full(t)) for t in (self.out.weight, self.out.bias))
+        value = None if self.value is None or self.value.bias is None else whole(full(self.value.bias))
+        assert W is not None
+        return nn.functional.linear(W.new_zeros(W.shape[1]) if value is None else value, W, b)
 
 
 class Stream(nn.Module):

@@ -2,12 +2,14 @@
 
 import math
 import sys
+from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -21,6 +23,7 @@ from interpretable_training.callbacks.explaining import explain_images
 from interpretable_training.callbacks.gallery import Gallery, as_bytes
 from interpretable_training.callbacks.moments import Moment
 from interpretable_training.files import save_picture
+from interpretable_training.class_paths import check_hyper_parameters
 from interpretable_training.journal import Journal, safe_name
 from interpretable_training.models.build import build_network
 from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
@@ -35,6 +38,8 @@ from .paragraphs import MistakeError, closest, require_writable
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 MODULES = {module.__name__: module for module in (Classifier, CAStreamClassifier, GuidedGradientClassifier)}
+NEEDED = ("network", "num_classes", "network_kwargs", "pretrained", "weights", "stream", "multilabel")
+MOST_CLASSES = 1_000_000
 BATCH = 16
 ON_PAGE = 64  # pictures on the sheet and the page
 
@@ -232,18 +237,44 @@ def from_checkpoint(path: Path, class_names: Sequence[str] | None) -> Subject:
         raise MistakeError(
             f"expected a checkpoint that exists, got {str(path)!r}; closest: {closest(path.name, near)}."
         )
-    told: dict[str, Any] = read_checkpoint(path).get(PICTURES, {})
+    checkpoint = read_checkpoint(path)
+    told: dict[str, Any] = checkpoint.get(PICTURES, {})
     if told.get("module") not in MODULES or not told.get("image_shape"):
         raise MistakeError(
             f"expected a checkpoint of {list(MODULES)} that was written in a training, got {str(path)!r}; explain "
             "other models in Python: interpretable_training.attribution.explain(methods, model, images)."
         )
-    module = MODULES[told["module"]].load_from_checkpoint(path, map_location="cpu")
+    module = rebuild(MODULES[told["module"]], checkpoint, path)
     mean, std = told.get("mean"), told.get("std")
     known = mean is not None and std is not None
     colors = Colors(tuple(mean), tuple(std), "checkpoint") if known else Colors(None, None, "checkpoint")  # type: ignore
     names = list(class_names) if class_names else told.get("class_names")
     return Subject(module.network, path.name, tuple(told["image_shape"]), colors, names, module.multilabel)
+
+
+def rebuild(cls: type[Classifier], checkpoint: dict[str, Any], path: Path) -> Classifier:
+    """A module with what it needs to show its network pictures, and nothing else that the checkpoint names."""
+    told = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key in NEEDED}
+    check_hyper_parameters(told)
+    if not isinstance(told.get("num_classes"), int) or not 1 <= told["num_classes"] <= MOST_CLASSES:
+        raise MistakeError(
+            f"expected a checkpoint of 1 to {MOST_CLASSES} classes, got {str(path)!r} with "
+            f"num_classes={told.get('num_classes')!r}; pass one that was written in a training."
+        )
+    try:
+        if isinstance(told.get("network"), dict):  # from the command line
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_argument("--network", type=nn.Module)
+            told["network"] = parser.instantiate(parser.parse_object({"network": told["network"]})).network
+        module = cls(**told)
+        weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("loss.")}
+        module.load_state_dict(weights, strict=module.strict_loading)
+    except (ArgumentError, KeyError, RuntimeError, TypeError, MemoryError) as error:
+        raise MistakeError(
+            f"expected a checkpoint from which a {cls.__name__} can be rebuilt, got {str(path)!r}: "
+            f"{' '.join(str(error).split())[:400]}"
+        ) from error
+    return module
 
 
 def from_timm(name: str, pretrained: bool, class_names: Sequence[str] | None) -> Subject:

@@ -2,13 +2,15 @@
 
 import os
 from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -25,6 +27,7 @@ import interpretable_training.modules
 from interpretable_training.attribution import Attribution
 from interpretable_training.metrics.base import ImageMetric
 
+from .class_paths import check_configuration, check_hyper_parameters, walk
 from .evaluation import Trainer, read_checkpoint
 from .paragraphs import MistakeError, explain, require_writable
 from .sweeps.callback import SweepReport
@@ -96,7 +99,13 @@ class ShortErrorsCLI(LightningCLI):
         # Lightning takes the model's options from the checkpoint. One that was made in Python does not name its class,
         # which Lightning would not survive; the options of the command line count then.
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and Path(path).is_file() and "_class_path" in read_checkpoint(Path(path)).get("hyper_parameters", {}):
+        if not path or not Path(path).is_file():
+            return
+        told = read_checkpoint(Path(path)).get("hyper_parameters", {})
+        if "_class_path" in told:
+            own = [value.as_dict() for _, value, _ in walk(self.config) if isinstance(value, Namespace)]
+            with mistakes():
+                check_hyper_parameters(told, own)
             super()._parse_ckpt_path()
 
     def option_names(self) -> set[str]:
@@ -104,6 +113,8 @@ class ShortErrorsCLI(LightningCLI):
         return {action.dest for action in self._subcommand_parsers[self.command]._actions}
 
     def instantiate_classes(self) -> None:
+        with mistakes():
+            check_configuration(self.config)
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
@@ -113,6 +124,15 @@ class ShortErrorsCLI(LightningCLI):
         # The first process writes; fast_dev_run writes nothing.
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             require_writable(self.trainer.log_dir or self.trainer.default_root_dir)
+
+
+@contextmanager
+def mistakes() -> Iterator[None]:
+    """What is found wrong inside is a mistake of the user."""
+    try:
+        yield
+    except ValueError as error:
+        raise MistakeError(str(error)) from error
 
 
 def class_names() -> set[str]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from interpretable_training.batch import images_and_target
+from interpretable_training.class_paths import PlainModule
 from interpretable_training.models import build_network
 
 from .checks import check_datamodule, check_logits, check_range, check_target
@@ -30,7 +30,7 @@ def build_metrics(num_classes: int, multilabel: bool) -> MetricCollection:
     return MetricCollection(metrics)  # type: ignore[arg-type]
 
 
-class Classifier(L.LightningModule):
+class Classifier(PlainModule):
     """Trains a network to classify images.
 
     Batches are pairs (images, target) or dicts with `image` and `target`. Logged as `train/...`, `val/...` and

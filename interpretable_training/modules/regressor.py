@@ -11,13 +11,13 @@ is expected to costs more than one that is given up too early. Saxena et al., PH
 
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 
 from interpretable_training.batch import images_and_target
+from interpretable_training.class_paths import PlainModule
 from interpretable_training.models import build_network
 
 from .classifier import OBJECT, refuse_names_of_objects
@@ -41,7 +41,7 @@ class LifetimeScore(Metric):
         return self.total
 
 
-class Regressor(L.LightningModule):
+class Regressor(PlainModule):
     """Trains a network to estimate a number from a series or an image.
 
     Batches are pairs (series, target) or dicts with `image` and `target`; targets are (B,). Logged as `train/...`,

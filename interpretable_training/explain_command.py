@@ -22,8 +22,8 @@ from interpretable_training.callbacks.explained import Explained, check_target, 
 from interpretable_training.callbacks.explaining import explain_images
 from interpretable_training.callbacks.gallery import Gallery, as_bytes
 from interpretable_training.callbacks.moments import Moment
-from interpretable_training.files import save_picture
 from interpretable_training.class_paths import check_hyper_parameters
+from interpretable_training.files import save_picture
 from interpretable_training.journal import Journal, safe_name
 from interpretable_training.models.build import build_network
 from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier

@@ -86,7 +86,9 @@ class AblationCAM(GradientCAM):
             inputs = image if splits else image.expand(len(k), *image.shape[1:])
             with _ablated(observed, place, k):
                 part = target.expand(len(k)) if isinstance(target, Tensor) else target
-                scores[rows] = observed.score(inputs, part, self.on).double()
+                output = observed.run(inputs)
+                observed.rows[0] = len(k)  # the batch may have grown at the layer
+                scores[rows] = observed.score_in(output, part, self.on).double()
 
         in_chunks(run, len(channels), self.chunk_size, image)
         return scores

@@ -19,7 +19,7 @@ from .choose import choose_layer
 from .gradient import Reduce, reduce_channels
 from .maps import resize
 from .observe import Observed
-from .targets import Resolved
+from .targets import Resolved, in_range
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class CaptumAttribution(Attribution):
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         if callable(target):
             raise TypeError("expected class indices as target: captum takes no callable.")
+        in_range(target, observed(images[:1]).shape[1])
         model = _Logits(observed)
         args: list[Any] = [model]
         if self.layer is not None:

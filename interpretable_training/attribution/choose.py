@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .grids import Grid, find_grid, first_tensor, named_layers, prefix_tokens
 from .observe import Observed
-from .targets import Target, pick_logits
+from .targets import Target, check_scores, pick_logits
 
 POOLING = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -78,7 +78,10 @@ def candidates(observed: Observed, images: Tensor, target: Target = None) -> lis
     with torch.enable_grad():
         image = images[:1].detach().clone().requires_grad_()
         outputs, result = _record(observed, image)
-        score = observed.score_in(result, target) if callable(target) else pick_logits(result, observed.output).amax(1)
+        if callable(target):
+            score = check_scores(target(result), None, 1)
+        else:
+            score = pick_logits(result, observed.output).amax(1)
         made = _last_of_each(outputs)
         spatial = _spatial(observed, made, image, strict=True) or _spatial(observed, made, image, strict=False)
         gradients = _gradients(score, [found.tensor for found, _ in spatial])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .state import Snapshot, same_state
-from .targets import Resolved, Score, Target, as_classes, by_rank, pick_logits, score
+from .targets import Resolved, Score, Target, as_classes, by_rank, check_scores, in_range, pick_logits, score
 
 DEVICES = ("cpu", "cuda")  # whose autocast a caller may have entered
 Output = str | int | Callable[[Any], Tensor] | None
@@ -32,6 +32,7 @@ class Observed:
     autocast: tuple[tuple[str, torch.dtype], ...] = ()
     refused: list[str] = field(default_factory=list)  # why `run_fast` is not fast
     state: Snapshot = field(default_factory=Snapshot)  # saved before the first pass
+    rows: list[int] = field(default_factory=lambda: [0])  # how many images `run` was given last
 
     def __call__(self, images: Tensor) -> Tensor:
         return pick_logits(self.run(images), self.output)
@@ -44,6 +45,7 @@ class Observed:
         with ExitStack() as stack:
             for device, dtype in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype))
+            self.rows[0] = len(images)
             return self.module(images.clone())
 
     def run_fast(self, images: Tensor) -> Any:
@@ -66,16 +68,29 @@ class Observed:
             return target
         if target is None or isinstance(target, str):
             with torch.no_grad():
-                return by_rank(target or "pred", self(images))
+                return by_rank("pred" if target is None else target, self.logits_in(self.run(images)))
         return as_classes(target, images)
 
     def resolve_in(self, output: Any, target: Target) -> Resolved:
         """One class per image for `target`, of what the module returned."""
         if callable(target):
             return target
+        logits = self.logits_in(output)
+        if target is None or isinstance(target, str):
+            return by_rank("pred" if target is None else target, logits.detach())
+        classes = as_classes(target, logits)
+        in_range(classes, logits.shape[1])
+        return classes
+
+    def logits_in(self, output: Any) -> Tensor:
+        """The logits in what the module returned, refused unless there is a row for each image of the last run."""
         logits = pick_logits(output, self.output)
-        named = target is None or isinstance(target, str)
-        return by_rank(target or "pred", logits.detach()) if named else as_classes(target, logits)  # type: ignore
+        if len(logits) != self.rows[0]:
+            raise ValueError(
+                f"expected one row of logits per image, got {tuple(logits.shape)} for {self.rows[0]} images; "
+                "pass output= with what picks (B, N)."
+            )
+        return logits
 
     def score(self, images: Tensor, target: Resolved, on: Score = "logit") -> Tensor:
         """The explained number of each image, (B,); `target` is resolved."""
@@ -85,11 +100,7 @@ class Observed:
         """The explained number in what the module returned, (B,); `target` is resolved."""
         if not callable(target):
             return score(pick_logits(output, self.output), target, on)
-        scores = target(output)
-        if not isinstance(scores, Tensor) or scores.ndim != 1:
-            came = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(f"expected a target callable that returns one score per image, (B,), got {came}.")
-        return scores
+        return check_scores(target(output), output, self.rows[0])
 
 
 @contextmanager

@@ -39,10 +39,20 @@ def pick_logits(output: Any, pick: str | int | Callable[[Any], Tensor] | None = 
 def _pick(output: Any, pick: str | int | Callable[[Any], Tensor] | None) -> Any:
     if callable(pick):
         return pick(output)
-    if isinstance(pick, int):
-        return output[pick]
+    if pick is not None and (isinstance(pick, bool) or not isinstance(pick, (str, int))):
+        raise TypeError(f"expected output= as a key, an index or a callable, got {pick!r}.")
     if isinstance(output, Tensor):
+        if pick is not None:  # an index would take the logits of one image for those of all
+            raise TypeError(
+                f"expected a model that returns several things with output={pick!r}, got a tensor "
+                f"{tuple(output.shape)}; leave out output= (some models return a tensor in eval mode only)."
+            )
         return output
+    if isinstance(pick, int):
+        try:
+            return output[pick]
+        except (KeyError, IndexError, TypeError):
+            return None
     names = LOGIT_KEYS if pick is None else (pick,)
     for name in names:
         if isinstance(output, dict) and name in output:
@@ -65,9 +75,14 @@ def _describe(output: Any) -> str:
 
 def as_classes(target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
     """Given class indices as a tensor (B,), or (B, T) for T maps per image; B and the device are those of `like`."""
-    classes = torch.as_tensor(target, device=like.device)
-    if classes.is_floating_point() or classes.dtype == torch.bool:
+    try:
+        classes = torch.as_tensor(target, device=like.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"expected class indices as target, got {target!r:.200}.") from error
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise TypeError(f"expected class indices as target, got {classes.dtype}.")
+    if classes.layout != torch.strided or classes.is_quantized:
+        raise TypeError(f"expected class indices as target in a dense tensor, got {classes.layout}.")
     classes = (classes.clone() if classes.is_inference() else classes).long()
     if classes.ndim == 0:
         classes = classes.expand(len(like))
@@ -76,6 +91,10 @@ def as_classes(target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
             f"expected one target per image, got {len(classes)} targets for {len(like)} images; several per image "
             f"are (B, T), here came {tuple(classes.shape)}."
         )
+    if not classes.numel():
+        raise ValueError(f"expected at least one target per image, got {tuple(classes.shape)}.")
+    if (lowest := int(classes.min())) < 0:  # the usual label of what has none; Python would count from the end
+        raise ValueError(f"expected a target from 0 to the number of logits - 1, got {lowest}; classes count from 0.")
     return classes
 
 
@@ -83,7 +102,7 @@ def by_rank(policy: str, logits: Tensor) -> Tensor:
     """The classes that a policy names: (B,), or (B, K) for "topk:K"."""
     B, N = logits.shape
     name, _, k = policy.partition(":")
-    top = int(k) if name == "topk" and k.isdigit() else 0
+    top = int(k) if name == "topk" and k.isdecimal() else 0
     if policy not in ("pred", "least") and not 1 <= top <= N:
         raise ValueError(
             f"expected target None, 'pred', 'least', 'topk:K' with K up to {N}, class indices or a callable, "
@@ -96,18 +115,21 @@ def by_rank(policy: str, logits: Tensor) -> Tensor:
     return logits.argmax(1) if policy == "pred" else logits.argmin(1)
 
 
+def in_range(target: Tensor, N: int) -> None:
+    """Refuse classes that a model with N logits does not have."""
+    last = max(N, 2) - 1  # one logit stands for two classes
+    low, high = torch.stack(target.aminmax()).tolist()
+    if not 0 <= low <= high <= last:
+        came = f"{low}" if low == high else f"{low} to {high}"
+        hint = " for one number that is no class pass target='pred'." if N == 1 else " classes count from 0."
+        raise ValueError(f"expected a target from 0 to {last}, since the model has {N} logits, got {came};{hint}")
+
+
 def score(logits: Tensor, target: Tensor, on: Score = "logit") -> Tensor:
     """The explained number of each image: logits (B, N), target (B,) -> (B,)."""
-    last = max(logits.shape[1], 2) - 1  # one logit stands for two classes
-    if not 0 <= int(target.min()) <= int(target.max()) <= last:
-        low, high = int(target.min()), int(target.max())
-        came = f"{low}" if low == high else f"{low} to {high}"
-        hint = (
-            " for one number that is no class pass target='pred'." if logits.shape[1] == 1 else " classes count from 0."
-        )
-        raise ValueError(
-            f"expected a target from 0 to {last}, since the model has {logits.shape[1]} logits, got {came};{hint}"
-        )
+    if len(logits) != len(target):
+        raise ValueError(f"expected one row of logits per target, got {len(logits)} rows for {len(target)} targets.")
+    in_range(target, logits.shape[1])
     if on != "logit" and logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # probabilities near 1 have few bits left in half precision
     if logits.shape[1] == 1:
@@ -131,4 +153,31 @@ def take(target: Resolved, rows: Tensor | slice) -> Resolved:
 
 def class_weights(W: Tensor, target: Tensor) -> Tensor:
     """Rows of a linear head W (N, K) as `score` picks logits: (B, K)."""
+    in_range(target, len(W))
     return (torch.cat([-W, W]) if len(W) == 1 else W)[target]
+
+
+def check_scores(scores: Any, output: Any, rows: int) -> Tensor:
+    """The scores (rows,) that a target callable made of `output`, refused unless there is one per image.
+
+    Where `output` has a gradient the scores need one: a map of zeros would be no explanation.
+    """
+    if not isinstance(scores, Tensor) or scores.shape != (rows,):
+        came = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"expected a target callable that returns one score per image, ({rows},), got {came}.")
+    if not scores.is_floating_point():
+        raise TypeError(f"expected a target callable that returns floating point scores, got {scores.dtype}.")
+    if torch.is_grad_enabled() and not scores.requires_grad and _has_gradient(output):
+        raise ValueError(
+            "expected a target callable whose scores depend on the model's output, got scores without a gradient; "
+            "leave out detach(), argmax() and what rounds."
+        )
+    return scores
+
+
+def _has_gradient(output: Any) -> bool:
+    if isinstance(output, Tensor):
+        return output.requires_grad
+    if isinstance(output, dict):
+        return any(map(_has_gradient, output.values()))
+    return isinstance(output, (tuple, list)) and any(map(_has_gradient, output))

@@ -192,7 +192,7 @@ def test_a_network_built_in_inference_mode(name):
     ("target", "error", "words"),
     [
         (4, ValueError, "from 0 to 3.*4 logits"),
-        (-1, ValueError, "from 0 to 3"),
+        (-1, ValueError, "from 0 to the number of logits - 1, got -1"),
         (torch.tensor([0, 1]), ValueError, "2 targets for 3 images"),
         (torch.rand(3), TypeError, "class indices"),
         ("best", ValueError, "'best'"),

@@ -126,7 +126,7 @@ def test_multi_label_has_one_row_per_image_and_positive_class(linear, rows, x):
     ("target", "match"),
     [
         (3, "from 0 to 2, since the model has 3 logits, got 3"),
-        (-1, "from 0 to 2, since the model has 3 logits, got -1"),
+        (-1, "from 0 to the number of logits - 1, got -1"),
         ([0, 7], "from 0 to 2.* 3 logits, got 0 to 7"),
         ([0], "got 1 targets for 2 images"),
         (torch.tensor([0, 1, 2]), "got 3 targets for 2 images"),

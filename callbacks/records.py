@@ -8,6 +8,7 @@ import math
 import os
 import re
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from interpretable_training.attribution.state import StateWarning
 from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.folders import run_folder
+from interpretable_training.callbacks.folders import claim_page, run_folder
 from interpretable_training.callbacks.moments import Moment
 from interpretable_training.callbacks.saved import text
 from interpretable_training.callbacks.together import check_together
@@ -76,7 +77,7 @@ class Records:
             self.journal = None
             return
         others = [watcher.records for watcher in everyone(trainer)]
-        self.page = self.folder.parent / "report.html"
+        self.page = None
         shared = next((r for r in others if r.belongs(trainer, self.folder)), None)
         resumed = next((r.resumed for r in others if r.resumed is not None), None)
         self.owner, self.resumed = weakref.ref(trainer), None
@@ -84,8 +85,6 @@ class Records:
             self.journal, self.page = shared.journal, shared.page
             return
         self.journal = Journal(self.folder)
-        if resumed is None and self.page.exists():  # of another run in this folder
-            self.page = self.page.with_name(f"report-{self.journal.run}.html")
         if resumed is not None:
             self.journal.run = resumed["run"]
             before = Path(resumed["folder"])
@@ -96,6 +95,8 @@ class Records:
                     os.path.relpath(before, self.folder) if before.anchor == self.folder.absolute().anchor else before
                 )
                 self.write(trainer, "continued", None, step=trainer.global_step, folder=str(near))
+        with suppress(OSError):  # then a name is chosen when there is something to write
+            self.page = claim_page(self.folder.parent, self.journal.run)
 
     def belongs(self, trainer: L.Trainer, folder: Path) -> bool:
         """Whether what this trainer does in a folder belongs into the journal; another one's training does not."""
@@ -197,11 +198,12 @@ class Records:
 
     def report(self, trainer: L.Trainer, watcher: "Watcher") -> None:
         """Make the page of what the journal holds; also of a training that was stopped."""
-        if self.journal is None or self.page is None or watchers(trainer)[-1:] != [watcher]:
+        if self.journal is None or watchers(trainer)[-1:] != [watcher]:
             return
         try:
             from interpretable_training.visual.report import write_report
 
+            self.page = self.page or claim_page(self.journal.folder.parent, self.journal.run)
             path = write_report(self.journal.folder, self.page, run=self.journal.run)
             rank_zero_info(f"Report of the watching callbacks: {path}")
         except Exception as error:  # a page is no reason to end a training

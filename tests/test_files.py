@@ -1,13 +1,12 @@
 """What is written is there as a whole or not at all, also when the disk is full in the middle of it."""
 
 import random
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
+from full_disk import files_of_at_most
 from PIL import Image
 from torch import nn
 
@@ -20,17 +19,6 @@ from interpretable_training.visual.report import write_report
 from interpretable_training.visual.sweep import Scale, draw_sweep
 
 NOISE = Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(3 * 64 * 64))
-
-
-@contextmanager
-def files_of_at_most(size):
-    """Let the system refuse what lies beyond, as a full disk does: in the middle of a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

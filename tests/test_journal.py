@@ -1,14 +1,13 @@
 import json
 import os
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from full_disk import files_of_at_most, small_disk
 from PIL import Image
 from torch.testing import assert_close
 
@@ -32,17 +31,6 @@ SAFE = ["17", "a", "a-b", "a_b", "a-1", "gradcam-pred-e3", "x" * 60]
 
 def kinds(record):
     return [line["kind"] for line in record.lines]
-
-
-@contextmanager
-def files_of_at_most(size):
-    """Let the system refuse what lies beyond, as a full disk does: in the middle of a line."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -224,11 +212,7 @@ def fill(journal):
 
 
 def test_a_small_tmpfs_that_is_full(tmp_path):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    try:
+    with small_disk(tmp_path / "small", "64k") as folder:
         journal = Journal(folder / "explanations")
         journal.write("run")
         with pytest.raises(OSError, match="No space left"):
@@ -239,8 +223,6 @@ def test_a_small_tmpfs_that_is_full(tmp_path):
             path.unlink()
         journal.write("values", step=1)
         assert kinds(read_journal(journal.folder))[:: len(read_journal(journal.folder).lines) - 1] == ["run", "values"]
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_bytes_written_are_those_on_disk(journal):

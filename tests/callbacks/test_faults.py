@@ -1,12 +1,12 @@
 """What goes wrong in an explanation is said once, counted, and does not end the training."""
 
-import subprocess
 import warnings
 
 import lightning as L
 import pytest
 import torch
 from faulty import Faulty, Switch, everyone, raises, told, trained
+from full_disk import small_disk
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -165,24 +165,14 @@ def test_a_full_disk_costs_no_more_than_what_was_to_be_written(tmp_path, monkeyp
     assert 1 <= len(warned) == len(set(warned))
 
 
-def mounted(folder, size):
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
-    if done.returncode:
-        pytest.skip("needs the right to mount a small disk")
-
-
 @pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path):
-    mounted(tmp_path / "disk", "64k")
-    try:
+    with small_disk(tmp_path / "disk", "64k") as disk:
         logger, module = Memory(), Module()
-        fit(tmp_path / "disk", everyone(GradCAM()), module, logger=logger, max_epochs=3)
+        fit(disk, everyone(GradCAM()), module, logger=logger, max_epochs=3)
         assert trained(module, tmp_path)
         assert len(logger.pictures) >= 3
-        assert len(record(tmp_path / "disk").lines) > 0
-    finally:
-        subprocess.run(["umount", tmp_path / "disk"], check=True)
+        assert len(record(disk).lines) > 0
 
 
 class Unlabeled(Module):

@@ -48,7 +48,9 @@ def variants(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, dict[
         kind.__name__: {
             "28 steps": kind(STEPS),
             "default: one row per step": kind(),
-            "`ca_stream`": kind(preset="ca_stream"),
+            'ties="index"': kind(STEPS, ties="index"),
+            "`ca_stream`: eight rows per step": kind(preset="ca_stream"),
+            "`ca_stream`, 28 steps": kind(STEPS, "ca_stream"),
             "`polycam`, 28 steps": kind(STEPS, "polycam"),
             "`tgrad`, 28 steps": kind(STEPS, "tgrad"),
             "`torchcam`, 28 steps": kind(STEPS, "torchcam"),

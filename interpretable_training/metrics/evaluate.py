@@ -18,6 +18,7 @@ from interpretable_training.attribution.whole import is_sharded
 from .base import Fact, ImageMetric, as_tuple
 from .cache import Cache, Part
 from .feed import Feed, Split
+from .peers import Peers
 from .table import Table
 from .units import UnitIoU
 from .work import Work
@@ -53,7 +54,8 @@ def evaluate(
     Maps are scaled to [0, 1] by their range, unless the method is `final`: its maps are in [0, 1] already. Under
     `torch.distributed` the batches are shared among the processes, all of which get the whole table; of a model whose
     parameters are spread over them (FSDP2, tensor parallelism) each process does all batches. Ctrl-C ends it with the
-    images that are done.
+    images that are done. A process that fails or is interrupted ends the others after the batch at which they are, with
+    its reason; one that is alone in calling `evaluate` ends after five minutes.
 
     Args:
         model: any classifier; it runs on the device on which it is and stays as it is.
@@ -84,24 +86,25 @@ def evaluate(
             "expected cache=None for a model whose parameters are spread over processes, which all measure the same "
             f"batches, got {str(cache)!r}; leave out cache=."
         )
-    torch.default_generator.manual_seed(seed)  # what a loader draws is the same in every process and every time
-    feed = Feed(data, max_images, split, seed)
-    if multilabel is None:
-        multilabel = bool(getattr(data, "multilabel", False))
-    mean, std = as_tuple(feed.mean if mean is None else mean), as_tuple(feed.std if std is None else std)
-    named = name_methods(methods)
-    first = next(iter(named)) if reference is None and named else reference
-    added = {name: control for name, control in CONTROLS.items() if controls and name not in named}
-    named |= added
-    if first not in named:
-        raise ValueError(f"expected at least one method, and a reference among {list(named)}, got {first!r}.")
-    measured = {name: metric.adapted(mean, std, multilabel) for name, metric in name_metrics(metrics).items()}
-    for metric in measured.values():
-        if hasattr(metric, "attribution"):
-            metric.attribution = None  # the passport's "explained again by": here each method explains its own maps
-    work = Work(model, named, measured, target, multilabel, output, chunk_size)
-    facts = {**work.facts(), "images": max_images, "split": split, "seed": seed}
-    parts, complete = work.run(feed, Cache(cache, facts, work.passports(), feed), progress)
+    with Peers(not is_sharded(model)) as peers:
+        torch.default_generator.manual_seed(seed)  # what a loader draws is the same in every process and every time
+        feed = Feed(data, max_images, split, seed)
+        if multilabel is None:
+            multilabel = bool(getattr(data, "multilabel", False))
+        mean, std = as_tuple(feed.mean if mean is None else mean), as_tuple(feed.std if std is None else std)
+        named = name_methods(methods)
+        first = next(iter(named)) if reference is None and named else reference
+        added = {name: control for name, control in CONTROLS.items() if controls and name not in named}
+        named |= added
+        if first not in named:
+            raise ValueError(f"expected at least one method, and a reference among {list(named)}, got {first!r}.")
+        measured = {name: metric.adapted(mean, std, multilabel) for name, metric in name_metrics(metrics).items()}
+        for metric in measured.values():
+            if hasattr(metric, "attribution"):
+                metric.attribution = None  # the passport's "explained again by": here each method explains its own maps
+        work = Work(model, named, measured, target, multilabel, output, chunk_size)
+        facts = {**work.facts(), "images": max_images, "split": split, "seed": seed}
+        parts, complete = work.run(feed, Cache(cache, facts, work.passports(), feed), progress, peers)
     return table_of(parts, measured, facts, first, list(added), complete, resamples, seed)
 
 

@@ -5,19 +5,18 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from interpretable_training.attribution import degenerate
 from interpretable_training.attribution.base import Attribution, full
 from interpretable_training.attribution.observe import Observed, Output, observe, prepare, unwrap
-from interpretable_training.attribution.whole import is_sharded
 
 from .base import Fact, ImageMetric, checksum, described
 from .cache import Cache, Part
 from .evidence import Evidence, in_unit_range
 from .feed import Feed, annotations_of
+from .peers import Peers
 from .regions import of_class, rows_of
 from .restricted import Restricted, at_regions, explain_regions
 
@@ -54,12 +53,10 @@ class Work:
     def passports(self) -> dict[str, dict[str, Fact]]:
         return {name: metric.passport() for name, metric in self.metrics.items()}
 
-    def run(self, feed: Feed, cache: Cache, progress: bool) -> tuple[list[Part], bool]:
+    def run(self, feed: Feed, cache: Cache, progress: bool, peers: Peers) -> tuple[list[Part], bool]:
         """The parts of all processes, in order, and whether none is missing."""
-        # A sharded model runs in all processes at once: there each of them does all batches.
-        shared = dist.is_available() and dist.is_initialized() and not is_sharded(self.model)
-        rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
-        parts, complete = cache.load(lambda n: n % world == rank), True
+        rank, world = peers.rank, peers.world
+        parts, interrupted = cache.load(lambda n: n % world == rank), False
         done = {part.number for part in parts}
         bar = tqdm(desc="evaluate", unit=" images", total=feed.size(), disable=not progress or rank > 0)
         bar.update(sum(len(part.images) for part in parts) * world)
@@ -67,22 +64,24 @@ class Work:
             for number, indices, images, target, there in feed.read_annotated(
                 lambda n: n not in done and n % world == rank
             ):
+                if peers.stopped():
+                    break
                 check = not any(len(part.images) for part in parts)
                 part = self.measure(number, indices, images, target, check, there)
                 cache.keep(part)
                 parts.append(part)
                 bar.update(len(indices) * world)
         except KeyboardInterrupt:
-            complete = False
-            warnings.warn("interrupted: the table holds the images that were done", stacklevel=4)
+            interrupted = True
+            peers.stop()
         finally:
             bar.close()
-        if world > 1:
-            gathered: list[Any] = [None] * world
-            dist.all_gather_object(gathered, (parts, complete))
-            parts = [part for found, _ in gathered for part in found]
-            complete = all(whole for _, whole in gathered)
-        return sorted(parts, key=lambda part: part.number), complete
+        gathered = peers.share((parts, interrupted))
+        if where := [rank for rank, (_, interrupted) in enumerate(gathered) if interrupted]:
+            told = f" in process {', '.join(map(str, where))}" if world > 1 else ""
+            warnings.warn(f"interrupted{told}: the table holds the images that were done", stacklevel=4)
+        parts = [part for found, _ in gathered for part in found]
+        return sorted(parts, key=lambda part: part.number), not where
 
     def measure(
         self,

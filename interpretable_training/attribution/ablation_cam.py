@@ -24,6 +24,7 @@ from .grad_cam_plusplus import away_from_zero
 from .grids import Grid, first_tensor, with_first
 from .observe import Observed
 from .targets import Resolved, class_weights, take
+from .wide import wide
 
 
 class _Place(NamedTuple):
@@ -79,7 +80,7 @@ class AblationCAM(GradientCAM):
         self, observed: Observed, image: Tensor, target: Resolved, place: _Place, channels: Tensor, splits: bool
     ) -> Tensor:
         """Scores of one image without each of the channels, (len(channels),)."""
-        scores = image.new_zeros(len(channels), dtype=torch.float64)
+        scores = image.new_zeros(len(channels), dtype=wide(image))
 
         def run(rows: slice) -> None:
             k = channels[rows]
@@ -88,7 +89,7 @@ class AblationCAM(GradientCAM):
                 part = target.expand(len(k)) if isinstance(target, Tensor) else target
                 output = observed.run(inputs)
                 observed.rows[0] = len(k)  # the batch may have grown at the layer
-                scores[rows] = observed.score_in(output, part, self.on).double()
+                scores[rows] = observed.score_in(output, part, self.on).to(scores)
 
         in_chunks(run, len(channels), self.chunk_size, image)
         return scores

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .base import GradientCAM
+from .wide import wide
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class EigenCAM(GradientCAM):
     needs_gradient: ClassVar[bool] = False
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
+        A = A if wide(A) == torch.float64 else A.cpu()  # a Gram matrix squares the error of float32
         X = A.flatten(2).transpose(1, 2).double()  # (1), (B, places, K)
         finite = X.isfinite().all(2).all(1)[:, None]
         X = X.nan_to_num(0, 0, 0)
@@ -45,7 +47,7 @@ class EigenCAM(GradientCAM):
         else:
             side = torch.ones_like(S[:, 0])
         S = torch.where(side[:, None] < 0, -S, S).masked_fill(~finite, torch.nan)
-        return S.to(A.dtype).unflatten(1, A.shape[2:])
+        return S.to(dA.dtype).to(dA.device).unflatten(1, A.shape[2:])
 
 
 def _first_component(X: Tensor) -> Tensor:

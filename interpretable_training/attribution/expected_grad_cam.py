@@ -31,6 +31,7 @@ from .observe import Observed, Output, observe, prepare
 from .paths import per_input
 from .rules import gates
 from .targets import Resolved, Target, take
+from .wide import wide
 
 Difference = Literal["layer_diff", "encode_diff", "tangent"]
 Indices = Literal["iid", "sequential"] | Sequence[int]
@@ -154,7 +155,8 @@ def for_draws(
     """
     baselines = as_baselines(cam.baselines)
     baselines.check(images)
-    index, a = (t.to(images.device) for t in draw(cam))
+    index, a = draw(cam)
+    index, a = index.to(images.device), a.to(images.device, wide(images))
     base = baselines.images.to(images)
     from_layer = cam.difference == "layer_diff"
     A0, where = baselines.of_layer(observed, layer, index, target, cam.chunk_size) if from_layer else (A[:0], index)

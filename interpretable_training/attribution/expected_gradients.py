@@ -18,6 +18,7 @@ from .gradient import Reduce, reduce_channels
 from .observe import Observed
 from .paths import per_input, sum_over_inputs
 from .targets import Resolved, Score
+from .wide import wide
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class ExpectedGradients(Attribution):
     def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         baselines = as_baselines(self.baselines)
         baselines.check(images)
-        index, a = (t.to(images.device) for t in self._draw(len(baselines)))
+        index, a = self._draw(len(baselines))
+        index, a = index.to(images.device), a.to(images.device, wide(images))
         base = baselines.images.to(images)
         phi = sum_over_inputs(
             observed,

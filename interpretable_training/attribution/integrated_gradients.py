@@ -19,6 +19,7 @@ from .maps import blur, mask_images
 from .observe import Observed, Output, observe, prepare
 from .paths import per_input, sum_over_inputs
 from .targets import Resolved, Score, Target
+from .wide import wide
 
 Quadrature = Literal["gauss_legendre", "left", "right", "midpoint", "trapezoid"]
 
@@ -66,7 +67,7 @@ class IntegratedGradients(Attribution):
     def _phi(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
         base = self._baseline(images)
         a, w = _points(self.quadrature, self.steps)
-        a, w = a.to(images.device), w.to(images.device)
+        a, w = (t.to(images.device, wide(images)) for t in (a, w))
         g = sum_over_inputs(
             observed,
             images,

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from interpretable_training.attribution.base import Attribution
 from interpretable_training.attribution.targets import Target
 from interpretable_training.attribution.whole import whole
+from interpretable_training.attribution.wide import on_device
 
 from .evidence import Evidence, gather
 
@@ -51,6 +52,9 @@ class ImageMetric(Metric):
         for name in ("count", "n_invalid", "n_degenerate"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
         self.remember_facts()
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._apply(on_device(fn), *args, **kwargs)
 
     def remember_facts(self) -> None:
         """Keep a state that differs wherever the passport does.

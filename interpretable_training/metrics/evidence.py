@@ -18,6 +18,7 @@ from interpretable_training.attribution.chunks import in_chunks
 from interpretable_training.attribution.maps import degenerate, normalize
 from interpretable_training.attribution.observe import Observed, Output, observe, prepare
 from interpretable_training.attribution.targets import Resolved, Target, take
+from interpretable_training.attribution.wide import wide
 
 Kind = Literal["prob", "logit", "sigmoid", "accuracy"]
 SCORES: tuple[Kind, ...] = ("prob", "logit", "sigmoid", "accuracy")
@@ -176,11 +177,6 @@ def only_images(images: Tensor) -> Tensor:
     if images.ndim != 4:
         raise ValueError(f"expected images (B, C, H, W), got {tuple(images.shape)}; use another metric for them.")
     return images
-
-
-def wide(like: Tensor) -> torch.dtype:
-    """float64, in which sums over many images stay exact, where the device has it."""
-    return torch.float32 if like.device.type == "mps" else torch.float64
 
 
 def check_saliency(saliency: Tensor, images: Tensor | None) -> Tensor:

@@ -26,6 +26,7 @@ from interpretable_training.attribution.maps import one_of
 from interpretable_training.attribution.observe import Observed, Output, observe, prepare, same_generators, unwrap
 from interpretable_training.attribution.targets import Resolved, Target, pick_logits
 from interpretable_training.attribution.whole import refuse_sharded
+from interpretable_training.attribution.wide import wide
 
 from .randomization import Methods, own_tensors_back
 from .sanity import SIMILARITIES, Check, Similarity, mean, similarities
@@ -75,6 +76,11 @@ class InputInvariance:
         named, module = name_methods(methods), unwrap(model)
         refuse_sharded(module, type(self).__name__)
         with torch.inference_mode(False), same_generators(), own_tensors_back(module):
+            if self.double and wide(images) != torch.float64:
+                raise ValueError(
+                    f"expected images on a device that computes in double precision, got {images.device}, which does "
+                    "not; pass double=False, or move the model and the images to the CPU."
+                )
             if self.double:
                 to_double(module)
             with observe(model, output) as observed:
@@ -101,7 +107,7 @@ class InputInvariance:
     def _check(self, name: str, a: Tensor, b: Tensor) -> Check:
         d = _relative(a, b, torch.inf)  # (3)
         undefined = int(d.isnan().sum())
-        invariant = mean((d <= self.tolerance).double().masked_fill(d.isnan(), torch.nan))
+        invariant = mean((d <= self.tolerance).to(wide(d)).masked_fill(d.isnan(), torch.nan))
         found = {kind: mean(value) for kind, value in similarities(a, b, self.similarity).items()}
         numbers: dict[str, float] = {"invariant": invariant, "difference": mean(_relative(a, b, 2)), **found}
         undone = {"input": "", "bias": ", with the shift undone in a bias,"}[self.undo]

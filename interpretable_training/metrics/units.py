@@ -20,6 +20,7 @@ from interpretable_training.attribution.capture import capture
 from interpretable_training.attribution.choose import choose_layer
 from interpretable_training.attribution.maps import resize
 from interpretable_training.attribution.observe import Output, observe, prepare, same_generators
+from interpretable_training.attribution.wide import on_device
 
 from .base import checksum, same_passport
 from .evidence import Evidence, only_images
@@ -54,6 +55,9 @@ class UnitIoU(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         digest = bytes.fromhex(checksum(self.threshold))  # a collection takes metrics of equal states for one
         self.add_state("facts", torch.tensor(list(digest)), dist_reduce_fx="max")
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._apply(on_device(fn), *args, **kwargs)
 
     def update(self, A: Tensor, mask: Tensor, target: Tensor | None = None) -> None:
         """Add a batch.

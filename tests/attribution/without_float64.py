@@ -1,0 +1,64 @@
+"""A pretended device without float64, as MPS is: its tensors hold real values of the CPU."""
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map
+
+DEVICE = torch.device("meta")  # of all types without memory of its own the one that torch has everywhere
+MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
+class OnDevice(torch.Tensor):
+    @staticmethod
+    def __new__(cls, inner):
+        if inner.dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
+        layout = {"strides": inner.stride(), "dtype": inner.dtype, "device": DEVICE}
+        tensor = torch.Tensor._make_wrapper_subclass(cls, inner.size(), **layout)
+        tensor.inner = inner
+        return tensor
+
+    def tolist(self):
+        return self.inner.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+class Device(TorchDispatchMode):
+    """While active, tensors may be made on the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+def inner(tensor):
+    return tensor.inner if isinstance(tensor, OnDevice) else tensor
+
+
+def run(func, args, kwargs):
+    wanted, ours = kwargs.get("device"), any(isinstance(t, OnDevice) for t in tree_leaves((args, kwargs)))
+    there = torch.device(wanted).type == DEVICE.type if wanted is not None else ours
+    there = isinstance(args[0], OnDevice) if func is MOVES[1] else there
+    if wanted is not None and there:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    out = func(*tree_map(inner, args), **tree_map(inner, kwargs))
+    if not there:
+        return out
+    out = tree_map(lambda t: OnDevice(t) if isinstance(t, torch.Tensor) else t, out)
+    return return_and_correct_aliasing(func, args, kwargs, out) if ours else out
+
+
+def to_device(module):
+    """The module with its tensors on the device."""
+    for child in module.modules():
+        for holder in (child._parameters, child._buffers):
+            for name, tensor in holder.items():
+                if tensor is not None:
+                    moved = OnDevice(tensor.detach())
+                    holder[name] = nn.Parameter(moved) if isinstance(tensor, nn.Parameter) else moved
+    return module

@@ -14,8 +14,6 @@ all loggers had their turn: so does W&B at once when its service has died. A ser
 one wait, here as in Lightning's own logging of numbers.
 """
 
-import csv
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -27,6 +25,8 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
+
+from interpretable_training.csv_text import csv_text
 
 Pictures = Sequence[np.ndarray | Tensor]
 Checked = Mapping[str, Sequence[tuple[np.ndarray, str]]]  # by key that is fit for file names: picture, caption
@@ -168,7 +168,7 @@ class TensorBoardAdapter(Adapter):
             writer.add_text(f"{tag}/captions", verbatim([f"epoch {epoch}", *lines]), step)
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
-        self.logger.experiment.add_text(self.prefixed(key), verbatim(csv_text(columns, rows).splitlines()), step)
+        self.logger.experiment.add_text(self.prefixed(key), verbatim(csv_text([columns, *rows]).splitlines()), step)
 
     def facts(self, facts: dict[str, Any]) -> None:
         for name, fact in facts.items():
@@ -194,7 +194,7 @@ class MLFlowAdapter(Adapter):
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
         self.logger.experiment.log_text(
-            self.logger.run_id, csv_text(columns, rows), f"{safe_key(self.prefixed(key))}.csv"
+            self.logger.run_id, csv_text([columns, *rows]), f"{safe_key(self.prefixed(key))}.csv"
         )
 
     def facts(self, facts: dict[str, Any]) -> None:
@@ -247,10 +247,3 @@ def plain_text(text: str) -> str:
 def verbatim(lines: Sequence[str]) -> str:
     """Markdown that shows the lines as they are, whatever is in them."""
     return "\n".join(f"    {line}" for line in lines)
-
-
-def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """The table as a CSV file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -23,6 +23,7 @@ from interpretable_training.callbacks.explaining import explain_images
 from interpretable_training.callbacks.gallery import Gallery, as_bytes
 from interpretable_training.callbacks.moments import Moment
 from interpretable_training.class_paths import check_hyper_parameters
+from interpretable_training.data.pictures import BROKEN
 from interpretable_training.files import save_picture
 from interpretable_training.journal import Journal, safe_name
 from interpretable_training.models.build import build_network
@@ -34,7 +35,7 @@ from interpretable_training.visual.report import write_report
 from interpretable_training.visual.sheet import draw_sheet
 
 from .evaluation import read_checkpoint
-from .paragraphs import MistakeError, closest, require_writable
+from .paragraphs import MistakeError, closest, printable, require_writable
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 MODULES = {module.__name__: module for module in (Classifier, CAStreamClassifier, GuidedGradientClassifier)}
@@ -100,15 +101,14 @@ def explain_pictures(
     gallery, names = Gallery(chosen, "image"), names_of(files)
     shown: list[Explained] = []
     bar = tqdm(desc="explain", unit=" pictures", total=len(files), disable=len(files) <= BATCH)
-    for batch in batches(files):
+    for batch in batches(files, subject):
         indices, pictures = zip(*batch)
-        stacked = torch.stack([subject.prepare(picture) for picture in pictures])
         options = {"multilabel": subject.multilabel, "ids": list(indices)}
-        found = explain_images(chosen, subject.network, stacked, None, wanted, **options)
+        found = explain_images(chosen, subject.network, torch.stack(pictures), None, wanted, **options)
         for why in found.errors.values():
             sys.stderr.write(f"{why}\n")
         for index, title in zip(indices, gallery.titles(found, subject.class_names)):
-            tqdm.write(f"  {files[index].name}  {title}")
+            tqdm.write(printable(f"  {files[index].name}  {title}"))
         write_overlays(draw(subject, found), [names[i] for i in indices], Path(output))
         shown += [found] if sum(len(part.ids) for part in shown) < ON_PAGE else []
         bar.update(len(indices))
@@ -154,8 +154,8 @@ def find_files(images: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for given in map(Path, images):
         if given.is_dir():
-            files += sorted(path for path in given.rglob("*") if path.suffix.lower() in ENDINGS)
-        elif given.is_file():
+            files += sorted(path for path in given.rglob("*") if path.suffix.lower() in ENDINGS and not path.is_dir())
+        elif given.exists():
             files.append(given)
         else:
             near = [path.name for path in given.parent.iterdir()] if given.parent.is_dir() else []
@@ -168,15 +168,17 @@ def find_files(images: Sequence[str]) -> list[Path]:
     return files
 
 
-def batches(files: Sequence[Path]) -> Iterator[list[tuple[int, Image.Image]]]:
-    """Pictures with their numbers, some at a time; what cannot be read is named and left out."""
-    batch: list[tuple[int, Image.Image]] = []
+def batches(files: Sequence[Path], subject: Subject) -> Iterator[list[tuple[int, Tensor]]]:
+    """Images (C, H, W) with their numbers, some at a time; what cannot be read is named and left out."""
+    batch: list[tuple[int, Tensor]] = []
     for number, file in enumerate(files):
         try:
+            if not file.is_file():  # to open a pipe waits for ever
+                raise OSError("expected a regular file, got something else")
             with Image.open(file) as picture:
-                batch.append((number, picture.convert("RGB")))
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:  # PIL has a SyntaxError for broken PNGs
-            sys.stderr.write(f"left out {file}: {error}\n")
+                batch.append((number, subject.prepare(picture.convert("RGB"))))
+        except (*BROKEN, MemoryError, RuntimeError) as error:  # torch says so of memory
+            sys.stderr.write(printable(f"left out {file}: {error}") + "\n")
         if len(batch) == BATCH:
             yield batch
             batch = []

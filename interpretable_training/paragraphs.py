@@ -37,8 +37,14 @@ def one_paragraph() -> Iterator[None]:
         known = isinstance(error, (MistakeError, FileNotFoundError)) or "MisconfigurationException" in names
         if DEBUG in os.environ or not (known or OURS.match(str(error))):
             raise
-        sys.stderr.write(f"\ninterpretable-training: {error}\n")
+        said = "\n".join(map(printable, str(error).split("\n")))
+        sys.stderr.write(f"\ninterpretable-training: {said}\n")
         raise SystemExit(2) from error
+
+
+def printable(text: str) -> str:
+    """A line without signs that control a terminal, which names of files and classes may hold."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def require_writable(folder: str | Path) -> None:

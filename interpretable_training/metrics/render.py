@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from interpretable_training.csv_text import csv_text
 
 if TYPE_CHECKING:
     from .table import Cell, Table
@@ -35,7 +35,7 @@ def records(table: Table) -> list[dict[str, str | float | int]]:
 def to_csv(table: Table) -> str:
     """`records` as CSV."""
     rows = records(table)
-    return written([list(rows[0]), *(list(row.values()) for row in rows)])
+    return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def values_to_csv(table: Table) -> str:
@@ -48,14 +48,7 @@ def values_to_csv(table: Table) -> str:
             [image, target, method, flag, *numbers]
             for image, target, flag, *numbers in zip(table.images.tolist(), table.classes.tolist(), flags, *columns)
         ]
-    return written(lines)
-
-
-def written(lines: Sequence[Sequence[object]]) -> str:
-    """Lines as CSV."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
-    return out.getvalue()
+    return csv_text(lines)
 
 
 def to_text(table: Table) -> str:
@@ -80,12 +73,12 @@ def to_latex(table: Table) -> str:
     """Means with intervals as a LaTeX tabular."""
 
     def escaped(text: str) -> str:
-        return "".join(LATEX.get(sign, sign) for sign in text)
+        return "".join(LATEX.get(sign, sign) for sign in " ".join(text.split()))
 
     rows = [["", *headings(table)], *body(table, mean_of)]
     lines = [" & ".join(map(escaped, row)) + r" \\" for row in rows]
     begin = rf"\begin{{tabular}}{{l{'r' * len(table.metrics)}}}"
-    comments = [f"% {note}" for note in notes(table)]
+    comments = [f"% {' '.join(note.split())}" for note in notes(table)]
     return "\n".join([*comments, begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}", ""])
 
 

@@ -1,13 +1,13 @@
 """What came out of a sweep, as a table for people and one for programs."""
 
-import csv
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
+
+from interpretable_training.csv_text import csv_text
 
 from .file import Choice, Range, Sweep
 from .study import Study, run_folder
@@ -74,14 +74,12 @@ def to_text(found: list[Row], sweep: Sweep, most: int = 40) -> str:
 def to_csv(found: list[Row], sweep: Sweep) -> str:
     """All parameters and full numbers; lists and mappings as JSON."""
     names = [parameter.name for parameter in sweep.parameters]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *names, sweep.metric or "metric", "state", "folder"])
+    lines: list[list[Any]] = [["run", *names, sweep.metric or "metric", "state", "folder"]]
     for row in found:
         values = [row.parameters.get(name) for name in names]
         values = [json.dumps(value) if isinstance(value, (list, dict)) else value for value in values]
-        writer.writerow([row.number, *values, row.value, row.state, row.folder])
-    return text.getvalue()
+        lines.append([row.number, *values, row.value, row.state, row.folder])
+    return csv_text(lines)
 
 
 def draw(found: list[Row], sweep: Sweep, path: Path) -> bool:

@@ -159,6 +159,15 @@ def test_markdown_has_as_many_cells_in_each_line(table):
     assert [line.split("|")[1].strip() for line in blocks[0].splitlines()][2:4] == ["grad_cam", "layer_cam"]
 
 
+def test_a_name_of_two_lines_stays_in_its_line_of_latex():
+    table = table_of({"first\n\\input{theirs}": {"ad": [1.0, 2]}, "b": {"ad": [NAN, 1]}})
+    assert all(line.startswith(("%", "\\begin", "\\end", "\\hline", " & ", "first ", "b ")) for line in latex(table))
+
+
+def latex(table):
+    return table.to_latex().splitlines()
+
+
 def test_latex_is_escaped_and_balanced(table):
     lines = [line for line in table.to_latex().splitlines() if not line.startswith("%")]
     assert lines[0] == r"\begin{tabular}{lrrrrrrrr}"

@@ -33,6 +33,7 @@ from .paragraphs import MistakeError, explain, require_writable
 from .sweeps.callback import SweepReport
 from .sweeps.metric import FILE
 
+MOST_NODES = 100_000
 PLAIN_YAML = get_loader("yaml")
 NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, LRScheduler, Attribution, ImageMetric)
 
@@ -65,7 +66,27 @@ def run(argv: list[str]) -> None:
 
 def load_yaml(text: str) -> Any:
     """What YAML says, whose keys `on` are the word: YAML 1.1 takes them for true, and options are called so."""
+    refuse_growth(yaml.compose(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader))
     return with_on(PLAIN_YAML(text))
+
+
+def refuse_growth(root: Any) -> None:
+    """Refuse YAML whose aliases, written out, are more than a configuration can be."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST_NODES  # of an alias inside what it stands for
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[id(node)] = 1 + sum(map(size, inner))
+        return sizes[id(node)]
+
+    if root is not None and size(root) > MOST_NODES:
+        raise MistakeError(
+            f"expected YAML of at most {MOST_NODES} values, got {size(root)} where its aliases are written out; "
+            "write the configuration without them."
+        )
 
 
 def with_on(value: Any) -> Any:
@@ -82,16 +103,25 @@ class ShortErrorsCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         return {**LightningCLI.subcommands(), "evaluate": {"model", "datamodule"}}
 
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise MistakeError(f"expected seed_everything from 0 to {2**32 - 1}, got {seed}; pass one of these.")
+        super()._set_seed()
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)  # what `run` passes
         self.command = next(word for word in args if word in self._subcommand_parsers)
         try:
             self.config = parser.parse_args(args)
+        except UnicodeDecodeError as error:
+            raise MistakeError(
+                f"expected files in UTF-8, got {named_files(args)}: {error}; save them as such."
+            ) from error
         except ArgumentError as error:
             message = str(error)
             if message.startswith("Problems parsing config"):
-                files = [value for key, value in pairwise(args) if key in ("--config", "-c")]
-                message = f"expected a file in YAML, got {files}: {message}; mend what is named here."
+                message = f"expected a file in YAML, got {named_files(args)}: {message}; mend what is named here."
                 raise MistakeError(" ".join(message.split())) from error
             raise MistakeError(explain(message, self.option_names(), class_names())) from error
 
@@ -99,6 +129,8 @@ class ShortErrorsCLI(LightningCLI):
         # Lightning takes the model's options from the checkpoint. One that was made in Python does not name its class,
         # which Lightning would not survive; the options of the command line count then.
         path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and Path(path).is_dir() and not (Path(path) / ".metadata").exists():  # of a sharded checkpoint
+            raise MistakeError(f"expected a checkpoint, got {path!r}, which is a folder; pass a file in it.")
         if not path or not Path(path).is_file():
             return
         told = read_checkpoint(Path(path)).get("hyper_parameters", {})
@@ -124,6 +156,11 @@ class ShortErrorsCLI(LightningCLI):
         # The first process writes; fast_dev_run writes nothing.
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             require_writable(self.trainer.log_dir or self.trainer.default_root_dir)
+
+
+def named_files(args: list[str]) -> list[str]:
+    """The configurations that the words of a command name."""
+    return [value for key, value in pairwise(args) if key in ("--config", "-c")]
 
 
 @contextmanager

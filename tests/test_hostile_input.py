@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,3 +92,34 @@ def test_text_is_no_formula_in_a_spreadsheet(start):
     rows = [[f"{start}cmd|' /C calc'!A0", -1.5, "-1.5", "plain", None, "1e-3"]]
     read = next(csv.reader(io.StringIO(csv_text(rows), newline="")))
     assert read == [f"'{start.replace(chr(13), ' ')}cmd|' /C calc'!A0", "-1.5", "-1.5", "plain", "", "1e-3"]
+
+
+CONFIG = Path(__file__).parents[1] / "configs" / "baseline.yaml"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config", "bomb.yaml"], "expected YAML of at most"),
+        (["--config", "itself.yaml"], "expected YAML of at most"),
+        (["--config", "latin.yaml"], "expected files in UTF-8, got ['latin.yaml']"),
+        (["--config", str(CONFIG), "--seed_everything", "-1"], "expected seed_everything from 0 to 4294967295, got -1"),
+        (["--config", str(CONFIG), "--seed_everything", "9" * 30], "expected seed_everything from 0"),
+        (["--config", str(CONFIG), "--ckpt_path", "folder.ckpt"], "got 'folder.ckpt', which is a folder"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_file_or_number_that_cannot_be_meant_is_one_paragraph(folder, mistake, words, said):
+    levels = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (folder / "bomb.yaml").write_text("\n".join(["x0: &x0 [1, 1]", *levels]))
+    (folder / "itself.yaml").write_text("model: &x [1, *x]")
+    (folder / "latin.yaml").write_bytes("seed_everything: 0 # é".encode("latin-1"))
+    (folder / "folder.ckpt").mkdir()
+    assert said in mistake("test", *words)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 10**9, 2**70, "many", None])
+def test_a_number_of_classes_that_cannot_be_is_one_paragraph(folder, mistake, number):
+    Image.new("RGB", (20, 20)).save(folder / "a.png")
+    said = mistake("explain", "--model", checkpoint(num_classes=number), "--images", "a.png")
+    assert "expected a checkpoint of 1 to 1000000 classes" in said

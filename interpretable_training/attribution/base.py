@@ -8,6 +8,7 @@ of a layer and their gradients dA implements `combine`; one that runs the model 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -17,6 +18,7 @@ from .capture import capture
 from .choose import choose_layer
 from .maps import normalize, one_of, resize
 from .observe import Observed, Output, observe, prepare
+from .ranges import check_ranges
 from .rules import Rule, gates
 from .targets import Resolved, Score, Target
 
@@ -34,8 +36,15 @@ class Attribution(ABC):
         return False
 
     def __post_init__(self) -> None:
-        # Every option that is a choice is checked where it is given, not where it would be used.
-        for name, hint in get_type_hints(type(self)).items():
+        # Every option is checked where it is given, not where it would be used.
+        hints = get_type_hints(type(self))
+        options = {name: getattr(self, name) for name in hints}
+        numbers = {name: value for name, value in options.items() if get_origin(hints[name]) is not Literal}
+        check_ranges(type(self).__name__, numbers, [n for n, hint in hints.items() if NoneType in get_args(hint)])
+        for name, hint in hints.items():
+            if hint is bool and not isinstance(options[name], bool):
+                own = type(self).__name__
+                raise TypeError(f"expected {name} of {own} as True or False, got {options[name]!r:.100}.")
             choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
             value = getattr(self, name)
             if choices and (isinstance(value, str) or get_origin(hint) is Literal):

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .ranges import check_normalization
+
 Normalization = Literal["range", "max", "sigmoid"]
 Borders = Literal["replicate", "reflect", "constant"]
 EPS = 1e-8
@@ -69,8 +71,7 @@ def mask_images(
     (x * std + mean) * mask is normalized again, which is x * mask - (1 - mask) * mean / std.
     """
     mask = mask[:, None].to(images.dtype)
-    if (mean is None) != (std is None):
-        raise ValueError(f"expected mean and std together, got mean={mean}, std={std}; pass both or neither.")
+    check_normalization(mean, std)
     if mean is None or std is None:
         return images * mask
     if len(mean) not in (1, images.shape[1]):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.ranges import checked
 from interpretable_training.attribution.targets import Target
 from interpretable_training.attribution.whole import whole
 from interpretable_training.attribution.wide import on_device
@@ -44,6 +45,11 @@ class ImageMetric(Metric):
     chunk_size: int | None = None
     left_out = "whose scores or maps are not numbers"  # which images, in a warning
     why_no_number = "are not numbers and"  # in a table
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, **kwargs: Any) -> None:
         """To be called when the options are set: the passport is made of them."""
@@ -215,7 +221,7 @@ def text(values: Any) -> str | None:
 
 def resolve(presets: Mapping[str, Mapping[str, Any]], preset: str, **given: Any) -> dict[str, Any]:
     """The options of a preset, replaced by those that are given."""
-    if preset not in presets:
+    if not isinstance(preset, str) or preset not in presets:
         raise ValueError(f"expected preset to be one of {list(presets)}, got {preset!r}.")
     unknown = {name for name in given if name not in presets[preset]}
     assert not unknown, unknown

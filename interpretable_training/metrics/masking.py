@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from interpretable_training.attribution.maps import mask_images, one_of
+from interpretable_training.attribution.ranges import check_ranges
 
 from .base import Fact, text
 from .evidence import Evidence
-from .perturb import both_or_none, rank_pixels
+from .perturb import rank_pixels
 
 Space = Literal["pixel", "normalized"]
 
@@ -39,9 +40,7 @@ class Masking:
 
     def __post_init__(self) -> None:
         one_of("space", self.space, "pixel", "normalized")
-        both_or_none(self.mean, self.std)
-        if self.topk is not None and not 0 < self.topk <= 100:
-            raise ValueError(f"expected topk as a percentage above 0 and up to 100, got {self.topk}.")
+        check_ranges("Masking", vars(self), ["topk"])
 
     def __call__(self, images: Tensor, mask: Tensor) -> Tensor:
         """`images` (B, C, *spatial) through what `mask_of` made of the maps."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interpretable_training.attribution.maps import blur, mask_images, one_of, smooth
+from interpretable_training.attribution.ranges import check_ranges
 
 from .base import Fact, described, text
 
@@ -81,7 +82,7 @@ class Replacement:
     def __post_init__(self) -> None:
         if isinstance(self.substrate, str):
             one_of("substrate", self.substrate, *get_args(Substrate))
-        both_or_none(self.mean, self.std)
+        check_ranges("Replacement", vars(self))
 
     def __call__(self, images: Tensor) -> Tensor:
         """r (B, C, *spatial) of `images`."""
@@ -125,12 +126,6 @@ class Replacement:
             "black_std": text(self.std) if named == "black" else None,
             "substrate_seed": self.seed if named == "uniform" else None,
         }
-
-
-def both_or_none(mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
-    """Refuse half of a normalization."""
-    if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
-        raise ValueError(f"expected mean and std together, one of each per channel, got mean={mean}, std={std}.")
 
 
 def rise_kernel(kernel: int, sigma: float) -> Tensor:

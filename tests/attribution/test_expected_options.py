@@ -188,7 +188,7 @@ def test_indices_may_come_as_any_sequence():
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 1.5}, {"batches": -1}, {"batches": 2.0}])
 def test_numbers_of_draws_are_whole_and_positive(wrong):
-    with pytest.raises(ValueError, match="n and batches of at least 1"):
+    with pytest.raises(ValueError, match=r"expected (n|batches) as a whole number of at least 1"):
         ExpectedGradCAM(baselines=BASELINES, **wrong)
 
 

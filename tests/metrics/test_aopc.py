@@ -71,5 +71,5 @@ def test_more_steps_than_patches_are_refused(network, images, saliency, target):
 
 @pytest.mark.parametrize("options", [{"patch": 0}, {"steps": 0}, {"patch": -1}])
 def test_no_patches_and_no_steps_are_refused(options):
-    with pytest.raises(ValueError, match="patch and steps of at least 1"):
+    with pytest.raises(ValueError, match=r"(patch|steps) as a whole number of at least 1"):
         AOPC(**options)

@@ -128,8 +128,8 @@ def test_as_published_with_opencv(preset, cells):
         (lambda: BoxAccuracy("wsol"), "expected preset to be one of"),
         (lambda: BoxAccuracy(components="any"), "expected components to be one of"),
         (lambda: BoxAccuracy("maxboxacc", connectivity=4), r"expected connectivity to be one of \(8,\)"),
-        (lambda: BoxAccuracy(steps=0), "expected at least one step and deltas above 0"),
-        (lambda: BoxAccuracy(deltas=(0.5, 1.5)), "expected at least one step and deltas above 0"),
+        (lambda: BoxAccuracy(steps=0), "expected steps as a whole number of at least 1"),
+        (lambda: BoxAccuracy(deltas=(0.5, 1.5)), "expected deltas as a number above 0 and up to 1"),
     ],
 )
 def test_options_of_box_accuracy_that_do_not_exist(make, message):

@@ -231,8 +231,8 @@ def test_what_is_known_is_not_computed_again(scored, images, saliency):
         (lambda: AverageDrop(preset="thesi"), "preset to be one of"),
         (lambda: AverageDrop(space="pixels"), "space to be one of"),
         (lambda: AverageDrop(on="loss"), "on to be one of"),
-        (lambda: AverageDrop(topk=0), "topk as a percentage"),
-        (lambda: AverageDrop(topk=101), "topk as a percentage"),
+        (lambda: AverageDrop(topk=0), "topk as a number above 0 and up to 100"),
+        (lambda: AverageDrop(topk=101), "topk as a number above 0 and up to 100"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(metric, message):

@@ -209,8 +209,8 @@ def test_a_given_tensor_is_the_substrate(function, curves):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps of at least 1"),
-        ({"steps": -3}, "steps of at least 1"),
+        ({"steps": 0}, "steps as a whole number of at least 1"),
+        ({"steps": -3}, "steps as a whole number of at least 1"),
         ({"preset": "risee"}, "preset to be one of"),
         ({"auc": "sum"}, "auc to be one of"),
         ({"ties": "none"}, "ties to be one of"),
@@ -227,5 +227,5 @@ def test_options_that_do_not_exist_are_refused(metric, options, message):
 
 
 def test_a_kernel_without_a_middle_is_refused(network, images, saliency, target):
-    with pytest.raises(ValueError, match="odd kernel"):
+    with pytest.raises(ValueError, match="kernel"):
         Insertion(kernel=4).update(network, images, saliency, target)

@@ -137,8 +137,8 @@ def test_ties_at_the_cut_belong_to_the_set():
         (lambda: LocalizationError(connectivity=6), "expected connectivity to be one of"),
         (lambda: LocalizationError(region="box"), "expected region to be one of"),
         (lambda: LocalizationError("torchray"), r"expected preset to be one of \['thesis', 'casme'\]"),
-        (lambda: EnergyLocalizationError(0.0), "expected energy as a share"),
-        (lambda: EnergyLocalizationError(math.nan), "expected energy as a share"),
+        (lambda: EnergyLocalizationError(0.0), "expected energy as a number above 0 and up to 1"),
+        (lambda: EnergyLocalizationError(math.nan), "expected energy as a number above 0 and up to 1"),
     ],
 )
 def test_options_that_do_not_exist(make, message):

@@ -122,7 +122,7 @@ def test_maps_of_half_precision_are_summed_in_full():
     ("make", "message"),
     [
         (lambda: PointingGame(ties="last"), "expected ties to be one of"),
-        (lambda: PointingGame(tolerance=-1), "expected a tolerance of at least 0 pixels, got -1"),
+        (lambda: PointingGame(tolerance=-1), "expected tolerance as a number of at least 0"),
         (lambda: PixelF1("torchray"), "expected preset to be one of"),
     ],
 )

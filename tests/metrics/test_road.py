@@ -165,7 +165,7 @@ def test_18_images_are_scored_for_9_percentages(function, images, saliency):
 
 @pytest.mark.parametrize("percentages", [[], [0], [100], [10, 120], [-5, 50]])
 def test_percentages_that_remove_nothing_or_all_are_refused(percentages):
-    with pytest.raises(ValueError, match="percentages above 0 and below 100"):
+    with pytest.raises(ValueError, match="percentages as a number above 0 and below 100"):
         ROAD(percentages)
 
 

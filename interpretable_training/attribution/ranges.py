@@ -1,0 +1,111 @@
+"""Ranges of the options that are numbers, by the name of the option: each is checked where it is given.
+
+An option has one meaning wherever it appears, so that its range stands here once; "Class.option" is an exception.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; `above` leaves out `low`, `below` leaves out `high`."""
+
+    low: float = -1e30
+    high: float = 1e30
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+    several: bool = False  # a sequence of such numbers is allowed, too
+
+    def holds(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
+            return False
+        too_low = value <= self.low if self.above else value < self.low
+        too_high = value >= self.high if self.below else value > self.high
+        return math.isfinite(value) and not too_low and not too_high
+
+    def __str__(self) -> str:
+        kind = "whole number" if self.whole else "number"
+        low = f"{'above' if self.above else 'of at least'} {self.low:g}"
+        high = f"{'below' if self.below else 'up to'} {self.high:g}"
+        return f"{kind} {low} and {high}" + ", or several of them" * self.several
+
+
+COUNT = Range(1, 2**31 - 1, whole=True)
+SIDES = Range(1, 2**31 - 1, whole=True, several=True)
+SHARE = Range(0, 1, above=True)
+SPREAD = Range(0, 1e6)
+RANGES = {
+    **dict.fromkeys(("n", "steps", "batches", "local_draws", "chunk_size", "cells", "step", "most", "kernel"), COUNT),
+    **dict.fromkeys(("resamples", "max_images", "AOPC.patch"), COUNT),
+    **dict.fromkeys(("patch", "stride"), SIDES),
+    **dict.fromkeys(("share", "energy"), SHARE),
+    **dict.fromkeys(("sigma", "blur_sigma", "weight", "radius", "noise", "tolerance"), SPREAD),
+    **dict.fromkeys(("lr", "growth", "ExtremalPerturbation.sigma", "Replacement.sigma"), Range(0, 1e6, above=True)),
+    **dict.fromkeys(("threshold", "beta"), Range(0, 1)),
+    "seed": Range(0, 2**63 - 1, whole=True),
+    "start_layer": Range(0, 2**31 - 1, whole=True),
+    "block": Range(-(2**31), 2**31 - 1, whole=True),
+    "levels": Range(2, 2**31 - 1, whole=True),
+    "discard_ratio": Range(0, 1, below=True),
+    "topk": Range(0, 100, above=True),
+    "percentages": Range(0, 100, above=True, below=True, several=True),
+    "deltas": Range(0, 1, above=True, several=True),
+    "areas": Range(0, 1, above=True, several=True),
+    "value": Range(),
+}
+
+
+def check_ranges(owner: str, options: Mapping[str, Any], optional: Sequence[str] = ()) -> None:
+    """Refuse numbers out of their ranges, and half a normalization; None is allowed for what is `optional`."""
+    for name, value in options.items():
+        limits = RANGES.get(f"{owner}.{name}", RANGES.get(name))
+        if limits is None or isinstance(value, Tensor) or (value is None and name in optional):
+            continue
+        listed = limits.several and isinstance(value, (list, tuple)) and len(value) > 0
+        if not all(limits.holds(v) for v in (value if listed else [value])):
+            raise ValueError(f"expected {name} as a {limits} for {owner}, got {value!r:.100}.")
+    if "mean" in options or "std" in options:
+        check_normalization(options.get("mean"), options.get("std"))
+
+
+def check_normalization(mean: Any, std: Any) -> None:
+    """Refuse all but the finite mean and positive std of each channel, or neither."""
+    if mean is None and std is None:
+        return
+    try:
+        m, s = ([float(v) for v in values] for values in (mean, std))
+    except (TypeError, ValueError):
+        m, s = [], []
+    usable = all(map(math.isfinite, m + s)) and all(v > 0 for v in s)
+    if isinstance(mean, str) or isinstance(std, str) or not m or len(m) != len(s) or not usable:
+        raise ValueError(
+            f"expected mean and std together, one of each per channel, finite and std above 0, got mean={mean!r:.100}, "
+            f"std={std!r:.100}."
+        )
+
+
+def checked(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that checks numbers and switches before it uses them."""
+    defaults = {p.name: p.default for p in list(inspect.signature(init).parameters.values())[1:]}
+    optional = [name for name, default in defaults.items() if default is None]
+
+    @functools.wraps(init)
+    def check(self: object, *args: Any, **kwargs: Any) -> None:
+        given = {name: value for name, value in {**dict(zip(defaults, args)), **kwargs}.items() if name in defaults}
+        own = type(self).__name__
+        for name, value in given.items():
+            if isinstance(defaults[name], bool) and not isinstance(value, bool):
+                raise TypeError(f"expected {name} of {own} as True or False, got {value!r:.100}.")
+        check_ranges(own, given, optional)
+        init(self, *args, **kwargs)
+
+    return check

@@ -28,6 +28,8 @@ class Range:
     def holds(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
+        assert isinstance(value, (int, float)) or hasattr(value, "__float__")
+        value = value if isinstance(value, int) else float(value)
         too_low = value <= self.low if self.above else value < self.low
         too_high = value >= self.high if self.below else value > self.high
         return math.isfinite(value) and not too_low and not too_high
@@ -40,13 +42,11 @@ class Range:
 
 
 COUNT = Range(1, 2**31 - 1, whole=True)
-SIDES = Range(1, 2**31 - 1, whole=True, several=True)
 SHARE = Range(0, 1, above=True)
 SPREAD = Range(0, 1e6)
 RANGES = {
     **dict.fromkeys(("n", "steps", "batches", "local_draws", "chunk_size", "cells", "step", "most", "kernel"), COUNT),
     **dict.fromkeys(("resamples", "max_images", "AOPC.patch"), COUNT),
-    **dict.fromkeys(("patch", "stride"), SIDES),
     **dict.fromkeys(("share", "energy"), SHARE),
     **dict.fromkeys(("sigma", "blur_sigma", "weight", "radius", "noise", "tolerance"), SPREAD),
     **dict.fromkeys(("lr", "growth", "ExtremalPerturbation.sigma", "Replacement.sigma"), Range(0, 1e6, above=True)),
@@ -60,7 +60,6 @@ RANGES = {
     "percentages": Range(0, 100, above=True, below=True, several=True),
     "deltas": Range(0, 1, above=True, several=True),
     "areas": Range(0, 1, above=True, several=True),
-    "value": Range(),
 }
 
 

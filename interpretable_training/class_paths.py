@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 from lightning.fabric.utilities.cloud_io import _load
 from lightning.pytorch.core.saving import CHECKPOINT_PAST_HPARAMS_KEYS, load_hparams_from_tags_csv
@@ -73,6 +74,8 @@ def check_hyper_parameters(values: Any, own: Sequence[Any] = ()) -> None:
         own: Class paths with their arguments that the command line itself names.
     """
     for key, value, parent in walk(values):
+        if isinstance(value, str) and is_mapping(value):
+            refuse(key, "a plain value, no text of YAML or JSON", value)
         if key in DOWNLOADS and "class_path" not in parent:
             refuse(key, "no further file or address that is to be read", value)
         if key in ("class_path", "_class_path"):
@@ -86,6 +89,14 @@ def check_hyper_parameters(values: Any, own: Sequence[Any] = ()) -> None:
             if (found is not None and is_unsafe(found)) or (found is None and is_importable(value)):
                 refuse(key, "a plain value or an imported class", value)
         refuse_function(key, value)
+
+
+def is_mapping(text: str) -> bool:
+    """Whether jsonargparse would read a text as a tree with keys, and call the class paths in it."""
+    try:  # events, as they do not follow aliases
+        return any(isinstance(event, yaml.MappingStartEvent) for event in yaml.parse(text, yaml.SafeLoader))
+    except yaml.YAMLError:
+        return text.lstrip().startswith(("{", "["))
 
 
 def refuse_function(key: str, value: Any) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints and configurations that try to run something: each attempt would leave the file `RAN`."""
 
 import copy
+import json
 from pathlib import Path
 
 import lightning as L
@@ -92,6 +93,15 @@ def attempt(function, *args, **kwargs):
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec['class_path']} {[*spec][1]}")
 def test_loading_a_checkpoint_executes_nothing(spec, cls, place):
     assert attempt(cls.load_from_checkpoint, written(placed(spec, place)), weights_only=True).startswith("expected ")
+
+
+@pytest.mark.parametrize("written_by", [json.dumps, yaml.safe_dump, lambda spec: json.dumps([spec])])
+@pytest.mark.parametrize("place", ["optimizer", "scheduler"])
+@pytest.mark.parametrize("path", ["os.system", "timeit.timeit", "torch.hub.load"])
+def test_a_class_path_in_a_text_executes_nothing(path, place, written_by):
+    """jsonargparse reads texts as YAML, after the hyper-parameters have been looked at."""
+    values = placed(written_by({"class_path": path, "init_args": PAYLOADS[path]}), place)
+    assert attempt(Classifier.load_from_checkpoint, written(values), weights_only=True).startswith("expected ")
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from interpretable_training.attribution.observe import Output, observe
 from interpretable_training.batch import Key, Picked, pick
 from interpretable_training.callbacks.panel import Panel, choose_panel, first_loader, indexed, read_panel, seeded
-from interpretable_training.callbacks.subject import find_class_names, find_network
+from interpretable_training.callbacks.subject import find_class_names, find_network, output_for
 from interpretable_training.visual.colors import Colors, find_colors
 
 Images = str | Sequence[int] | DataLoader | Dataset | Callable[[L.Trainer], Any]
@@ -146,6 +146,7 @@ def build_scene(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel, 
     first_batch = move_data_to_device(panel.batches[0], pl_module.device)
     first = pick(first_batch, options.image_key, options.label_key)
     name, network = find_network(pl_module, first.images, options.network, options.output)
+    options = replace(options, output=output_for(network, first.images, options.output))
     data = getattr(trainer, "datamodule", None)
     dataset = panel.dataset if panel.dataset is not None else getattr(loader_of(trainer), "dataset", None)
     class_names, source = find_class_names(options.class_names, data, dataset, pl_module)

@@ -76,10 +76,24 @@ def equals(found: Tensor | None, whole: Tensor) -> bool:
 def logits_of(module: nn.Module, images: Tensor, output: Output) -> Tensor | None:
     """The logits that a module returns for images, if it does."""
     try:
-        logits = pick_logits(module(images.clone()), output)
+        found = module(images.clone())
+        logits = pick_logits(found, output_of(found, output))
     except Exception:  # whatever a module that is no classifier of images makes of them
         return None
     return logits if len(logits) == len(images) and logits.is_floating_point() else None
+
+
+def output_of(returned: Any, output: Output) -> Output:
+    """`output`, without a key that belongs to what the LightningModule returns around the network's tensor."""
+    return None if isinstance(returned, Tensor) and not callable(output) else output
+
+
+def output_for(network: nn.Module, images: Tensor, output: Output) -> Output:
+    """`output_of` what the network returns for a few images."""
+    if output is None or callable(output):
+        return output
+    with observe(network) as observed, torch.no_grad():
+        return output_of(observed.run(prepare(observed, images[:2])), output)
 
 
 def find_class_names(given: Sequence[str] | None, *holders: Any) -> tuple[list[str] | None, str]:

@@ -13,6 +13,7 @@ from interpretable_training.batch import pick
 from interpretable_training.callbacks.explained import losses
 from interpretable_training.callbacks.panel import indexed
 from interpretable_training.callbacks.scene import Options
+from interpretable_training.callbacks.subject import output_of
 from interpretable_training.metrics.base import checksum
 
 
@@ -75,7 +76,8 @@ class Worst:
         if not self.k or output is None:
             return
         picked = pick(batch, self.options.image_key, self.options.label_key)
-        logits, n = pick_logits(output, self.options.output).detach(), len(picked.images)
+        logits = pick_logits(output, output_of(output, self.options.output)).detach()
+        n = len(picked.images)
         start, self.position = self.position, self.position + n
         if picked.target is None or len(logits) != n:
             return

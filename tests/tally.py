@@ -6,8 +6,11 @@ import threading
 class Tally(threading.local):
     """Numbers that were appended."""
 
-    def __init__(self):
-        self.items = []
+    def __init__(self, items=()):
+        self.items = list(items)
+
+    def __reduce__(self):
+        return Tally, (self.items,)
 
     def append(self, item):
         self.items.append(item)

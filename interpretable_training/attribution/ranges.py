@@ -37,7 +37,7 @@ class Range:
     def __str__(self) -> str:
         kind = "whole number" if self.whole else "number"
         low = f"{'above' if self.above else 'of at least'} {self.low:g}"
-        high = f"{'below' if self.below else 'up to'} {self.high:g}"
+        high = "below 2**31" if self.high == 2**31 - 1 else f"{'below' if self.below else 'up to'} {self.high:g}"
         return f"{kind} {low} and {high}" + ", or several of them" * self.several
 
 
@@ -51,7 +51,7 @@ RANGES = {
     **dict.fromkeys(("sigma", "blur_sigma", "weight", "radius", "noise", "tolerance"), SPREAD),
     **dict.fromkeys(("lr", "growth", "ExtremalPerturbation.sigma", "Replacement.sigma"), Range(0, 1e6, above=True)),
     **dict.fromkeys(("threshold", "beta"), Range(0, 1)),
-    "seed": Range(0, 2**63 - 1, whole=True),
+    "seed": Range(-(2**63), 2**63 - 1, whole=True),
     "start_layer": Range(0, 2**31 - 1, whole=True),
     "block": Range(-(2**31), 2**31 - 1, whole=True),
     "levels": Range(2, 2**31 - 1, whole=True),

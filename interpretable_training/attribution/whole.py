@@ -13,6 +13,8 @@ def whole(tensor: Any) -> Any:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether parameters of the module are spread over processes."""
+    if not isinstance(module, nn.Module):  # refused where it would run
+        return False
     fsdp2 = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())  # not imported: nothing is sharded
     return any(isinstance(m, fsdp2) for m in module.modules()) or any(
         hasattr(p, "full_tensor") for p in module.parameters()

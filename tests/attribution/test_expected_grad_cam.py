@@ -210,8 +210,8 @@ def test_baselines_from_a_data_set():
     [
         ({"baselines": torch.zeros(3, 1, 8, 8)}, r"\(N, \*\(2, 8, 8\)\) like the images, got \(3, 1, 8, 8\)"),
         ({"baselines": Baselines(torch.zeros(0, 2, 8, 8))}, r"got \(0, 2, 8, 8\)"),
-        ({"n": 0}, "n=0"),
-        ({"batches": 0}, "batches=0"),
+        ({"n": 0}, "expected n as a whole number of at least 1 .* got 0"),
+        ({"batches": 0}, "expected batches as a whole number of at least 1 .* got 0"),
         ({"draws": "all"}, "'all'"),
         ({"draws": [5]}, "indices from 0 to 4"),
         ({"difference": "none"}, "'none'"),

@@ -172,12 +172,12 @@ def test_plus_plus_of_the_image_of_blocks_and_of_scales():
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"most": 0}, "most of at least 1, got 0"),
-        ({"most": 1.5}, "most of at least 1, got 1.5"),
-        ({"local_draws": 0}, "local_draws of at least 1"),
-        ({"threshold": 1.5}, "threshold from 0 to 1, got 1.5"),
-        ({"threshold": float("nan")}, "threshold from 0 to 1"),
-        ({"beta": -0.1}, "beta from 0 to 1"),
+        ({"most": 0}, "most as a whole number of at least 1 and .* got 0"),
+        ({"most": 1.5}, "most as a whole number of at least 1 and .* got 1.5"),
+        ({"local_draws": 0}, "local_draws as a whole number of at least 1"),
+        ({"threshold": 1.5}, "threshold as a number of at least 0 and up to 1 .* got 1.5"),
+        ({"threshold": float("nan")}, "threshold as a number of at least 0 and up to 1"),
+        ({"beta": -0.1}, "beta as a number of at least 0 and up to 1"),
         ({"neighborhood": "crop"}, r"neighborhood to be one of \('mask', 'zoom'\)"),
         ({"fill": "black"}, "fill to be one of"),
     ],

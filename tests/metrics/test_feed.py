@@ -233,7 +233,7 @@ def test_a_data_module_is_prepared_and_set_up_for_its_split():
         ([(X, Y[:, None])], ValueError, r"expected targets \(B,\) of class numbers, got \(7, 1\)"),
         ([(X, Y > 1)], TypeError, "expected class indices as target, got torch.bool"),
         ([(X, Y + 1)], ValueError, "expected a target from 0 to 3, since the model has 4 logits, got 1 to 4"),
-        ([(X, Y - 1)], ValueError, "got -1 to 2"),
+        ([(X, Y - 1)], ValueError, "got -1; classes count from 0"),
         ([(X.byte(), Y)], TypeError, "expected floating point images"),
         ([], ValueError, "expected at least one image"),
         ((X[:0], Y[:0]), ValueError, "expected at least one image"),

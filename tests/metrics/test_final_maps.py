@@ -137,7 +137,7 @@ def test_the_part_of_a_final_map_is_not_scaled(network, images, target):
 
 def test_final_maps_of_changed_images_are_not_scaled_either(network, images, target):
     """A sigmoid whose argument changes little changes little: scaled by its range it would change altogether."""
-    method = OptiCAM("3", steps=0, n="sigmoid")
+    method = OptiCAM("3", steps=1, n="sigmoid")
     S = method(network, images, target)
     facts = {"model": network, "images": images, "saliency": S, "target": target}
     found = MaxSensitivity(method, n=3).measure(**facts)

@@ -136,7 +136,7 @@ def test_boxes_and_cues_may_be_the_object():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PxAP(0), "expected steps of at least 1, got 0"),
+        (lambda: PxAP(0), "expected steps as a whole number of at least 1 .* got 0"),
         (lambda: PxAP().update(saliency=S), "expected 'mask' or 'boxes' in the batch for PxAP"),
         (lambda: PxAP().update(saliency=S, mask=MASK, ignore_mask=MASK[0]), r"expected ignore_mask \(1, 2, 3\)"),
     ],

@@ -76,7 +76,7 @@ class InputInvariance:
         named, module = name_methods(methods), unwrap(model)
         refuse_sharded(module, type(self).__name__)
         with torch.inference_mode(False), same_generators(), own_tensors_back(module):
-            if self.double and wide(images) != torch.float64:
+            if self.double and isinstance(images, Tensor) and wide(images) != torch.float64:
                 raise ValueError(
                     f"expected images on a device that computes in double precision, got {images.device}, which does "
                     "not; pass double=False, or move the model and the images to the CPU."

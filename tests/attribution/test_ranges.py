@@ -18,7 +18,7 @@ NO_SHARE = [-0.5, 1.5, NAN, INF, True, "x", []]
 NO_SWITCH = [None, "x", 1.5, []]
 WRONG = {
     **dict.fromkeys(("n", "steps", "batches", "local_draws", "chunk_size", "cells", "step", "levels"), NO_COUNT),
-    "seed": [-1, 1.5, 2**63, NAN, True, "x"],
+    "seed": [1.5, 2**63, NAN, True, "x"],
     **dict.fromkeys(("lr", "growth"), NO_POSITIVE),
     **dict.fromkeys(("sigma", "blur_sigma", "tolerance", "weight", "radius", "noise"), NO_SIZE),
     **dict.fromkeys(("threshold", "beta"), NO_SHARE),

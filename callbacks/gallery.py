@@ -151,9 +151,9 @@ class Gallery:
         rows: list[list[Any]] = []
         for line in read_journal(records.journal.folder, records.journal.run).of("maps"):
             for row in line["rows"] if line["method"] in self.methods else []:
-                told = [line["epoch"], line["step"], line["group"], row["id"], line["method"], line["view"]]
-                told += [row[name] for name in ("label", "pred", "target", "prob", "loss")]
-                rows.append(told + [row[name] for name in NUMBERS])
+                told = [line.get(name) for name in ("epoch", "step", "group")]
+                told += [row["id"], line["method"], line["view"]]
+                rows.append(told + [row.get(name) for name in ("label", "pred", "target", "prob", "loss", *NUMBERS)])
         loggers.log_table(trainer, "xai/maps", COLUMNS + NUMBERS, rows[-ROWS:])
 
     def state_dict(self) -> dict[str, Any]:

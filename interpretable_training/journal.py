@@ -6,7 +6,8 @@
     panels/<name>.png    contact sheets, for people who browse the folder
 
 Every line has its `kind`, the `time` in seconds since 1970, and the `run` whose journal wrote it: several runs may
-share a folder. A line that was cut off, by a full disk or a killed process, costs that line alone.
+share a folder. A line that was cut off, by a full disk or a killed process, or that was changed so that it no longer
+holds what its kind does (`journal_lines`), costs that line alone.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from interpretable_training.files import write_whole
+from interpretable_training.journal_lines import read_line
 
 FILE = "journal.jsonl"
 MAP_SIDE = 56  # pixels: the grids of common networks are smaller, and a report of 200 epochs stays below 30 MB
@@ -168,9 +171,9 @@ def read_run(folder: Path, run: str | None, seen: frozenset[Path]) -> Record:
     """Read a run that may have gone on from those of the folders `seen`."""
     runs, broken = parse(folder / FILE)
     missing = [f"{broken} broken lines of {folder / FILE}"] if broken else []
-    name = run if run in runs else next(reversed(runs), "")
-    if len(runs) > 1:
-        missing.append(f"{len(runs) - 1} other runs in {folder}")
+    name = next(reversed(runs), "") if run is None else run
+    if others := len(runs.keys() - {name}):
+        missing.append(f"{others} other runs in {folder}")
     lines: list[Line] = []
     for line in runs.get(name, []):
         if line["kind"] == "continued":
@@ -184,9 +187,10 @@ def read_run(folder: Path, run: str | None, seen: frozenset[Path]) -> Record:
 
 def go_on(folder: Path, run: str, seen: frozenset[Path]) -> Record:
     """The record that a run goes on from, empty where it is gone."""
-    if folder.resolve() in seen or not (folder / FILE).is_file():
-        return Record(folder, [], [f"the journal that the run went on from, {folder}"])
-    return read_run(folder, run, seen)
+    with suppress(OSError, RuntimeError, ValueError):  # too long or no names, loops of links
+        if folder.resolve() not in seen and (folder / FILE).is_file():
+            return read_run(folder, run, seen)
+    return Record(folder, [], [f"the journal that the run went on from, {folder}"])
 
 
 def parse(path: Path) -> tuple[dict[str, list[Line]], int]:
@@ -194,12 +198,11 @@ def parse(path: Path) -> tuple[dict[str, list[Line]], int]:
     runs: dict[str, list[Line]] = {}
     broken = 0
     for text in filter(None, path.read_bytes().split(b"\n")):
-        try:
-            line = json.loads(text)
-            name, _ = line.get("run", ""), line["kind"]
-        except (ValueError, AttributeError, KeyError):
+        line = read_line(text)
+        if line is None:
             broken += 1
             continue
+        name = line.get("run", "")
         lines = runs.pop(name, [])
         lines.append(line)
         runs[name] = lines

@@ -155,21 +155,21 @@ def test_two_runs_in_one_folder_are_told_apart(tmp_path):
     first, second = Journal(tmp_path), Journal(tmp_path)
     for epoch in range(3):
         for name, journal in (("first", first), ("second", second)):
-            journal.write("values", epoch=epoch, step=epoch, values={"who": name})
+            journal.write("values", epoch=epoch, step=epoch, values={name: 1})
     for name, run in (("first", first.run), ("second", second.run), ("second", None)):
         record = read_journal(tmp_path, run)
-        assert [line["values"]["who"] for line in record.lines] == [name] * 3
+        assert [line["values"] for line in record.lines] == [{name: 1}] * 3
         assert record.missing == [f"1 other runs in {tmp_path}"]
 
 
 @pytest.mark.parametrize("cut", [1, 20, -1])
 def test_a_line_that_was_cut_off_costs_itself_alone(journal, cut):
     for step in range(3):
-        journal.write("values", step=step, name="ä")
+        journal.write("values", step=step, name="ä", values={})
     path = journal.folder / FILE
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([*lines[:2], lines[2][:cut]]))
-    journal.write("values", step=3)
+    journal.write("values", step=3, values={})
     record = read_journal(journal.folder)
     assert [line["step"] for line in record.lines] == [0, 1, 3]
     assert record.missing == [f"1 broken lines of {path}"]
@@ -179,18 +179,18 @@ def test_lines_that_are_no_objects_or_no_text_are_counted(journal):
     journal.write("run")
     with (journal.folder / FILE).open("ab") as file:
         file.write(b'[1]\n\xff\xfe\n{"no": "kind"}\n17\n\n')
-    journal.write("values", step=0)
+    journal.write("values", step=0, values={})
     record = read_journal(journal.folder)
     assert kinds(record) == ["run", "values"]
     assert record.missing[0].startswith("4 broken lines")
 
 
 def test_a_full_disk_is_an_oserror_and_later_lines_stay_readable(journal):
-    journal.write("values", step=0)
+    journal.write("values", step=0, values={})
     size = (journal.folder / FILE).stat().st_size
     with files_of_at_most(size + 30):
         with pytest.raises(OSError, match="too large"):
-            journal.write("values", step=1)
+            journal.write("values", step=1, values={})
         with pytest.raises(OSError, match="too large"):
             journal.save_image("1", torch.rand(3, 64, 64))
         with pytest.raises(OSError, match="too large"):
@@ -218,10 +218,10 @@ def test_a_small_tmpfs_that_is_full(tmp_path):
         with pytest.raises(OSError, match="No space left"):
             fill(journal)
         with pytest.raises(OSError, match="No space left"):
-            journal.write("values", text="x" * 100_000)
+            journal.write("values", text="x" * 100_000, values={})
         for path in (journal.folder / "maps").iterdir():
             path.unlink()
-        journal.write("values", step=1)
+        journal.write("values", step=1, values={})
         assert kinds(read_journal(journal.folder))[:: len(read_journal(journal.folder).lines) - 1] == ["run", "values"]
 
 
@@ -236,13 +236,13 @@ def test_bytes_written_are_those_on_disk(journal):
 
 def test_a_resumed_run_supersedes_what_came_after_its_checkpoint(tmp_path):
     first = Journal(tmp_path)
-    first.write("passport", metric="m")
+    first.write("passport", metric="m", facts={})
     for step in (2, 4, 6):
-        first.write("values", step=step, by="first")
+        first.write("values", step=step, by="first", values={})
     second = Journal(tmp_path)
     second.run = first.run  # out of the checkpoint
     second.write("resume", step=4)
-    second.write("values", step=6, by="second")
+    second.write("values", step=6, by="second", values={})
     record = read_journal(tmp_path)
     assert kinds(record) == ["passport", "values", "values", "resume", "values"]
     assert [(line["step"], line["by"]) for line in record.of("values")] == [(2, "first"), (4, "first"), (6, "second")]
@@ -253,10 +253,10 @@ def test_a_run_that_went_on_elsewhere_is_read_as_one(tmp_path):
     new.run = old.run
     old.save_image("1", torch.rand(3, 4, 4))
     for step in (2, 4, 6):
-        old.write("values", step=step)
+        old.write("values", step=step, values={})
     new.write("run")
     new.write("continued", folder=os.path.relpath(old.folder, new.folder), step=4)
-    new.write("values", step=5)
+    new.write("values", step=5, values={})
     record = read_journal(new.folder)
     assert [line["step"] for line in record.of("values")] == [2, 4, 5]
     assert record.of("image")[0]["file"].is_file()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interpretable_training.files import write_whole
-from interpretable_training.journal import Record, read_journal
+from interpretable_training.journal import Record, plain, read_journal
 from interpretable_training.visual import report_parts as parts
 from interpretable_training.visual.overlay import FLOOR, STRENGTH, color_table
 from interpretable_training.visual.report_film import Film, Pictures
@@ -69,7 +69,7 @@ def page(record: Record, size: float) -> parts.Part:
         "missing": list(record.missing),
         "overlay": {"strength": STRENGTH, "floor": FLOOR, "colors": color_table().mul(255).flatten().tolist()},
     }
-    rest = len(render(told).encode()) + 5000  # the headline and what is told of the film itself
+    rest = len(render(told).encode("utf-8", "replace")) + 5000  # the headline and what is told of the film itself
     told |= films(record, axis, size - rest)
     told["facts"] = headline(told, record)
     return told
@@ -120,7 +120,7 @@ def headline(told: parts.Part, record: Record) -> list[tuple[str, str]]:
 
 def as_data(told: parts.Part) -> str:
     """JSON that stays within its element whatever the texts are: no tag can begin in it."""
-    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(plain(told), separators=(",", ":"), ensure_ascii=False)
     text = text.encode("utf-8", "replace").decode()  # names out of broken file names hold halves of characters
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

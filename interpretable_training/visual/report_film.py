@@ -56,7 +56,7 @@ class Film:
         for line in record.of("maps"):
             if line.get("group") != group:
                 continue
-            if not Path(line["file"]).is_file():
+            if not is_strip(line):
                 self.lost += 1
                 continue
             key = (line.get("epoch"), line.get("step"), line.get("stage", "fit"), axis(line))
@@ -137,12 +137,22 @@ def strip(line: Line) -> dict[str, Any]:
     return {"src": inline(Path(line["file"]).read_bytes()), **told}
 
 
+def is_strip(line: Line) -> bool:
+    """Whether the file of a line is there, whole, and has a map for each row."""
+    try:
+        with Image.open(line["file"]) as file:
+            fits = file.size == (line["w"], line["h"] * len(line["rows"]))
+            return fits and file.load() is not None
+    except Exception:  # whatever a damaged file makes of Pillow
+        return False
+
+
 def picture(path: Path) -> str | None:
     """A picture in the size of the page; None if there is none that can be read."""
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except OSError:
+    except Exception:  # whatever a damaged file makes of Pillow
         return None
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()

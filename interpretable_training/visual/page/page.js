@@ -91,7 +91,7 @@
 
   function thinned(film) {
     const told = film.events.length < film.total ? `${film.events.length} of ${film.total} looks are shown, evenly spread, the first and the last among them, so that the page stays small. ` : "";
-    return told + (film.lost ? `${film.lost} files of maps are gone. ` : "");
+    return told + (film.lost ? `${film.lost} files of maps are gone or damaged. ` : "");
   }
 
   function film(id, short, title, note) {

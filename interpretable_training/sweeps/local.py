@@ -71,15 +71,25 @@ def run_sweep(options: Options) -> int:
             f"expected a number of runs for the method {sweep.method!r}, which never ends, got none; pass --count 20, "
             "or add run_cap to the file."
         )
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "expected the package optuna for sweeps, got none; pip install 'interpretable-training[sweep]'."
-        ) from error
+    require_optuna()
     if options.dry_run:
         return show(sweep, total, options)
     return Loop(sweep, int(total), options).run()
+
+
+def require_optuna() -> None:
+    """Raise where Optuna is missing, or older than what the study is written with."""
+    version = "none"
+    try:
+        import optuna
+
+        version = getattr(optuna, "__version__", "one without a version")
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"expected the package optuna, 4 or newer, for sweeps, got {version}; pip install "
+            "'interpretable-training[sweep]'."
+        ) from error
 
 
 def show(sweep: Sweep, total: float, options: Options) -> int:

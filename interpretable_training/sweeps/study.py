@@ -25,6 +25,8 @@ from .file import Choice, Parameter, Sweep
 from .workers import Worker, end_orphan
 
 AGAIN = "again"  # of a trial that repeats another: the number of that one
+JOURNAL = "study.journal"
+BEGIN = b'{"op_code"'  # of each of its lines
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -40,25 +42,39 @@ class Study:
     def __init__(self, sweep: Sweep, seed: int, folder: Path | None = None) -> None:
         self.sweep, self.seed, self.folder = sweep, seed, folder
         self.worker: Worker | None = None
-        storage: BaseStorage = InMemoryStorage()
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            journal = folder / "study.journal"
-            lock = JournalFileOpenLock(str(journal))
-            mend(journal, lock)
-            storage = JournalStorage(JournalFileBackend(str(journal), lock))
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # the commands report in their own words
         with self.lock():
-            self.study = optuna.create_study(
-                storage=storage,
-                study_name="sweep",
-                direction="maximize" if sweep.maximize else "minimize",
-                pruner=pruner(sweep),
-                load_if_exists=True,
-            )
+            with self.readable():
+                self.study = optuna.create_study(
+                    storage=InMemoryStorage() if folder is None else open_storage(folder / JOURNAL),
+                    study_name="sweep",
+                    direction="maximize" if sweep.maximize else "minimize",
+                    pruner=pruner(sweep),
+                    load_if_exists=True,
+                )
             self.check()
+            with self.readable():
+                for trial in self.trials():
+                    self.flat(trial)
         if folder is not None:
             self.worker = Worker(folder / "workers")
+
+    @contextmanager
+    def readable(self) -> Iterator[None]:
+        """Name the file where it cannot be read as a study, whatever Optuna makes of it."""
+        try:
+            yield
+        except Exception as error:
+            if self.folder is None:
+                raise
+            path = self.folder / JOURNAL
+            raise ValueError(
+                f"expected the study of a sweep in {str(path)!r}, as Optuna writes it, got a file that is damaged or "
+                f"another's ({type(error).__name__}: {' '.join(str(error).split())[:200]}); put a copy of it in its "
+                f"place, move it away to begin the sweep anew, or choose another folder, --output FOLDER."
+            ) from error
 
     def check(self) -> None:
         """Only what is the same sweep goes on."""
@@ -187,13 +203,28 @@ class Study:
         return True
 
 
+def open_storage(journal: Path) -> BaseStorage:
+    """The storage in a file, which is made if it is not there."""
+    if journal.exists() and not journal.is_file():
+        raise OSError("this is no file")
+    lock = JournalFileOpenLock(str(journal))
+    mend(journal, lock)
+    for number, line in enumerate(journal.read_bytes().splitlines() if journal.exists() else (), 1):
+        if not line.startswith(BEGIN):  # before Optuna adds lines of its own to it
+            raise ValueError(f"line {number} is none of Optuna's")
+        json.loads(line)
+    return JournalStorage(JournalFileBackend(str(journal), lock))
+
+
 def mend(journal: Path, lock: JournalFileOpenLock) -> None:
-    """Cut off half a line at the end, which a process leaves that is killed while it writes."""
+    """Cut off half a line at the end, which a process leaves that is killed while it writes; nothing else is cut."""
     lock.acquire()
     try:
-        if journal.exists() and not (content := journal.read_bytes()).endswith(b"\n"):
+        content = journal.read_bytes() if journal.exists() else b""
+        start = content.rfind(b"\n") + 1
+        if content[start : start + len(BEGIN)] == BEGIN[: len(content) - start] and start < len(content):
             with journal.open("r+b") as file:
-                file.truncate(content.rfind(b"\n") + 1)
+                file.truncate(start)
     finally:
         lock.release()
 

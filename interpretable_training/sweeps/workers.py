@@ -66,9 +66,9 @@ class Worker:
         self.path.unlink(missing_ok=True)
 
     def is_alive(self, name: str | None) -> bool:
-        """Whether the process of this name still works."""
-        path = self.path.with_name(name or "")
+        """Whether the process of this name still works; one that was killed before it gave its name does not."""
         try:
+            path = self.path.with_name(name or "")
             other = json.loads(path.read_text())
         except (OSError, ValueError):  # left in peace, or never came to write it
             return False

@@ -126,7 +126,7 @@ MAP = holds(
     | {"degenerate": maybe(flag)},
 )
 DRIFT = holds({"id": name}, {key: maybe(NUMBERS) for key in ("previous", "first", "best")})
-RANDOMIZED = holds({"method": text, "passed": flag}, {"similarity": maybe(NUMBERS), "rule": text})
+RANDOMIZED = holds({"method": text, "passed": maybe(flag)}, {"similarity": maybe(NUMBERS), "rule": text})
 
 LINE = holds({"kind": text, "time": moment}, {"run": text, "epoch": maybe(whole), "step": maybe(whole), "stage": text})
 KINDS: dict[str, Check] = {

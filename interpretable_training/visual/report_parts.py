@@ -237,7 +237,7 @@ def randomization(record: Record) -> list[list[Any]]:
         [
             row["method"],
             ", ".join(f"{name} {short(value, 3)}" for name, value in (row.get("similarity") or {}).items()),
-            "passed" if row["passed"] else "not passed",
+            {True: "passed", False: "not passed", None: "undecided"}[row["passed"]],
             row.get("rule", ""),
         ]
         for row in (lines[-1]["rows"] if lines else [])

@@ -213,3 +213,12 @@ def test_a_run_that_is_not_there_is_not_another_one(tmp_path):
     assert record.lines == []
     assert record.missing == [f"1 other runs in {tmp_path}"]
     assert data_of(write_report(tmp_path, tmp_path / "report.html", run="another"))["times"] == []
+
+
+def test_a_randomization_test_without_a_number_is_undecided(tmp_path):
+    journal = Journal(tmp_path)
+    row = {"method": "gradcam", "similarity": {"ssim": float("nan")}, "passed": None, "rule": "below 0.5"}
+    journal.write("randomization", epoch=0, step=4, stage="fit", rows=[row])
+    page = data_of(write_report(tmp_path, tmp_path / "report.html"))
+    assert page["missing"] == []
+    assert page["randomization"] == [["gradcam", "ssim None", "undecided", "below 0.5"]]

@@ -211,7 +211,7 @@ class Records:
 
 
 def address(value: Any) -> dict[str, str]:
-    """Where the journal of a checkpoint lies."""
+    """Return folder and run of the journal that a checkpoint names."""
     found = {name: text(value[name]) for name in ("folder", "run")}
     if not found["folder"] or "\0" in found["folder"] or not re.fullmatch(r"[\w-]{1,64}", found["run"]):
         raise ValueError(f"expected a folder and the name of a run, got {found}.")

@@ -1,4 +1,4 @@
-"""What lines of a journal hold, kind by kind. A line that holds something else is left out by its reader."""
+"""Contents of journal lines, kind by kind. The reader skips lines with other contents."""
 
 import json
 import math

@@ -165,7 +165,7 @@ def named_files(args: list[str]) -> list[str]:
 
 @contextmanager
 def mistakes() -> Iterator[None]:
-    """What is found wrong inside is a mistake of the user."""
+    """Report errors raised inside as mistakes of the user."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What is written is there as a whole or not at all, also when the disk is full in the middle of it."""
+"""Files are written whole or not at all, also when the disk fills up halfway."""
 
 import random
 import subprocess

@@ -78,7 +78,7 @@ def written(values, module="Classifier"):
 
 
 def attempt(function, *args, **kwargs):
-    """What is said when it is refused; nothing may have run."""
+    """Return the message of the refusal; assert that nothing ran."""
     said = ""
     try:
         function(*args, **kwargs)

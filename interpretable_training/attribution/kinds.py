@@ -1,4 +1,4 @@
-"""Which objects `same_state` walks, and how each kind is walked."""
+"""Choose how `same_state` walks an object, by its class."""
 
 import functools
 import io
@@ -25,7 +25,7 @@ STANDARD = (types.SimpleNamespace, UserDict, UserList)
 
 @functools.lru_cache(4096)
 def walker(cls: Any) -> Callable[[Any, Any, Any], None]:
-    """The method of `Snapshot` that walks objects of a class."""
+    """Return the method of `Snapshot` that walks objects of a class."""
     from .state import Snapshot
 
     numpy = sys.modules.get("numpy")

@@ -188,7 +188,7 @@ def put_all_but_tensors(held: dict[str, Any], items: list[tuple[str, Any]]) -> N
 
 
 def position(iterator: Any) -> Any:
-    """What can be seen of a generator's position; None for other iterators."""
+    """Return the visible position of a generator; None for other iterators."""
     frame = getattr(iterator, "gi_frame", None)
     if not isinstance(iterator, types.GeneratorType):
         return None

@@ -65,7 +65,7 @@ class Peers:
             self.store.set(f"{self.key}/stopped", str(self.rank))
 
     def share(self, part: Any, failure: str = "") -> list[Any]:
-        """What each process has, or an error with the reason of those that failed."""
+        """Return the parts of all processes; raise an error with the reasons if some failed."""
         if self.store is None:
             return [part]
         self.shared = True

@@ -38,7 +38,7 @@ class Taps:
                     raise _AllKeptError
 
     def run(self, network: nn.Module, images: Tensor, whole: bool = True) -> tuple[Any, list[Any]]:
-        """What the network returns, and the outputs of the modules as the rest of the network sees them.
+        """Return the output of the network, and those of the modules as the rest of the network receives them.
 
         Unless `whole`, the pass ends behind the last of them and nothing (None) is returned. A compiler leaves out by
         itself what nobody uses.

@@ -1,4 +1,4 @@
-"""What is no target and no output of a model is refused by every method, with a message that says what was expected."""
+"""Every method refuses wrong targets and outputs, with a message that names what was expected."""
 
 import pytest
 import torch

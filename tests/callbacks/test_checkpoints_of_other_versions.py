@@ -39,7 +39,7 @@ def everyone():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """What Lightning wrote after the first epoch."""
+    """Return the checkpoint of the first epoch."""
     folder = tmp_path_factory.mktemp("first")
     keeper = ModelCheckpoint(folder, filename="kept")
     fit(folder, [*everyone(), keeper], Module(small_network()), enable_checkpointing=True, max_epochs=1)
@@ -47,7 +47,7 @@ def written(tmp_path_factory):
 
 
 def places(state, before=()):
-    """Where there is something in nested mappings and lists."""
+    """Yield the path of each value in nested mappings and lists."""
     items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else []
     for key, value in items:
         yield (*before, key)

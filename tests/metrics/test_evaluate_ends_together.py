@@ -72,7 +72,7 @@ class Gone:
 
 
 def measured(error=None, data=None):
-    """What came out: images of the table or the error, warnings, and how many images this process explained."""
+    """Return images of the table or the error, warnings, and the number of images this process explained."""
     seen.clear()
     table = None
     with warnings.catch_warnings(record=True) as caught:

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.attribution.maps import degenerate
-from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.explained import Look, check_target, joined
-from interpretable_training.callbacks.explaining import explain_panel
+from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.callbacks.explanation_drift import compare, small
-from interpretable_training.callbacks.moments import Moment
-from interpretable_training.callbacks.saved import Saved, each, map_stack, named, text
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.explained import Look, check_target, joined
+from interpretable_training.callbacks.watching.explaining import explain_panel
+from interpretable_training.callbacks.watching.saved_state import Saved, each, map_stack, named, text
+from interpretable_training.callbacks.watching.schedule import Moment
 
 Methods = Attribution | dict[str, Attribution] | list[Attribution]
 log = logging.getLogger("lightning.pytorch.alarms")  # shown where Lightning's own messages are
@@ -134,7 +134,7 @@ class ExplanationAlarms(Watcher):
                 told = {"name": key, "value": value, "threshold": limit, "message": message}
                 self.records.write(trainer, "alarm", moment, **told)
                 log.warning(f"{message}, epoch {moment.epoch}, step {moment.step}")
-                loggers.alert(trainer, MEANINGS[kind], f"{message}, epoch {moment.epoch}, step {moment.step}")
+                logger_adapters.alert(trainer, MEANINGS[kind], f"{message}, epoch {moment.epoch}, step {moment.step}")
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "above": sorted(self.above), "before": self.before}

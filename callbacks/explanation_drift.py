@@ -13,18 +13,27 @@ import lightning as L
 from torch import Tensor
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.explained import Explained, Look, check_target, joined
-from interpretable_training.callbacks.explaining import explain_panel
-from interpretable_training.callbacks.moments import Moment
-from interpretable_training.callbacks.probe import probe
-from interpretable_training.callbacks.saved import Saved, count, each, integer, map_stack, maybe, named, number
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
-from interpretable_training.journal import shrink
-from interpretable_training.metrics.similarity import spearman
+from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.explained import Explained, Look, check_target, joined
+from interpretable_training.callbacks.watching.explaining import explain_panel
+from interpretable_training.callbacks.watching.saved_state import (
+    Saved,
+    count,
+    each,
+    integer,
+    map_stack,
+    maybe,
+    named,
+    number,
+)
+from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.startup_report import probe
+from interpretable_training.metrics.core.similarity import spearman
+from interpretable_training.report.journal import shrink
 from interpretable_training.visual.drift import draw_drift
 
 Methods = Attribution | dict[str, Attribution] | list[Attribution]
@@ -154,7 +163,9 @@ class ExplanationDrift(Watcher):
             picture = draw_drift(self.history, list(self.methods))
             moment = self.history[-1]
             images = {"xai/drift": ([picture], ["explanations compared with earlier ones"])}
-            loggers.log_images(trainer, images, loggers.logged_step(trainer), moment["epoch"], file_type="png")
+            logger_adapters.log_images(
+                trainer, images, logger_adapters.logged_step(trainer), moment["epoch"], file_type="png"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         kept = {ref: {name: S.half() for name, S in maps.items()} for ref, maps in self.kept.items()}

@@ -7,17 +7,17 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.callbacks.explained import Look, check_target, joined
-from interpretable_training.callbacks.explaining import explain_images, explain_panel
-from interpretable_training.callbacks.gallery import Gallery
-from interpretable_training.callbacks.moments import Moment
-from interpretable_training.callbacks.probe import probe
-from interpretable_training.callbacks.saved import Saved
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
-from interpretable_training.callbacks.worst import Worst
+from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.explained import Look, check_target, joined
+from interpretable_training.callbacks.watching.explaining import explain_images, explain_panel
+from interpretable_training.callbacks.watching.hardest_images import Worst
+from interpretable_training.callbacks.watching.image_logging import Gallery
+from interpretable_training.callbacks.watching.saved_state import Saved
+from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.startup_report import probe
 
 Methods = Attribution | dict[str, Attribution] | list[Attribution]
 

@@ -9,21 +9,21 @@ import lightning as L
 import torch
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.attribution.chunks import in_chunks
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.batch import Picked
-from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.failure import Failure
-from interpretable_training.callbacks.moments import Moment
-from interpretable_training.callbacks.saved import Saved, each, named, number, text
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
+from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.batching import in_chunks
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.batches.read import Picked
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.errors import Failure
+from interpretable_training.callbacks.watching.saved_state import Saved, each, named, number, text
+from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.evaluation.cache import Part
+from interpretable_training.evaluation.evaluate import CONTROLS, name_metrics
+from interpretable_training.evaluation.runner import Work, scaling
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
-from interpretable_training.metrics.base import ImageMetric
-from interpretable_training.metrics.cache import Part
-from interpretable_training.metrics.evaluate import CONTROLS, name_metrics
-from interpretable_training.metrics.work import Work, scaling
+from interpretable_training.metrics.core.base import ImageMetric
 
 Methods = Attribution | dict[str, Attribution] | list[Attribution]
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
@@ -95,7 +95,7 @@ class InterpretabilityMetrics(Watcher):
             if name not in self.told:
                 self.records.write(trainer, "passport", None, metric=name, facts=passport)
         self.told |= set(passports)
-        loggers.log_facts(trainer, {"passports": passports})
+        logger_adapters.log_facts(trainer, {"passports": passports})
 
     def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
         n = min(self.n, scene.size(trainer))
@@ -153,7 +153,7 @@ class InterpretabilityMetrics(Watcher):
                     self.best[key] = better(self.best.get(key, values[key]), values[key])
 
     def finish(self, trainer: L.Trainer) -> None:
-        loggers.log_summary(trainer, {f"best/{key}": value for key, value in self.best.items()})
+        logger_adapters.log_summary(trainer, {f"best/{key}": value for key, value in self.best.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best": self.best, "told": sorted(self.told)}

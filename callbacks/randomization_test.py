@@ -7,13 +7,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.moments import Moment, this_moment
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
-from interpretable_training.metrics.randomization import ParameterRandomization
-from interpretable_training.metrics.sanity import Check, SanityTable
+from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.schedule import Moment, this_moment
+from interpretable_training.metrics.sanity.checks import Check, SanityTable
+from interpretable_training.metrics.sanity.parameter_randomization import ParameterRandomization
 
 Methods = Attribution | dict[str, Attribution] | list[Attribution]
 
@@ -64,6 +64,6 @@ class RandomizationTest(Watcher):
         self.records.write(trainer, "randomization", this_moment(trainer), rows=rows)
         values = {f"xai/{c.method}/randomization_{kind}": v for c in checks for kind, v in c.similarity.items()}
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=loggers.logged_step(trainer))
+            logger.log_metrics(values, step=logger_adapters.logged_step(trainer))
         rank_zero_info(str(SanityTable(checks)))
         return checks

@@ -6,8 +6,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from interpretable_training.callbacks.folders import run_folder
-from interpretable_training.callbacks.saved import Saved, count, named, number
+from interpretable_training.callbacks.watching.folders import run_folder
+from interpretable_training.callbacks.watching.saved_state import Saved, count, named, number
 from interpretable_training.visual import draw_curves
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import timm
 import torch
 
-from interpretable_training.attribution.choose import candidates, choose_layer, scale_layers
-from interpretable_training.attribution.observe import observe, prepare
+from interpretable_training.attribution.core.auto_layer import candidates, choose_layer, scale_layers
+from interpretable_training.attribution.core.prepared_model import observe, prepare
 
 FILE = Path(__file__).parent / "layers.md"
 MODELS = """

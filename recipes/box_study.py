@@ -16,14 +16,14 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from interpretable_training.attribution import ExtremalPerturbation, FakeCAM, explain, normalize
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
-from interpretable_training.evaluation import Trainer
+from interpretable_training.evaluation.trainer import Trainer
 from interpretable_training.files import save_picture
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease
 from interpretable_training.metrics import box_study as rows_of
-from interpretable_training.metrics.evidence import Evidence
-from interpretable_training.metrics.regions import pixels
+from interpretable_training.metrics.core.regions import pixels
+from interpretable_training.metrics.core.rescoring import Evidence
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
 from interpretable_training.recipes.opti_cam_study import cams

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, RawAttention, ScoreCAM
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.callbacks import TrainingCurves
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.files import save_picture, whole_file, write_whole

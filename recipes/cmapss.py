@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Subset
 
 from interpretable_training import attribution as a
 from interpretable_training import metrics as m
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.data import CMAPSSDataModule, EnginesDataModule
-from interpretable_training.metrics.base import ImageMetric
+from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.modules import Regressor
 from interpretable_training.recipes.recipe import Recipe
 from interpretable_training.visual import draw_series

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from interpretable_training import attribution as a
 from interpretable_training import metrics as m
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.data import ShapesDataModule
-from interpretable_training.evaluation import Trainer
-from interpretable_training.metrics.base import ImageMetric
+from interpretable_training.evaluation.trainer import Trainer
+from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
 from interpretable_training.recipes.recipe import Study

@@ -32,10 +32,10 @@ from interpretable_training.attribution import (
     TransformerAttribution,
     XGradCAM,
 )
-from interpretable_training.attribution.base import Attribution
-from interpretable_training.batch import images_and_target
+from interpretable_training.attribution.core.base import Attribution
+from interpretable_training.batches.read import images_and_target
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
-from interpretable_training.evaluation import Trainer
+from interpretable_training.evaluation.trainer import Trainer
 from interpretable_training.files import whole_file
 from interpretable_training.metrics import (
     ADCC,
@@ -47,7 +47,7 @@ from interpretable_training.metrics import (
     Insertion,
     MaxSensitivity,
 )
-from interpretable_training.metrics.base import ImageMetric
+from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
 from interpretable_training.recipes.recipe import Study

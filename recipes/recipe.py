@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from interpretable_training.attribution import explain
-from interpretable_training.attribution.base import Attribution
-from interpretable_training.batch import images_and_target
-from interpretable_training.evaluation import Trainer
+from interpretable_training.attribution.core.base import Attribution
+from interpretable_training.batches.read import images_and_target
+from interpretable_training.evaluation.trainer import Trainer
 from interpretable_training.files import save_picture
 from interpretable_training.metrics import Table
 from interpretable_training.visual import denormalize, draw_sheet, overlay

@@ -38,8 +38,8 @@ from interpretable_training.attribution import (
     SmoothGrad,
     TGrad,
 )
-from interpretable_training.attribution.base import Attribution
-from interpretable_training.batch import images_and_target
+from interpretable_training.attribution.core.base import Attribution
+from interpretable_training.batches.read import images_and_target
 from interpretable_training.callbacks import RandomizationTest, TrainingCurves
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.files import write_whole
@@ -50,7 +50,7 @@ from interpretable_training.metrics import (
     SanityTable,
     memorize,
 )
-from interpretable_training.metrics.sanity import Check
+from interpretable_training.metrics.sanity.checks import Check
 from interpretable_training.models import build_network
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.recipe import Recipe

@@ -193,7 +193,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     def broken(*_):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("interpretable_training.lightning_cli.run", broken)
+    monkeypatch.setattr("interpretable_training.cli.lightning_commands.run", broken)
     with pytest.raises(KeyError, match="a bug"):
         main(["fit"])
 
@@ -207,7 +207,7 @@ def test_debugging_shows_the_traceback_of_mistakes_too(monkeypatch):
 
 def test_demo_prints_its_table_and_where_the_results_lie(folder, monkeypatch, capsys):
     small = partial(shortcut, image_size=16, n_train=24)
-    monkeypatch.setattr("interpretable_training.demo.shortcut", small)
+    monkeypatch.setattr("interpretable_training.cli.demo.shortcut", small)
     main(["demo", "--epochs", "1", "--output", "results"])
     printed = capsys.readouterr()
     accuracy = dict(re.findall(r"^  (same|none|swapped) +([\d.]+)%", printed.out, re.MULTILINE))

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from interpretable_training.cli import main
-from interpretable_training.evaluation import Trainer
+from interpretable_training.evaluation.trainer import Trainer
 from interpretable_training.models import CIFARResNet18, TinyCNN
 from interpretable_training.models.build import OURS
 

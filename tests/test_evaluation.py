@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from interpretable_training.attribution import GradCAM, LayerCAM
 from interpretable_training.cli import main
+from interpretable_training.cli.errors import MistakeError
 from interpretable_training.data import ShapesDataModule
-from interpretable_training.evaluation import Trainer
+from interpretable_training.evaluation.trainer import Trainer
 from interpretable_training.metrics import AverageDrop, Insertion, evaluate
 from interpretable_training.models import TinyCNN
 from interpretable_training.modules import Classifier
-from interpretable_training.paragraphs import MistakeError
 from interpretable_training.recipes import shortcut
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "shortcut.yaml")

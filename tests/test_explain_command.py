@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from interpretable_training.cli import main
+from interpretable_training.cli.explain_pictures import from_checkpoint
 from interpretable_training.data import ShapesDataModule
-from interpretable_training.explain_command import from_checkpoint
 from interpretable_training.modules import Classifier
 
 

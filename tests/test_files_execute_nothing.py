@@ -11,10 +11,10 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from interpretable_training.class_paths import check_configuration, check_hyper_parameters
 from interpretable_training.cli import main
 from interpretable_training.models import TinyCNN
 from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
+from interpretable_training.modules.class_paths import check_configuration, check_hyper_parameters
 
 CONFIG = Path(__file__).parents[1] / "configs" / "baseline.yaml"
 DATA = [f"--data.{key}={value}" for key, value in {"image_size": 16, "n_train": 6, "n_val": 6, "n_test": 6}.items()]

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from interpretable_training.cli import main
-from interpretable_training.csv_text import csv_text
 from interpretable_training.modules import Classifier
+from interpretable_training.text_tables import csv_text
 
 ESC = "\x1b]0;theirs\x07\x1b[31m"
 

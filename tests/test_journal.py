@@ -11,7 +11,7 @@ from full_disk import files_of_at_most, small_disk
 from PIL import Image
 from torch.testing import assert_close
 
-from interpretable_training.journal import FILE, Journal, read_journal, safe_name
+from interpretable_training.report.journal import FILE, Journal, read_journal, safe_name
 
 UNSAFE = ["", ".", "..", "a/b", "a\\b", "a b", "../../etc/passwd", "/root", "con", "CON", "nul", "com1", "A", "Ä", "🦊"]
 UNSAFE += [
@@ -275,6 +275,6 @@ def test_runs_that_go_on_from_each_other_end(tmp_path):
 
 
 def test_the_journal_needs_no_lightning():
-    code = "import sys, interpretable_training.journal; print({'lightning', 'wandb', 'matplotlib'} & set(sys.modules))"
+    code = "import sys, interpretable_training.report.journal\nprint({'lightning', 'wandb', 'matplotlib'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"

@@ -16,15 +16,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import GradientCAM, full
 from .cam import linear_head
-from .capture import capture, get_layer
-from .chunks import in_chunks
+from .core.base import GradientCAM, full
+from .core.batching import in_chunks
+from .core.capture import capture, get_layer
+from .core.feature_grids import Grid, first_tensor, with_first
+from .core.precision import wide
+from .core.prepared_model import Observed
+from .core.targets import Resolved, class_weights, take
 from .grad_cam_plusplus import away_from_zero
-from .grids import Grid, first_tensor, with_first
-from .observe import Observed
-from .targets import Resolved, class_weights, take
-from .wide import wide
 
 
 class _Place(NamedTuple):

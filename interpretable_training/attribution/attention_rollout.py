@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention import attention_of, on_patches
-from .base import Attribution, full
-from .maps import resize
-from .observe import Observed
+from .core.attention import attention_of, on_patches
+from .core.base import Attribution, full
+from .core.map_operations import resize
+from .core.prepared_model import Observed
+from .core.targets import Resolved
 from .raw_attention import Heads, fuse_heads
-from .targets import Resolved
 
 
 @dataclass(frozen=True)

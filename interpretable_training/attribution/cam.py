@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import GradientCAM, full
-from .capture import capture
-from .observe import Observed
+from .core.base import GradientCAM, full
+from .core.capture import capture
+from .core.prepared_model import Observed
+from .core.sharded_parameters import whole
+from .core.targets import Resolved, class_weights, pick_logits
 from .raw_attention import stream_of
-from .targets import Resolved, class_weights, pick_logits
-from .whole import whole
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Attribution
-from .capture import get_layer
-from .choose import choose_layer
+from .core.auto_layer import choose_layer
+from .core.base import Attribution
+from .core.capture import get_layer
+from .core.map_operations import resize
+from .core.prepared_model import Observed
+from .core.targets import Resolved, in_range
 from .gradient import Reduce, reduce_channels
-from .maps import resize
-from .observe import Observed
-from .targets import Resolved, in_range
 
 
 @dataclass(frozen=True)

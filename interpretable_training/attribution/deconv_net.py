@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Attribution
+from .core.activation_gates import Scope
+from .core.base import Attribution
+from .core.prepared_model import Observed
+from .core.targets import Resolved, Score
 from .gradient import Reduce, input_gradient, reduce_channels
-from .observe import Observed
-from .rules import Scope
-from .targets import Resolved, Score
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import GradientCAM
-from .wide import wide
+from .core.base import GradientCAM
+from .core.precision import wide
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,16 @@ import torch.autograd.forward_ad as fwad
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import GradientCAM, full
-from .baselines import Baselines, as_baselines, features
-from .capture import capture, gradients, grid_of, ran, tap
-from .chunks import in_chunks
+from .core.activation_gates import gates
+from .core.base import GradientCAM, full
+from .core.baselines import Baselines, as_baselines, features
+from .core.batching import in_chunks
+from .core.capture import capture, gradients, grid_of, ran, tap
+from .core.gradient_sums import per_input
+from .core.precision import wide
+from .core.prepared_model import Observed, Output, observe, prepare
+from .core.targets import Resolved, Target, take
 from .gradient import refuse_hidden
-from .observe import Observed, Output, observe, prepare
-from .paths import per_input
-from .rules import gates
-from .targets import Resolved, Target, take
-from .wide import wide
 
 Difference = Literal["layer_diff", "encode_diff", "tangent"]
 Indices = Literal["iid", "sequential"] | Sequence[int]

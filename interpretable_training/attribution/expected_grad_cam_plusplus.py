@@ -18,12 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import GradientCAM
-from .baselines import Baselines, features
+from .core.base import GradientCAM
+from .core.baselines import Baselines, features
+from .core.prepared_model import Observed
+from .core.targets import Resolved
 from .expected_grad_cam import Difference, Draws, ExpectedGradCAM, Indices, for_draws, mean_map
 from .grad_cam_plusplus import alpha
-from .observe import Observed
-from .targets import Resolved
 
 
 @dataclass(frozen=True)

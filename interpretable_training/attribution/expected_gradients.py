@@ -12,13 +12,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import Attribution
-from .baselines import Baselines, as_baselines
+from .core.base import Attribution
+from .core.baselines import Baselines, as_baselines
+from .core.gradient_sums import per_input, sum_over_inputs
+from .core.precision import wide
+from .core.prepared_model import Observed
+from .core.targets import Resolved, Score
 from .gradient import Reduce, reduce_channels
-from .observe import Observed
-from .paths import per_input, sum_over_inputs
-from .targets import Resolved, Score
-from .wide import wide
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Attribution, full
-from .chunks import in_chunks
-from .maps import Borders, blur
-from .observe import Observed
-from .targets import Resolved, Score, pick_logits, score, take
+from .core.base import Attribution, full
+from .core.batching import in_chunks
+from .core.map_operations import Borders, blur
+from .core.prepared_model import Observed
+from .core.targets import Resolved, Score, pick_logits, score, take
 
 MOMENTUM, COLDNESS = 0.9, 20.0
 

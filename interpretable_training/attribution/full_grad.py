@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .affine import split
-from .base import Attribution
-from .maps import EPS, normalize, resize
-from .observe import Observed, Output, observe, prepare
-from .targets import Resolved, Target
+from .core.base import Attribution
+from .core.bias_terms import split
+from .core.map_operations import EPS, normalize, resize
+from .core.prepared_model import Observed, Output, observe, prepare
+from .core.targets import Resolved, Target
 
 
 @dataclass(frozen=True)

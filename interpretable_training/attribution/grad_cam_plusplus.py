@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import GradientCAM
+from .core.base import GradientCAM
 
 Denominator = Literal["sum_act", "sum_act_grad", "mean_act_grad"]
 EPS = 1e-8

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .base import Attribution
-from .capture import gradients, refuse_no_grad
-from .observe import Observed
-from .rules import Rule, Scope, gates
-from .targets import Resolved, Score
+from .core.activation_gates import Rule, Scope, gates
+from .core.base import Attribution
+from .core.capture import gradients, refuse_no_grad
+from .core.prepared_model import Observed
+from .core.targets import Resolved, Score
 
 Reduce = Literal["max_abs", "abs_sum", "l2", "signed_sum", "abs_of_sum", "none"]
 

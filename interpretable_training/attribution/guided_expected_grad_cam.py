@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Attribution
-from .baselines import features
+from .core.base import Attribution
+from .core.baselines import features
+from .core.map_operations import normalize
+from .core.prepared_model import Observed
+from .core.targets import Resolved
 from .expected_grad_cam import Draws, ExpectedGradCAM, for_draws, mean_map
 from .gradient import Reduce, reduce_channels
-from .maps import normalize
-from .observe import Observed
-from .targets import Resolved
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Attribution, full
-from .capture import gradients, grid_of, ran, tap
+from .core.activation_gates import gates
+from .core.base import Attribution, full
+from .core.capture import gradients, grid_of, ran, tap
+from .core.map_operations import normalize
+from .core.prepared_model import Observed
+from .core.targets import Resolved
 from .grad_cam import GradCAM
 from .gradient import Reduce, reduce_channels
-from .maps import normalize
-from .observe import Observed
-from .rules import gates
-from .targets import Resolved
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Attribution
-from .baselines import features
-from .choose import scale_layers
+from .core.auto_layer import scale_layers
+from .core.base import Attribution
+from .core.baselines import features
+from .core.map_operations import blur, normalize, resize
+from .core.prepared_model import Observed, Output, observe, prepare
+from .core.targets import Resolved, Target, take
 from .expected_grad_cam import ExpectedGradCAM, one_class
 from .expected_grad_cam_plusplus import ExpectedGradCAMPlusPlus
-from .maps import blur, normalize, resize
-from .observe import Observed, Output, observe, prepare
-from .targets import Resolved, Target, take
 
 
 class HyperStages(NamedTuple):

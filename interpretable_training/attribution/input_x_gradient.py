@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Attribution
+from .core.base import Attribution
+from .core.prepared_model import Observed
+from .core.targets import Resolved, Score
 from .gradient import Reduce, input_gradient, reduce_channels
-from .observe import Observed
-from .targets import Resolved, Score
 
 
 @dataclass(frozen=True)

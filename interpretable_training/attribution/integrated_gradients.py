@@ -13,13 +13,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .base import Attribution
+from .core.base import Attribution
+from .core.gradient_sums import per_input, sum_over_inputs
+from .core.map_operations import blur, mask_images
+from .core.precision import wide
+from .core.prepared_model import Observed, Output, observe, prepare
+from .core.targets import Resolved, Score, Target
 from .gradient import Reduce, reduce_channels
-from .maps import blur, mask_images
-from .observe import Observed, Output, observe, prepare
-from .paths import per_input, sum_over_inputs
-from .targets import Resolved, Score, Target
-from .wide import wide
 
 Quadrature = Literal["gauss_legendre", "left", "right", "midpoint", "trapezoid"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import GradientCAM
+from .core.base import GradientCAM
 
 
 @dataclass(frozen=True)

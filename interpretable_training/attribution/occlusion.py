@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Attribution, full
-from .chunks import in_chunks
-from .observe import Observed
-from .targets import Resolved, Score, take
+from .core.base import Attribution, full
+from .core.batching import in_chunks
+from .core.prepared_model import Observed
+from .core.targets import Resolved, Score, take
 
 
 @dataclass(frozen=True)

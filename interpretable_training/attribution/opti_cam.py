@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import GradientCAM, full
-from .capture import capture
-from .maps import Normalization, mask_images, normalize, resize
-from .observe import Observed
-from .targets import Resolved, take
+from .core.base import GradientCAM, full
+from .core.capture import capture
+from .core.map_operations import Normalization, mask_images, normalize, resize
+from .core.prepared_model import Observed
+from .core.targets import Resolved, take
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's
 

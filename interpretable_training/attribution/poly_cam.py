@@ -20,14 +20,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .base import Attribution, full
-from .capture import capture
-from .choose import scale_layers
-from .chunks import in_chunks
+from .core.auto_layer import scale_layers
+from .core.base import Attribution, full
+from .core.batching import in_chunks
+from .core.capture import capture
+from .core.map_operations import mask_images, resize
+from .core.prepared_model import Observed, Output, observe, prepare
+from .core.targets import Resolved, Score, Target, take
 from .expected_grad_cam import one_class
-from .maps import mask_images, resize
-from .observe import Observed, Output, observe, prepare
-from .targets import Resolved, Score, Target, take
 
 TINY, OUTLIERS = 1e-12, 0.001
 

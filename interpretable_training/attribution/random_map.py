@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Attribution
-from .observe import Observed
-from .targets import Resolved
+from .core.base import Attribution
+from .core.prepared_model import Observed
+from .core.targets import Resolved
 
 
 @dataclass(frozen=True)

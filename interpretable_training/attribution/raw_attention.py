@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .attention import attention_of, on_patches
-from .base import Attribution, full
-from .maps import resize
-from .observe import Observed
-from .targets import Resolved
-from .whole import as_forward
+from .core.attention import attention_of, on_patches
+from .core.base import Attribution, full
+from .core.map_operations import resize
+from .core.prepared_model import Observed
+from .core.sharded_parameters import as_forward
+from .core.targets import Resolved
 
 Heads = Literal["mean", "max", "min"]
 

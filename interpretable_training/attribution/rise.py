@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Attribution, full
-from .chunks import in_chunks
-from .maps import mask_images
-from .observe import Observed
-from .targets import Resolved, Score, take
+from .core.base import Attribution, full
+from .core.batching import in_chunks
+from .core.map_operations import mask_images
+from .core.prepared_model import Observed
+from .core.targets import Resolved, Score, take
 
 
 @dataclass(frozen=True)

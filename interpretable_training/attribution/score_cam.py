@@ -18,12 +18,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import GradientCAM, full
-from .capture import capture
-from .chunks import in_chunks
-from .maps import degenerate, mask_images, normalize, resize
-from .observe import Observed
-from .targets import Resolved, take
+from .core.base import GradientCAM, full
+from .core.batching import in_chunks
+from .core.capture import capture
+from .core.map_operations import degenerate, mask_images, normalize, resize
+from .core.prepared_model import Observed
+from .core.targets import Resolved, take
 
 
 @dataclass(frozen=True)

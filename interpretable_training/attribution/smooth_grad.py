@@ -14,12 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Attribution
-from .chunks import seeded_noise
+from .core.base import Attribution
+from .core.batching import seeded_noise
+from .core.gradient_sums import per_input, sum_over_inputs
+from .core.prepared_model import Observed
+from .core.targets import Resolved, Score
 from .gradient import Reduce, reduce_channels
-from .observe import Observed
-from .paths import per_input, sum_over_inputs
-from .targets import Resolved, Score
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import GradientCAM, full
-from .capture import capture
-from .chunks import in_chunks, seeded_noise
+from .core.activation_gates import gates
+from .core.base import GradientCAM, full
+from .core.batching import in_chunks, seeded_noise
+from .core.capture import capture
+from .core.prepared_model import Observed
+from .core.targets import Resolved, take
 from .grad_cam_plusplus import alpha
-from .observe import Observed
-from .rules import gates
-from .targets import Resolved, take
 
 
 @dataclass(frozen=True)

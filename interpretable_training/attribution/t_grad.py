@@ -16,11 +16,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .affine import Split, split
-from .base import Attribution
-from .maps import resize
-from .observe import Observed, Output, observe, prepare
-from .targets import Resolved, Target
+from .core.base import Attribution
+from .core.bias_terms import Split, split
+from .core.map_operations import resize
+from .core.prepared_model import Observed, Output, observe, prepare
+from .core.targets import Resolved, Target
 
 
 class TGradParts(NamedTuple):

@@ -20,13 +20,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .attention import attention_grid, on_patches
-from .base import Attribution, full
-from .grids import Grid
-from .maps import resize
-from .observe import Observed, prepare
-from .relevance import OpenAttention, divide
-from .targets import Resolved, Score
+from .core.attention import attention_grid, on_patches
+from .core.base import Attribution, full
+from .core.feature_grids import Grid
+from .core.map_operations import resize
+from .core.prepared_model import Observed, prepare
+from .core.relevance import OpenAttention, divide
+from .core.targets import Resolved, Score
 
 
 @dataclass(frozen=True)

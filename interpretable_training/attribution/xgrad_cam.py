@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import GradientCAM
+from .core.base import GradientCAM
 from .grad_cam_plusplus import away_from_zero
 
 

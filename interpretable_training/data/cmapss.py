@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.map_operations import one_of
 
 from .base import SeededDataModule, at_least, seeded
-from .listing import absent
+from .image_files import absent
 
 PAGE = "https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data"
 SUBSETS = ("FD001", "FD002", "FD003", "FD004")

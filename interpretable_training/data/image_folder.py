@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .base import seeded
-from .listing import absent, by_class, class_folders
+from .image_files import absent, by_class, class_folders
 from .picture_module import IMAGENET_MEAN, IMAGENET_STD, PicturesDataModule, Transform
 from .pictures import Pictures
 

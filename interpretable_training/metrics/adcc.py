@@ -15,15 +15,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.base import Attribution
-from interpretable_training.attribution.maps import degenerate, one_of
-from interpretable_training.attribution.targets import Target
+from interpretable_training.attribution.core.base import Attribution
+from interpretable_training.attribution.core.map_operations import degenerate, one_of
+from interpretable_training.attribution.core.targets import Target
 
-from .base import Fact, ImageMetric, again_by, as_tuple
 from .confidence import ConfidenceMetric, share
-from .evidence import Evidence, wide
-from .masking import Masking, Space
-from .similarity import pearson
+from .core.base import Fact, ImageMetric, again_by, as_tuple
+from .core.masking import Masking, Space
+from .core.rescoring import Evidence, wide
+from .core.similarity import pearson
 
 
 class Complexity(ImageMetric):

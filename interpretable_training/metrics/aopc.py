@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, RescoringMetric, as_tuple
-from .evidence import Evidence, Kind, kind_index, only_images
-from .perturb import Replacement, Substrate, rank_patches
+from .core.base import Fact, RescoringMetric, as_tuple
+from .core.perturbation import Replacement, Substrate, rank_patches
+from .core.rescoring import Evidence, Kind, kind_index, only_images
 
 
 class AOPC(RescoringMetric):

@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.targets import Target
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.targets import Target
 
-from .base import Fact, ImageMetric, as_tuple, resolve
-from .evidence import Evidence, Kind, kind_index, wide
-from .masking import Masking, Space
+from .core.base import Fact, ImageMetric, as_tuple, resolve
+from .core.masking import Masking, Space
+from .core.rescoring import Evidence, Kind, kind_index, wide
 
 Preset = Literal["thesis", "ca_stream", "adcc", "polycam", "pytorch_grad_cam", "torchcam"]
 PRESETS: dict[str, dict[str, Any]] = {

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, ImageMetric, RescoringMetric, as_tuple, resolve
-from .evidence import SCORES, Evidence, Kind, kind_index
-from .perturb import Replacement, Substrate, Ties, rank_pixels
+from .core.base import Fact, ImageMetric, RescoringMetric, as_tuple, resolve
+from .core.perturbation import Replacement, Substrate, Ties, rank_pixels
+from .core.rescoring import SCORES, Evidence, Kind, kind_index
 
 Preset = Literal["rise", "ca_stream", "polycam", "tgrad", "torchcam"]
 Auc = Literal["trapezoid", "mean"]

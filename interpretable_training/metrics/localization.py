@@ -16,13 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.targets import Target
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.targets import Target
 
-from .base import Fact, ImageMetric, resolve
-from .components import largest_boxes, tight_boxes
-from .evidence import Evidence, kind_index, wide
-from .regions import REGIONS, NoRegionError, Region, area, boxes, iou, maps
+from .core.base import Fact, ImageMetric, resolve
+from .core.components import largest_boxes, tight_boxes
+from .core.regions import REGIONS, NoRegionError, Region, area, boxes, iou, maps
+from .core.rescoring import Evidence, kind_index, wide
 
 Preset = Literal["thesis", "casme"]
 PRESETS: dict[str, dict[str, Any]] = {"thesis": {"upstream": False}, "casme": {"upstream": True}}

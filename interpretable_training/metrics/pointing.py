@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpretable_training.attribution.base import full
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.base import full
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, resolve
 from .confidence import share
-from .evidence import Evidence, wide
+from .core.base import Fact, resolve
+from .core.regions import Region, area, boxes, maps, pixels
+from .core.rescoring import Evidence, wide
 from .localization import RegionMetric
-from .regions import Region, area, boxes, maps, pixels
 
 EPS = 1e-6  # of the published F1
 PART = 2**17  # pixels, which stay in the cache of a processor

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Fact
-from .evidence import Evidence, wide
+from .core.base import Fact
+from .core.regions import checked_mask, pixels
+from .core.rescoring import Evidence, wide
 from .localization import RegionMetric
 from .pointing import size_of
-from .regions import checked_mask, pixels
 
 
 class PxAP(RegionMetric):

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.chunks import seeded_noise
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.batching import seeded_noise
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, RescoringMetric, text
-from .evidence import Evidence, Kind, kind_index, only_images
-from .impute import impute
-from .perturb import rank_pixels
+from .core.base import Fact, RescoringMetric, text
+from .core.imputation import impute
+from .core.perturbation import rank_pixels
+from .core.rescoring import Evidence, Kind, kind_index, only_images
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, RescoringMetric, resolve
-from .evidence import Evidence, Kind, kind_index, only_images, wide
+from .core.base import Fact, RescoringMetric, resolve
+from .core.regions import area
+from .core.rescoring import Evidence, Kind, kind_index, only_images, wide
 from .localization import PRESETS, Boxing, Preset
-from .regions import area
 
 SMALLEST = 0.05  # share of the image; smaller boxes are no better
 LEAST = 1e-12  # probability

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 
-from .base import Fact, RescoringMetric, again_by
-from .evidence import Evidence, wide
+from .core.base import Fact, RescoringMetric, again_by
+from .core.rescoring import Evidence, wide
 
 
 class MaxSensitivity(RescoringMetric):

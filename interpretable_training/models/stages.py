@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interpretable_training.attribution.grids import find_grid
-from interpretable_training.attribution.observe import observe, prepare
+from interpretable_training.attribution.core.feature_grids import find_grid
+from interpretable_training.attribution.core.prepared_model import observe, prepare
 
 # By the name of the class; the first list whose modules all exist. After the stem's pooling and each stage; ConvNeXt:
 # what stages 1, 2 and 3 receive and what the last returns, torchvision and timm.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 from torchmetrics import MetricCollection
 
-from interpretable_training.batch import images_and_target
+from interpretable_training.batches.read import images_and_target
 from interpretable_training.models import CAStream, build_network
 
 from .checks import check_range

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
-from interpretable_training.batch import images_and_target
-from interpretable_training.class_paths import PlainModule
+from interpretable_training.batches.read import images_and_target
 from interpretable_training.models import build_network
 
 from .checks import check_datamodule, check_logits, check_range, check_target
+from .class_paths import PlainModule
 
 PICTURES = "pictures"  # under which a checkpoint knows how pictures become images
 OBJECT = "object of class "  # how checkpoints name what they cannot rebuild

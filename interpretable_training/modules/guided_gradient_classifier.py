@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from interpretable_training.batch import images_and_target
+from interpretable_training.batches.read import images_and_target
 from interpretable_training.regularization import GuidedGradientRegularizer, Parts, both_gradients
 from interpretable_training.regularization.errors import cosine
 from interpretable_training.regularization.regularizer import mean_norm

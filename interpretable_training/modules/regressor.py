@@ -16,10 +16,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 
-from interpretable_training.batch import images_and_target
-from interpretable_training.class_paths import PlainModule
+from interpretable_training.batches.read import images_and_target
 from interpretable_training.models import build_network
 
+from .class_paths import PlainModule
 from .classifier import OBJECT, refuse_names_of_objects
 
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from interpretable_training.attribution.capture import ran, tap
-from interpretable_training.attribution.observe import observe, prepare, unwrap
-from interpretable_training.attribution.rules import Gates, Scope, gates, no_gates
-from interpretable_training.attribution.state import same_state
+from interpretable_training.attribution.core.activation_gates import Gates, Scope, gates, no_gates
+from interpretable_training.attribution.core.capture import ran, tap
+from interpretable_training.attribution.core.prepared_model import observe, prepare, unwrap
+from interpretable_training.attribution.core.state import same_state
 
 from .quick import Quick
 

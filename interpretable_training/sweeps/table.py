@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from interpretable_training.csv_text import csv_text
+from interpretable_training.text_tables import csv_text
 
 from .file import Choice, Range, Sweep
 from .study import Study, run_folder

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpretable_training.journal import ends, levels
+from interpretable_training.report.journal import ends, levels
 
 STRENGTH = 0.65  # how much of the picture the brightest color covers
 FLOOR = 0.35  # the share of it that the darkest color covers

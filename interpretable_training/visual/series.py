@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interpretable_training.files import save_figure
-from interpretable_training.journal import ends, levels
+from interpretable_training.report.journal import ends, levels
 
 from .overlay import color_table
 

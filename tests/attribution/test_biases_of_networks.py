@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from interpretable_training.attribution import FullGrad, TGrad, explain
-from interpretable_training.attribution.maps import resize
+from interpretable_training.attribution.core.map_operations import resize
 
 METHODS = pytest.mark.parametrize("method", [FullGrad, TGrad])
 

@@ -7,8 +7,8 @@ from helpers import toy_images
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from interpretable_training.attribution.choose import choose_layer
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.auto_layer import choose_layer
+from interpretable_training.attribution.core.prepared_model import observe
 
 
 class Block(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import AblationCAM, GradCAM, Gradient, IntegratedGradients, ScoreCAM, explain
-from interpretable_training.attribution.chunks import in_chunks
+from interpretable_training.attribution.core.batching import in_chunks
 
 
 class Spy(torch.autograd.Function):

@@ -22,7 +22,7 @@ from interpretable_training.attribution import (
     cache_baselines,
     sample_baselines,
 )
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.prepared_model import observe
 
 
 def family(baselines, **options):

@@ -9,8 +9,8 @@ from tally import Tally
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExtremalPerturbation
+from interpretable_training.attribution.core.map_operations import blur
 from interpretable_training.attribution.extremal_perturbation import _blurred, _Mask, _pyramid
-from interpretable_training.attribution.maps import blur
 
 Small = partial(ExtremalPerturbation, step=4, sigma=6.0, blur_sigma=4.0)
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import FullGrad, TGrad
-from interpretable_training.attribution.maps import resize
+from interpretable_training.attribution.core.map_operations import resize
 
 BOTH = pytest.mark.parametrize("method", [FullGrad(), TGrad()], ids=["fullgrad", "tgrad"])
 

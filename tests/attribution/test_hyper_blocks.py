@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExpectedGradCAM, HyperExpectedGradCAM, normalize
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.prepared_model import observe
 
 
 def net_of(axes, channels=2):

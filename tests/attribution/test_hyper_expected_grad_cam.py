@@ -6,8 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExpectedGradCAM, HyperExpectedGradCAM, normalize
+from interpretable_training.attribution.core.map_operations import blur, resize
 from interpretable_training.attribution.hyper_expected_grad_cam import _cut, _frequency, _paste, _tiles
-from interpretable_training.attribution.maps import blur, resize
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from interpretable_training.attribution import IntegratedGradients
-from interpretable_training.attribution.maps import blur
+from interpretable_training.attribution.core.map_operations import blur
 
 close = partial(assert_close, rtol=0, atol=1e-9)
 Volume = partial(IntegratedGradients, reduce="none")

@@ -11,9 +11,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import AblationCAM, GradCAM, HiResCAM, LayerCAM
-from interpretable_training.attribution.capture import capture
-from interpretable_training.attribution.choose import choose_layer
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.auto_layer import choose_layer
+from interpretable_training.attribution.core.capture import capture
+from interpretable_training.attribution.core.prepared_model import observe
 
 slow = pytest.mark.slow
 SMALL_VIT = {"img_size": 64, "depth": 3, "num_classes": 5}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from interpretable_training.attribution import degenerate, mask_images, normalize
-from interpretable_training.attribution.maps import blur, resize
+from interpretable_training.attribution.core.map_operations import blur, resize
 
 close = partial(assert_close, rtol=0, atol=1e-9)
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import RISE, ExtremalPerturbation, Occlusion, PolyCAM, ScoreCAM
-from interpretable_training.attribution.maps import resize
+from interpretable_training.attribution.core.map_operations import resize
 from interpretable_training.attribution.poly_cam import percentiles
 
 MASKS = {

@@ -27,9 +27,9 @@ from interpretable_training.attribution import (
     XGradCAM,
     normalize,
 )
-from interpretable_training.attribution.capture import capture
-from interpretable_training.attribution.chunks import seeded_noise
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.batching import seeded_noise
+from interpretable_training.attribution.core.capture import capture
+from interpretable_training.attribution.core.prepared_model import observe
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import PolyCAM
-from interpretable_training.attribution.choose import scale_layers
-from interpretable_training.attribution.maps import resize
-from interpretable_training.attribution.observe import observe, prepare
+from interpretable_training.attribution.core.auto_layer import scale_layers
+from interpretable_training.attribution.core.map_operations import resize
+from interpretable_training.attribution.core.prepared_model import observe, prepare
 from interpretable_training.attribution.poly_cam import percentiles
 
 # As the authors list them.

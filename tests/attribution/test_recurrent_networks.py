@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import GradCAM, Gradient, explain
-from interpretable_training.attribution.choose import choose_layer
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.auto_layer import choose_layer
+from interpretable_training.attribution.core.prepared_model import observe
 from interpretable_training.models import build_network
 
 REFUSE = {"cam", "rawattention", "attentionrollout", "transformerattribution"}  # they ask for other networks

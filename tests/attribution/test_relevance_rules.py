@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from interpretable_training.attribution import TransformerAttribution
-from interpretable_training.attribution.relevance import OpenAttention
+from interpretable_training.attribution.core.relevance import OpenAttention
 
 D, HEADS = 24, 2
 BOTH = pytest.mark.parametrize("relevance", ["lrp", "attn"])

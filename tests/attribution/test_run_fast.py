@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.prepared_model import observe
 
 
 def test_many_passes_are_the_same_in_any_layout():

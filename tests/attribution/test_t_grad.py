@@ -5,7 +5,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import TGrad
-from interpretable_training.attribution.maps import resize
+from interpretable_training.attribution.core.map_operations import resize
 
 
 @pytest.mark.parametrize("corners", [False, True])

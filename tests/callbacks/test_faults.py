@@ -18,8 +18,8 @@ from interpretable_training.callbacks import (
     ExplanationLogger,
     InterpretabilityMetrics,
 )
-from interpretable_training.journal import Journal
 from interpretable_training.metrics import AverageDrop
+from interpretable_training.report.journal import Journal
 
 KEY = "xai/gradcam/average_drop"
 ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]

@@ -14,9 +14,9 @@ from observed_training import Small, loaders, trainers, verify
 from stateful_networks import NETWORKS
 from torch.utils.data import DataLoader, Dataset, random_split
 
-from interpretable_training.attribution.state import StateWarning
+from interpretable_training.attribution.core.state import StateWarning
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, InterpretabilityMetrics
-from interpretable_training.callbacks.panel import read_panel
+from interpretable_training.callbacks.watching.image_panel import read_panel
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 DRAWS = {

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from watched import Module, fit, small_network
 
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, TrainingCurves
-from interpretable_training.callbacks.folders import claim_page
-from interpretable_training.journal import FILE, parse
+from interpretable_training.callbacks.watching.folders import claim_page
+from interpretable_training.report.journal import FILE, parse
 
 
 def test_runs_that_start_at_once_claim_different_pages(tmp_path):

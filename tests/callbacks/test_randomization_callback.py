@@ -8,7 +8,7 @@ import torch
 from watched import Memory, Module, fit, small_network
 
 from interpretable_training.attribution import FakeCAM, GradCAM, Gradient
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.callbacks import RandomizationTest
 from interpretable_training.metrics import ParameterRandomization
 

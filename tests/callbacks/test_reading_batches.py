@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 from watched import Keyed, Module, fit, pictures, record, small_network
 
-from interpretable_training.batch import pick
+from interpretable_training.batches.read import pick
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, InterpretabilityMetrics
 from interpretable_training.metrics import AverageDrop
 

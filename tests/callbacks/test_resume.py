@@ -17,8 +17,8 @@ from interpretable_training.callbacks import (
     ExplanationLogger,
     InterpretabilityMetrics,
 )
-from interpretable_training.journal import FILE, parse, read_journal
 from interpretable_training.metrics import AverageDrop
+from interpretable_training.report.journal import FILE, parse, read_journal
 
 CLOCK = ("xai/seconds", "xai/share_of_epoch", "xai/megabytes")  # values that no two runs share
 SAVES = {  # where the checkpoint of step 6 or 8 is written

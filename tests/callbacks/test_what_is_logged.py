@@ -117,7 +117,7 @@ def test_a_process_that_fails_once_takes_no_reference_away():
 
 
 def look_of(ids):
-    from interpretable_training.callbacks.explained import Explained, Look
+    from interpretable_training.callbacks.watching.explained import Explained, Look
 
     maps = {"pred": {"gradcam": torch.rand(9, 4, 4, generator=torch.Generator().manual_seed(0))[ids]}}
     n = len(ids)

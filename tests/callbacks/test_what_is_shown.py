@@ -14,7 +14,7 @@ from interpretable_training.callbacks import (
     ExplanationDrift,
     ExplanationLogger,
 )
-from interpretable_training.callbacks.thrift import Thrift
+from interpretable_training.callbacks.watching.budget import Thrift
 
 ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
 

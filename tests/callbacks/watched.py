@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from interpretable_training.callbacks import loggers
-from interpretable_training.journal import read_journal
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.report.journal import read_journal
 
 CLASSES, SIDE = 3, 16
 BATCHES = 4  # in an epoch of training
@@ -100,8 +100,8 @@ class Memory(Logger):
         return [step for step, metrics in self.numbers if name in metrics]
 
 
-@loggers.adapter.register(Memory)
-class MemoryAdapter(loggers.Adapter):
+@logger_adapters.adapter.register(Memory)
+class MemoryAdapter(logger_adapters.Adapter):
     def images(self, images, step, epoch, file_type):
         if self.logger.refuses == "images":
             raise ConnectionError("the service is gone")

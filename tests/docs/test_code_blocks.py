@@ -14,7 +14,7 @@ import yaml
 from pages import PAGES, ROOT
 
 from interpretable_training import recipes
-from interpretable_training.cli import OWN, build_parser, main
+from interpretable_training.cli.main import OWN, build_parser, main
 
 ELSEWHERE = ["docs/data"]  # needs data sets on disk: tests/data/test_data_docs.py
 COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*((?:\S*/)?(?:interpretable-training|python|make)\b.*)$")

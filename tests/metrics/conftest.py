@@ -7,7 +7,7 @@ import torch
 from tally import Tally
 from torch import Tensor, nn
 
-from interpretable_training.metrics.evidence import gather
+from interpretable_training.metrics.core.rescoring import gather
 
 
 class Scored(nn.Module):

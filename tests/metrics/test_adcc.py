@@ -8,9 +8,9 @@ import torch
 from torch.testing import assert_close
 
 from interpretable_training.attribution import FakeCAM, Gradient, RandomMap, normalize
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.metrics import ADCC, Coherency, Complexity
-from interpretable_training.metrics.evidence import gather
+from interpretable_training.metrics.core.rescoring import gather
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interpretable_training.metrics import bootstrap
-from interpretable_training.metrics.bootstrap import Draws, interval, p_value
+from interpretable_training.evaluation import bootstrap
+from interpretable_training.evaluation.bootstrap import Draws, interval, p_value
 
 
 def normal(*shape, seed=0):

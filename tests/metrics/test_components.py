@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interpretable_training.metrics.components import connected_components, find_runs, largest_boxes, tight_boxes
+from interpretable_training.metrics.core.components import connected_components, find_runs, largest_boxes, tight_boxes
 
 
 def drawn(*lines):

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from interpretable_training.attribution import FakeCAM
 from interpretable_training.metrics import AverageDrop, AverageDropInDeletion, AverageGain, AverageIncrease
-from interpretable_training.metrics.evidence import gather
+from interpretable_training.metrics.core.rescoring import gather
 
 CLEAN, MASKED = torch.tensor([0.8, 0.5]).double(), torch.tensor([0.4, 0.75]).double()
 RELATED = [AverageDrop, AverageIncrease, AverageGain]

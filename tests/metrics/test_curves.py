@@ -8,8 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from interpretable_training.metrics import Deletion, Insertion, InsertionDeletion
-from interpretable_training.metrics.evidence import gather
-from interpretable_training.metrics.perturb import rise_kernel
+from interpretable_training.metrics.core.perturbation import rise_kernel
+from interpretable_training.metrics.core.rescoring import gather
 
 PAIR = [Insertion, Deletion]
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from interpretable_training.attribution import Attribution
-from interpretable_training.metrics import AverageDrop, evaluate, peers
+from interpretable_training.evaluation import ranks
+from interpretable_training.metrics import AverageDrop, evaluate
 
 N = 40  # batches of one image, every other one in the first process
 DATA = TensorDataset(torch.arange(N * 3 * 8 * 8, dtype=torch.float32).view(N, 3, 8, 8).sin(), torch.arange(N) % 4)
@@ -94,14 +95,14 @@ def measured(error=None, data=None):
 
 def alone(rank, patience, late=0.0):
     """The first process calls, the second one later or not at all."""
-    peers.PATIENCE = patience
+    ranks.PATIENCE = patience
     try:
         if rank == 0:
             return measured()
         time.sleep(late)
         return measured() if late else {}
     finally:
-        peers.PATIENCE = 60.0
+        ranks.PATIENCE = 60.0
         dist.barrier()
 
 
@@ -109,7 +110,7 @@ def work(rank, folder, start):
     torch.set_num_threads(1)
     where = f"file://{folder}/store" if start == "file" else start
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
-    peers.PATIENCE = 60.0
+    ranks.PATIENCE = 60.0
     try:
         found = {
             "fails": measured(ZeroDivisionError("of the second process alone")),

@@ -9,7 +9,10 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from interpretable_training.attribution import Attribution, GradCAM
+from interpretable_training.batches.source import Feed, annotations_of
 from interpretable_training.data import ShapesDataModule
+from interpretable_training.evaluation.cache import Part
+from interpretable_training.evaluation.evaluate import Work
 from interpretable_training.metrics import (
     AverageDrop,
     BoxAccuracy,
@@ -22,9 +25,6 @@ from interpretable_training.metrics import (
     SaliencyMetric,
     evaluate,
 )
-from interpretable_training.metrics.cache import Part
-from interpretable_training.metrics.evaluate import Work
-from interpretable_training.metrics.feed import Feed, annotations_of
 
 OPTIONS = {"resamples": 20, "progress": False}
 METRICS = {

@@ -15,8 +15,8 @@ from torch.utils.data import (
 )
 
 from interpretable_training.attribution import GradCAM
+from interpretable_training.batches.source import Feed
 from interpretable_training.metrics import AverageDrop, Complexity, Insertion, evaluate
-from interpretable_training.metrics.feed import Feed
 
 N = 7
 X = torch.arange(N * 3 * 8 * 6, dtype=torch.float32).view(N, 3, 8, 6).sin()

@@ -15,9 +15,9 @@ from interpretable_training.attribution import (
     SmoothGrad,
     TGrad,
 )
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.metrics import InputInvariance
-from interpretable_training.metrics.invariance import undone_at_input, undone_by_bias
+from interpretable_training.metrics.sanity.input_invariance import undone_at_input, undone_by_bias
 
 
 @pytest.fixture

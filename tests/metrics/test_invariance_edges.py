@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from interpretable_training.attribution import FakeCAM, Gradient, InputXGradient, IntegratedGradients
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.metrics import InputInvariance, SanityTable
 
 

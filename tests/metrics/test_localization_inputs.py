@@ -16,9 +16,9 @@ from interpretable_training.metrics import (
     SaliencyMetric,
     evaluate,
 )
-from interpretable_training.metrics.evidence import Evidence
+from interpretable_training.metrics.core.regions import of_class
+from interpretable_training.metrics.core.rescoring import Evidence
 from interpretable_training.metrics.pointing import sum_over
-from interpretable_training.metrics.regions import of_class
 
 METRICS = {
     "official": OfficialMetric(),

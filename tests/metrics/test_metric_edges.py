@@ -23,7 +23,7 @@ from interpretable_training.metrics import (
     Insertion,
     MaxSensitivity,
 )
-from interpretable_training.metrics.evidence import gather
+from interpretable_training.metrics.core.rescoring import gather
 
 NAN, INF = math.nan, math.inf
 SCORING = sorted(set(MAKE) - {*WITHOUT_IMAGES, "coherency", "max_sensitivity"})  # what looks at the model's scores

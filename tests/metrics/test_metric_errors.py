@@ -5,7 +5,7 @@ import torch
 from every_metric import MAKE, WITHOUT_MODEL, batch
 
 from interpretable_training.metrics import AverageDrop, AverageGain, Complexity, Deletion, Insertion
-from interpretable_training.metrics.base import resolve
+from interpretable_training.metrics.core.base import resolve
 
 RESCORING = [name for name in MAKE if name not in WITHOUT_MODEL]
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torchmetrics import MetricCollection
 
 from interpretable_training.metrics import AverageDrop, AverageDropInDeletion, AverageIncrease, Deletion
-from interpretable_training.metrics.base import ImageMetric
+from interpretable_training.metrics.core.base import ImageMetric
 
 
 @pytest.fixture(params=MAKE)

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 import interpretable_training.metrics as metrics
 from interpretable_training.attribution import GradCAM
-from interpretable_training.metrics.base import ImageMetric, same_passport
+from interpretable_training.metrics.core.base import ImageMetric, same_passport
 
 NAMES = [name for name in metrics.__all__ if isinstance(getattr(metrics, name), type)]
 NAMES = [name for name in NAMES if issubclass(getattr(metrics, name), ImageMetric)]

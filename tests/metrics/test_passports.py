@@ -19,7 +19,7 @@ from interpretable_training.metrics import (
     Insertion,
     InsertionDeletion,
 )
-from interpretable_training.metrics.base import same_passport
+from interpretable_training.metrics.core.base import same_passport
 
 WITHOUT_EFFECT = {"chunk_size", "kwargs", "self"}
 PAIRS = [

@@ -10,9 +10,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import FakeCAM, GradCAM, Gradient, RandomMap
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.prepared_model import observe
 from interpretable_training.metrics import ParameterRandomization
-from interpretable_training.metrics.randomization import layers_from_output, own_tensors_back, randomize
+from interpretable_training.metrics.sanity.parameter_randomization import (
+    layers_from_output,
+    own_tensors_back,
+    randomize,
+)
 
 KINDS = ("spearman", "spearman_abs")
 
@@ -77,7 +81,7 @@ def test_a_gradient_changes_and_passes(network, images):
 def test_by_hand_each_step_randomizes_the_layers_behind(network, images):
     """An own cascade on a copy, with the same random numbers."""
     (check,) = ParameterRandomization(similarity=("spearman",), seed=3)(network, Gradient(), images)
-    from interpretable_training.metrics.similarity import spearman
+    from interpretable_training.metrics.core.similarity import spearman
 
     target = network(images).argmax(1)
     before, twin = Gradient()(network, images, target), copy.deepcopy(network)

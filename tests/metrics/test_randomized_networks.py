@@ -8,8 +8,8 @@ from torch import nn
 
 from interpretable_training.attribution import FakeCAM, GradCAM, Gradient, InputXGradient
 from interpretable_training.metrics import DataRandomization, ParameterRandomization, SanityTable
-from interpretable_training.metrics.randomization import own_tensors_back, randomize
-from interpretable_training.metrics.sanity import Check
+from interpretable_training.metrics.sanity.checks import Check
+from interpretable_training.metrics.sanity.parameter_randomization import own_tensors_back, randomize
 
 KINDS = ("spearman", "ssim")
 

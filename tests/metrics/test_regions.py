@@ -4,8 +4,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interpretable_training.metrics.evidence import Evidence
-from interpretable_training.metrics.regions import NoRegionError, area, boxes, clipped, inside, iou, of_class, pixels
+from interpretable_training.metrics.core.regions import (
+    NoRegionError,
+    area,
+    boxes,
+    clipped,
+    inside,
+    iou,
+    of_class,
+    pixels,
+)
+from interpretable_training.metrics.core.rescoring import Evidence
 
 NAN = torch.nan
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interpretable_training.attribution.chunks import seeded_noise
+from interpretable_training.attribution.core.batching import seeded_noise
 from interpretable_training.metrics import ROAD
-from interpretable_training.metrics.impute import impute
+from interpretable_training.metrics.core.imputation import impute
 
 NEIGHBORS = {(i, j): 1 / 6 if 0 in (i, j) else 1 / 12 for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)}
 

@@ -12,6 +12,7 @@ import torch
 from torch.testing import assert_close
 
 from interpretable_training.attribution import FakeCAM, GradCAM, HiResCAM, LayerCAM, normalize
+from interpretable_training.evaluation.table_formats import left_out
 from interpretable_training.metrics import (
     ADCC,
     AverageDrop,
@@ -22,7 +23,6 @@ from interpretable_training.metrics import (
     evaluate,
     join,
 )
-from interpretable_training.metrics.render import left_out
 
 NAN = math.nan
 

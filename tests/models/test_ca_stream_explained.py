@@ -26,9 +26,9 @@ from interpretable_training.attribution import (
     XGradCAM,
     explain,
 )
-from interpretable_training.attribution.capture import capture
-from interpretable_training.attribution.choose import choose_layer
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.auto_layer import choose_layer
+from interpretable_training.attribution.core.capture import capture
+from interpretable_training.attribution.core.prepared_model import observe
 from interpretable_training.models import CAStream, TinyCNN
 
 METHODS = [

@@ -14,9 +14,9 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from PIL import Image
 
 from interpretable_training.callbacks import Watcher
-from interpretable_training.evaluation import Trainer
-from interpretable_training.lightning_cli import run
-from interpretable_training.metrics.base import described
+from interpretable_training.cli.lightning_commands import run
+from interpretable_training.evaluation.trainer import Trainer
+from interpretable_training.metrics.core.base import described
 from interpretable_training.models import build_network
 from interpretable_training.recipes import Recipe, Study  # which makes our classes known by their names
 

@@ -6,7 +6,7 @@ import torch
 
 from interpretable_training.attribution import FakeCAM, FullGrad, GradCAM, Gradient, TGrad
 from interpretable_training.metrics import SanityTable
-from interpretable_training.metrics.sanity import Check
+from interpretable_training.metrics.sanity.checks import Check
 from interpretable_training.recipes import sanity_checks
 from interpretable_training.recipes.sanity_checks import EXPECTED, check, disagreement, methods, report, twin_of
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from interpretable_training.data import ShapesDataModule
-from interpretable_training.journal import Journal
+from interpretable_training.report.journal import Journal
 from interpretable_training.visual import denormalize
 
 STEPS = 94  # per epoch

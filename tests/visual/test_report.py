@@ -8,10 +8,10 @@ import pytest
 import torch
 from synthetic_journal import STEPS, write_journal
 
-from interpretable_training.journal import Journal, read_journal
-from interpretable_training.visual import report_parts as parts
-from interpretable_training.visual.report import SCRIPTS, write_report
-from interpretable_training.visual.report_film import Film, Pictures, evenly
+from interpretable_training.report import parts
+from interpretable_training.report.film import Film, Pictures, evenly
+from interpretable_training.report.journal import Journal, read_journal
+from interpretable_training.report.page import SCRIPTS, write_report
 
 HOSTILE = [
     "</script><img src=x onerror=\"document.title='owned'\">",

@@ -14,9 +14,9 @@ from synthetic_journal import write_journal
 from test_report import HOSTILE
 from torch.testing import assert_close
 
-from interpretable_training.journal import Journal, read_journal
+from interpretable_training.report.journal import Journal, read_journal
+from interpretable_training.report.page import write_report
 from interpretable_training.visual import overlay
-from interpretable_training.visual.report import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")]

@@ -1,5 +1,5 @@
-from interpretable_training.journal import Journal, read_journal
-from interpretable_training.visual import report_parts as parts
+from interpretable_training.report import parts
+from interpretable_training.report.journal import Journal, read_journal
 
 
 def test_curves_run_over_steps_where_an_epoch_has_several_looks(tmp_path):

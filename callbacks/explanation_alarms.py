@@ -21,7 +21,7 @@ from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.callbacks.explanation_drift import compare, small
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
-from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explained import Look, check_target, joined
 from interpretable_training.callbacks.watching.explaining import explain_panel
 from interpretable_training.callbacks.watching.saved_state import Saved, each, map_stack, named, text
@@ -53,7 +53,7 @@ class ExplanationAlarms(Watcher):
         outside: for the share of mass outside of the object; batches need a `mask` or `boxes`.
         border: for the share of mass in the outer tenth of the image, 0.36 for a map that is even.
         drift: for the share of mass that has moved since the look before.
-        on: stages in which to look.
+        stages: stages in which to look.
         **watch: when to look and how to read batches; see `Watcher`.
     """
 
@@ -67,10 +67,10 @@ class ExplanationAlarms(Watcher):
         outside: float | None = None,
         border: float | None = None,
         drift: float | None = None,
-        on: tuple[str, ...] | list[str] = ("fit",),
+        stages: tuple[str, ...] | list[str] = ("fit",),
         **watch: Any,
     ) -> None:
-        super().__init__(n_images, images, on=on, **watch)
+        super().__init__(n_images, images, stages=stages, **watch)
         check_target(target)
         given = {"alike": alike, "outside": outside, "border": border, "drift": drift}
         self.thresholds = {kind: limit for kind, limit in given.items() if limit is not None}
@@ -86,10 +86,10 @@ class ExplanationAlarms(Watcher):
         told = {"methods": {name: repr(method) for name, method in self.methods.items()}, "target": self.target}
         return {**told, "thresholds": self.thresholds, **super().settings()}
 
-    def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
         return [("alarms", ", ".join(f"{kind} > {limit:g}" for kind, limit in self.thresholds.items()))]
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         if scene is None:
             return None
         found = explain_panel(trainer, scene, self.methods, self.target, self.thrift.keep(self.n))

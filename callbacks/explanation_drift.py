@@ -17,7 +17,7 @@ from interpretable_training.attribution.core.base import name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
-from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explained import Explained, Look, check_target, joined
 from interpretable_training.callbacks.watching.explaining import explain_panel
 from interpretable_training.callbacks.watching.saved_state import (
@@ -56,7 +56,7 @@ class ExplanationDrift(Watcher):
         monitor: name of the value that says which look was the best; by default that of the project's checkpoint
             callback. Without one there is no best.
         mode: whether the smallest ("min") or largest ("max") of it is the best; by default the checkpoint callback's.
-        on: stages in which to look.
+        stages: stages in which to look.
         **watch: when to look and how to read batches; see `Watcher`.
     """
 
@@ -70,10 +70,10 @@ class ExplanationDrift(Watcher):
         target: str | int = "label",
         monitor: str | None = None,
         mode: Literal["min", "max"] | None = None,
-        on: tuple[str, ...] | list[str] = ("fit",),
+        stages: tuple[str, ...] | list[str] = ("fit",),
         **watch: Any,
     ) -> None:
-        super().__init__(n_images, images, on=on, **watch)
+        super().__init__(n_images, images, stages=stages, **watch)
         check_target(target)
         if monitor is not None:
             one_of("mode", mode, "min", "max")
@@ -89,10 +89,10 @@ class ExplanationDrift(Watcher):
         told = {"methods": {name: repr(method) for name, method in self.methods.items()}, "target": self.target}
         return {**told, "monitor": self.monitor, **super().settings()}
 
-    def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
         return probe(trainer, scene, self.methods, self.target, self.n)
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         if scene is None:
             return None
         return Look({"panel": explain_panel(trainer, scene, self.methods, self.target, self.n)})

@@ -15,13 +15,13 @@ from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.batches.read import Picked
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
-from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.errors import Failure
 from interpretable_training.callbacks.watching.saved_state import Saved, each, named, number, text
 from interpretable_training.callbacks.watching.schedule import Moment
 from interpretable_training.evaluation.cache import Part
 from interpretable_training.evaluation.evaluate import CONTROLS, name_metrics
-from interpretable_training.evaluation.runner import Work, scaling
+from interpretable_training.evaluation.runner import EvaluationRun, scaling
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
 from interpretable_training.metrics.core.base import ImageMetric
 
@@ -82,14 +82,14 @@ class InterpretabilityMetrics(Watcher):
         maps = {name: scaling(method) for name, method in self.methods.items()}
         return {"methods": methods, "maps": maps, "metrics": passports, "target": self.target, **super().settings()}
 
-    def adapted(self, scene: Scene) -> dict[str, ImageMetric]:
+    def adapted(self, scene: RunContext) -> dict[str, ImageMetric]:
         """The metrics, which mask in the colors of the images where these are known."""
         mean, std = scene.colors.mean, scene.colors.std
         if mean is None and not scene.colors.guessed:
             mean, std = (0.0,), (1.0,)
         return {name: metric.adapted(mean, std, scene.multilabel) for name, metric in self.metrics.items()}
 
-    def begun(self, trainer: L.Trainer, scene: Scene) -> None:
+    def begun(self, trainer: L.Trainer, scene: RunContext) -> None:
         passports = {name: metric.passport() for name, metric in self.adapted(scene).items()}
         for name, passport in passports.items():
             if name not in self.told:
@@ -97,17 +97,17 @@ class InterpretabilityMetrics(Watcher):
         self.told |= set(passports)
         logger_adapters.log_facts(trainer, {"passports": passports})
 
-    def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
         n = min(self.n, scene.size(trainer))
         start, found = time.perf_counter(), self.rows(trainer, scene, FEW)
         seconds = (time.perf_counter() - start) * n / max(1, min(FEW, n))
         failed = [("failed", str(why)) for why in found.errors.values()]
         return [*failed, ("a look", f"about {seconds:.2g} s for {n} images")]
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         return None if scene is None else self.rows(trainer, scene, self.thrift.keep(self.n))
 
-    def rows(self, trainer: L.Trainer, scene: Scene, n: int) -> "Measured":
+    def rows(self, trainer: L.Trainer, scene: RunContext, n: int) -> "Measured":
         """The numbers of this process's images among the first `n`."""
         found, metrics = Measured(), self.adapted(scene)
         for ids, picked in scene.batches(trainer, n):
@@ -115,7 +115,7 @@ class InterpretabilityMetrics(Watcher):
             options = target, scene.multilabel, scene.options.output, self.chunk_size
 
             def measure(methods: dict[str, Attribution], *seen: Any, options: Any = options) -> None:
-                work = Work(scene.network, methods, metrics, *options)
+                work = EvaluationRun(scene.network, methods, metrics, *options)
                 found.measure(work, *seen)
 
             with suppress(Exception):  # which of the methods it was shows when each is alone
@@ -171,7 +171,7 @@ class Measured:
         self.parts: list[Part] = []
         self.errors: dict[str, Failure] = {}
 
-    def measure(self, work: Work, ids: list[int], picked: Picked) -> None:
+    def measure(self, work: EvaluationRun, ids: list[int], picked: Picked) -> None:
         """Add those of a batch; in halves, where memory does not suffice."""
         parts: list[Part] = []
 

@@ -10,7 +10,7 @@ from interpretable_training.attribution import Attribution, GradCAM
 from interpretable_training.attribution.core.base import name_methods
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
-from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.schedule import Moment, this_moment
 from interpretable_training.metrics.sanity.checks import Check, SanityTable
 from interpretable_training.metrics.sanity.parameter_randomization import ParameterRandomization
@@ -39,7 +39,7 @@ class RandomizationTest(Watcher):
         test: ParameterRandomization | None = None,
         **watch: Any,
     ) -> None:
-        super().__init__(n_images, images, every_n_epochs=None, on=("fit",), **watch)
+        super().__init__(n_images, images, every_n_epochs=None, stages=("fit",), **watch)
         self.methods = name_methods(GradCAM() if methods is None else methods)
         self.test = test or ParameterRandomization(stages=2, similarity=("ssim", "spearman_abs"))
 
@@ -47,7 +47,7 @@ class RandomizationTest(Watcher):
         methods = {name: repr(method) for name, method in self.methods.items()}
         return {"methods": methods, "images": self.n, "test": repr(self.test)}
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         return None
 
     def finish(self, trainer: L.Trainer) -> None:

@@ -18,12 +18,12 @@ from torchvision.transforms import v2
 from interpretable_training.attribution import ExtremalPerturbation, FakeCAM, explain, normalize
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
-from interpretable_training.evaluation.trainer import Trainer
+from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.files import save_picture
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease
 from interpretable_training.metrics import box_study as rows_of
 from interpretable_training.metrics.core.regions import pixels
-from interpretable_training.metrics.core.rescoring import Evidence
+from interpretable_training.metrics.core.rescoring import ScoredBatch
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
 from interpretable_training.recipes.opti_cam_study import cams
@@ -104,7 +104,7 @@ def study_of(
     }
     options = {"methods": rows_of(methods), "metrics": metrics, "target": "label", "max_images": max_images}
     options |= {"reference": "box", "seed": seed}
-    trainer = Trainer(logger=CSVLogger(output, name="box_study"), enable_model_summary=False)
+    trainer = EvaluationTrainer(logger=CSVLogger(output, name="box_study"), enable_model_summary=False)
     return Study(trainer, module, data, options)
 
 
@@ -125,7 +125,9 @@ def draw(study: Study, path: str, names: tuple[str, ...] = ("gradcam", "opticam"
 def inside_of(boxes: list[Tensor], images: Tensor) -> Tensor:
     """1 inside of the boxes (n, 4) of each image, 0 elsewhere: (B, H, W)."""
     blank = images.new_zeros(len(images), *images.shape[2:])
-    return pixels(Evidence(saliency=blank, annotations={"boxes": boxes}), "boxes").to(images)  # as the metrics see them
+    return pixels(ScoredBatch(saliency=blank, annotations={"boxes": boxes}), "boxes").to(
+        images
+    )  # as the metrics see them
 
 
 if __name__ == "__main__":

@@ -118,9 +118,9 @@ def methods(data: CMAPSSDataModule, n: int = 50) -> dict[str, Attribution]:
 def faithfulness() -> dict[str, ImageMetric]:
     """The thesis' metrics of C-MAPSS, on the output itself, which is no logit of a class."""
     return {
-        "average_increase": m.AverageIncrease(on="logit"),
-        "average_drop": m.AverageDrop(on="logit"),
-        "average_drop_in_deletion": m.AverageDropInDeletion(on="logit"),
+        "average_increase": m.AverageIncrease(score="logit"),
+        "average_drop": m.AverageDrop(score="logit"),
+        "average_drop_in_deletion": m.AverageDropInDeletion(score="logit"),
     }
 
 

@@ -20,7 +20,7 @@ from interpretable_training import attribution as a
 from interpretable_training import metrics as m
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.data import ShapesDataModule
-from interpretable_training.evaluation.trainer import Trainer
+from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
@@ -60,7 +60,7 @@ def method_table(
     options: dict[str, Any] = {"shortcut": shortcut, "seed": seed}
     known = trained_backbone(weights, network, image_size, n_train, backbone_epochs, **options)
     measured = faithfulness() if metrics == "faithfulness" else localization(shortcut)
-    trainer = Trainer(logger=CSVLogger(output, name="method_table"), enable_model_summary=False)
+    trainer = EvaluationTrainer(logger=CSVLogger(output, name="method_table"), enable_model_summary=False)
     options = {"methods": methods(data, network), "metrics": measured, "target": "label", "max_images": max_images}
     return Study(trainer, Classifier(known, data.num_classes), data, options | {"reference": "gradcam", "seed": seed})
 

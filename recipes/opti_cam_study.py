@@ -35,7 +35,7 @@ from interpretable_training.attribution import (
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.batches.read import images_and_target
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
-from interpretable_training.evaluation.trainer import Trainer
+from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.files import whole_file
 from interpretable_training.metrics import (
     ADCC,
@@ -157,7 +157,7 @@ def study_of(
     methods |= {"extremalperturbation": perturbation}
     options = {"methods": {"opticam": methods.pop("opticam"), **methods}, "metrics": metrics, "target": "label"}
     options |= {"max_images": max_images, "reference": "opticam", "seed": seed}
-    trainer = Trainer(logger=CSVLogger(output, name="opti_cam_study"), enable_model_summary=False)
+    trainer = EvaluationTrainer(logger=CSVLogger(output, name="opti_cam_study"), enable_model_summary=False)
     return Study(trainer, module, data, options)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from interpretable_training.attribution import explain
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.batches.read import images_and_target
-from interpretable_training.evaluation.trainer import Trainer
+from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.files import save_picture
 from interpretable_training.metrics import Table
 from interpretable_training.visual import denormalize, draw_sheet, overlay
@@ -31,10 +31,10 @@ class Study(NamedTuple):
         trainer: ours, which evaluates.
         module: the network, trained.
         data: the images.
-        options: what is measured: the arguments of `Trainer.evaluate`, such as `methods` and `metrics`.
+        options: what is measured: the arguments of `EvaluationTrainer.evaluate`, such as `methods` and `metrics`.
     """
 
-    trainer: Trainer
+    trainer: EvaluationTrainer
     module: L.LightningModule
     data: L.LightningDataModule
     options: dict[str, Any]

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR100
 
 from interpretable_training.cli import main
-from interpretable_training.evaluation.trainer import Trainer
+from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.models import CIFARResNet18, TinyCNN
 from interpretable_training.models.build import OURS
 
@@ -127,7 +127,7 @@ def test_the_first_line_is_the_command(path):
 
 def test_the_word_on_is_a_key(folder, capsys):
     """YAML takes it for true; stages of callbacks and scores of metrics are called so."""
-    metrics = "{drop: {class_path: AverageDrop, init_args: {on: logit}}}"
+    metrics = "{drop: {class_path: AverageDrop, init_args: {score: logit}}}"
     watch = f"{{class_path: InterpretabilityMetrics, init_args: {{on: [validate], metrics: {metrics}}}}}"
     (folder / "on.yaml").write_text(f"trainer: {{callbacks: [{watch}]}}")
     baseline = Path(__file__).parents[1] / "configs" / "baseline.yaml"
@@ -135,9 +135,9 @@ def test_the_word_on_is_a_key(folder, capsys):
         main(["fit", "--config", str(baseline), "--config", "on.yaml", "--print_config"])
     (callback,) = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
     told = callback["init_args"]
-    assert told.get("on", told.get(True)) == ["validate"]
+    assert told["stages"] == ["validate"]
     inner = told["metrics"]["drop"]["init_args"]
-    assert inner.get("on", inner.get(True)) == "logit"
+    assert inner["score"] == "logit"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -146,8 +146,10 @@ def test_it_runs(folder, path, monkeypatch):
     (folder / "small.yaml").write_text(yaml.safe_dump(with_fewer(described), sort_keys=False))
     small = NOT_DRAWN.get(path.stem, DRAWN)
     if "metrics" not in described:
-        fitted, fit = [], Trainer.fit
-        monkeypatch.setattr(Trainer, "fit", lambda trainer, *a, **k: (fitted.append(trainer), fit(trainer, *a, **k)))
+        fitted, fit = [], EvaluationTrainer.fit
+        monkeypatch.setattr(
+            EvaluationTrainer, "fit", lambda trainer, *a, **k: (fitted.append(trainer), fit(trainer, *a, **k))
+        )
         main(["fit", "--config", str(path), *small, *FIT])
         assert fitted[0].global_step == 1
         return

@@ -18,7 +18,7 @@ from interpretable_training.attribution import GradCAM, LayerCAM
 from interpretable_training.cli import main
 from interpretable_training.cli.errors import MistakeError
 from interpretable_training.data import ShapesDataModule
-from interpretable_training.evaluation.trainer import Trainer
+from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.metrics import AverageDrop, Insertion, evaluate
 from interpretable_training.models import TinyCNN
 from interpretable_training.modules import Classifier
@@ -206,7 +206,7 @@ def test_a_trainer_of_half_precision_measures_the_same_images(folder, precision)
 @pytest.mark.parametrize("content", [b"hello", b""])
 def test_a_file_that_is_no_checkpoint_is_named_in_python_too(folder, content):
     (folder / "text.ckpt").write_bytes(content)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = EvaluationTrainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(MistakeError, match=r"expected a checkpoint of weights and plain values, got 'text\.ckpt'"):
         trainer.evaluate(Classifier("tiny_cnn", 6), Streams(), "text.ckpt", output="out")
 
@@ -223,7 +223,7 @@ class Streams(L.LightningDataModule):
 
 
 def test_streams_are_measured_though_they_cannot_go_on_after_a_stop(folder):
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer = EvaluationTrainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     options = {"methods": {"layercam": LayerCAM()}, "metrics": {"drop": AverageDrop()}, "output": "out"}
     table = trainer.evaluate(Classifier("tiny_cnn", 6), Streams(), **options)
     assert (len(table), table.complete) == (5, True)

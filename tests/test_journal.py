@@ -275,6 +275,7 @@ def test_runs_that_go_on_from_each_other_end(tmp_path):
 
 
 def test_the_journal_needs_no_lightning():
-    code = "import sys, interpretable_training.report.journal\nprint({'lightning', 'wandb', 'matplotlib'} & set(sys.modules))"
+    code = "import sys, interpretable_training.report.journal\n"
+    code += "print({'lightning', 'wandb', 'matplotlib'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import lightning as L
 
 from interpretable_training.attribution.core.map_operations import one_of
-from interpretable_training.callbacks.watching.budget import Budget, Thrift, at_least_one
-from interpretable_training.callbacks.watching.context import Images, Scene, options_of
+from interpretable_training.callbacks.watching.budget import Budget, BudgetController, at_least_one
+from interpretable_training.callbacks.watching.context import Images, RunContext, options_of
 from interpretable_training.callbacks.watching.errors import Failure, attempt, attempt_for
 from interpretable_training.callbacks.watching.records import Records, address, watchers
 from interpretable_training.callbacks.watching.saved_state import Saved, count, maybe, named, pair
@@ -39,7 +39,7 @@ class Watcher(L.Callback):
         every_n_epochs: look at each validation of every n-th epoch, the first and the last one included; at the end of
             an epoch that has no validation. None: not by epochs.
         every_n_steps: look also every n steps of the optimizer.
-        on: stages in which to look, of "fit", "validate" and "test".
+        stages: stages in which to look, of "fit", "validate" and "test".
         on_error: "warn" says the reason of a failure once, counts it and goes on; "raise" ends the training.
         budget: what looking may cost; more of it makes the callback look at fewer images, then less often. A number is
             a share of the epoch's time.
@@ -61,7 +61,7 @@ class Watcher(L.Callback):
         images: Images = "panel",
         every_n_epochs: int | None = 1,
         every_n_steps: int | None = None,
-        on: tuple[str, ...] | list[str] = ("fit", "test"),
+        stages: tuple[str, ...] | list[str] = ("fit", "test"),
         on_error: Literal["warn", "raise"] = "warn",
         budget: Budget | float | None = None,
         **reading: Any,
@@ -70,15 +70,15 @@ class Watcher(L.Callback):
             one_of("images", images, "panel")
         elif isinstance(images, Sequence):
             n = len(images)
-        for stage in on:
-            one_of("on", stage, "fit", "validate", "test")
+        for stage in stages:
+            one_of("stages", stage, "fit", "validate", "test")
         one_of("on_error", on_error, "warn", "raise")
         at_least_one(n=n, every_n_epochs=every_n_epochs, every_n_steps=every_n_steps)
-        self.n, self.images, self.on, self.on_error = n, images, tuple(on), on_error
+        self.n, self.images, self.stages, self.on_error = n, images, tuple(stages), on_error
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.options = options_of(type(self), reading)
         # A callback whose images must stay the same looks less often instead of at fewer of them.
-        self.thrift = Thrift(budget, n) if self.same_images else Thrift(budget)
+        self.thrift = BudgetController(budget, n) if self.same_images else BudgetController(budget)
         self.records = Records()
         self.scenery = Scenery(images, n, self.options)
         self.step = 0  # after the last batch
@@ -90,7 +90,7 @@ class Watcher(L.Callback):
 
     # What subclasses say
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         """What this process finds in its images; None where it has none. No exchange with other processes."""
         raise NotImplementedError(f"expected {type(self).__name__} to implement measure.")
 
@@ -105,11 +105,11 @@ class Watcher(L.Callback):
         """What this callback was told to do."""
         return {"images": self.n, "every_n_epochs": self.every_n_epochs, "every_n_steps": self.every_n_steps}
 
-    def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
         """Lines of the report at the start that are this callback's own."""
         return []
 
-    def begun(self, trainer: L.Trainer, scene: Scene) -> None:
+    def begun(self, trainer: L.Trainer, scene: RunContext) -> None:
         """What is sent once, at the start."""
 
     @property
@@ -120,7 +120,13 @@ class Watcher(L.Callback):
     @property
     def state_key(self) -> str:
         images = self.images if isinstance(self.images, (str, list, tuple)) else type(self.images).__name__
-        told = {**self.settings(), "images": images, "n": self.n, "on": self.on, "network": self.options.network}
+        told = {
+            **self.settings(),
+            "images": images,
+            "n": self.n,
+            "stages": self.stages,
+            "network": self.options.network,
+        }
         return self._generate_state_key(**{name: repr(value) for name, value in told.items()})
 
     # When to look
@@ -142,7 +148,7 @@ class Watcher(L.Callback):
         """Prepare what can be prepared before the first look, and say what was found."""
         self.scenery.clear()
         self.step, self.met = trainer.global_step, False
-        if trainer.state.fn not in self.on:
+        if trainer.state.fn not in self.stages:
             return
         if trainer.state.fn == "fit" and not trainer.global_step:
             self.load_state_dict(self.new)  # of an earlier training nothing is left
@@ -170,7 +176,7 @@ class Watcher(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if "fit" not in self.on:
+        if "fit" not in self.stages:
             return
         step, before = trainer.global_step, self.step
         self.step = step
@@ -194,7 +200,7 @@ class Watcher(L.Callback):
 
     def after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
         """Look after the last batch: averaged weights, which later hooks take away again, are still in the model."""
-        if trainer.sanity_checking or trainer.state.fn not in self.on:
+        if trainer.sanity_checking or trainer.state.fn not in self.stages:
             return
         if self.scenery.waits:
             self.guard(trainer, lambda: self.scenery.take(batch))
@@ -208,7 +214,7 @@ class Watcher(L.Callback):
         self.met = True
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.state.fn in self.on:
+        if not trainer.sanity_checking and trainer.state.fn in self.stages:
             self.meet(trainer, pl_module)  # for this process there was no batch
 
     on_test_epoch_end = on_validation_epoch_end
@@ -268,7 +274,7 @@ class Watcher(L.Callback):
             failure.forget()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if "fit" not in self.on:
+        if "fit" not in self.stages:
             return
         if self.due(trainer) and self.looked_in != trainer.current_epoch:  # a loader that does not know its last batch
             self.look(trainer, pl_module)
@@ -276,7 +282,7 @@ class Watcher(L.Callback):
         self.records.end_epoch(trainer, self, this_moment(trainer), self.thrift.adjust(trainer, self.n))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and "fit" in self.on:
+        if trainer.is_global_zero and "fit" in self.stages:
             self.guard(trainer, lambda: self.finish(trainer))
 
     def finish(self, trainer: L.Trainer) -> None:

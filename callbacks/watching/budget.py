@@ -36,7 +36,7 @@ class Budget:
             raise ValueError(f"expected a share of the epoch's time up to 1, got {self.share:g}; 0.05 is 5 %.")
 
 
-class Thrift:
+class BudgetController:
     """Counts seconds and bytes of an epoch, and how far the callback thins itself out.
 
     Each level halves the number of images; below the fewest each level doubles the time between looks instead.

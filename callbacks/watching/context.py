@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
-from interpretable_training.attribution.core.prepared_model import Output, observe
+from interpretable_training.attribution.core.prepared_model import Output, prepare_model
 from interpretable_training.batches.read import Key, Picked, pick
 from interpretable_training.callbacks.watching.discovery import find_class_names, find_network, output_for
 from interpretable_training.callbacks.watching.image_panel import (
@@ -58,7 +58,7 @@ def options_of(owner: type, told: dict[str, Any]) -> Options:
 
 
 @dataclass(frozen=True)
-class Scene:
+class RunContext:
     """What is watched, ready to be explained."""
 
     network_name: str
@@ -123,7 +123,7 @@ def given(trainer: L.Trainer, batches: list[Any], options: Options, source: str)
     """Batches of the user's own, which the first process explains."""
     if trainer.global_rank > 0:
         return Panel([], [], "of the first process")
-    ready = [prepared(trainer, batch, options.seed) for batch in batches]
+    ready = [after_batch_hooks(trainer, batch, options.seed) for batch in batches]
     size = sum(len(pick(batch, options.image_key, options.label_key).images) for batch in ready)
     return Panel(list(range(size)), ready, source, ready=True, alone=True, prefix="own-")
 
@@ -143,12 +143,12 @@ def datasets(trainer: L.Trainer) -> list[Any]:
     return [leaf.dataset for leaf in tree_leaves(loaders) if isinstance(leaf, DataLoader)]
 
 
-def build_scene(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel, options: Options) -> Scene:
+def build_context(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel, options: Options) -> RunContext:
     """Find the network, the class names and the colors by looking at the first batch."""
     if not panel.batches:
         raise ValueError("expected at least one image to watch, got none; is the validation set empty?")
     if not panel.ready:
-        batches = [prepared(trainer, batch, options.seed) for batch in panel.batches]
+        batches = [after_batch_hooks(trainer, batch, options.seed) for batch in panel.batches]
         panel = replace(panel, batches=batches, ready=True)
     first_batch = move_data_to_device(panel.batches[0], pl_module.device)
     first = pick(first_batch, options.image_key, options.label_key)
@@ -160,17 +160,17 @@ def build_scene(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel, 
     colors = find_colors(first.images, options.mean, options.std, data, dataset, pl_module)
     told = getattr(data, "multilabel", getattr(pl_module, "multilabel", None))
     several = first.target is not None and first.target.ndim == 2
-    return Scene(
+    return RunContext(
         name, network, panel, first, class_names, source, colors, options, several if told is None else bool(told)
     )
 
 
-def prepared(trainer: L.Trainer, batch: Any, seed: int) -> Any:
+def after_batch_hooks(trainer: L.Trainer, batch: Any, seed: int) -> Any:
     """A batch of the loader after the project's own hooks, on the CPU; they treat it as one of validation."""
     pl_module = trainer.lightning_module
     data = getattr(trainer, "datamodule", None)
-    with evaluating(trainer), observe(pl_module) as observed, seeded(seed, pl_module, data), torch.no_grad():
-        observed.state.runs = False
+    with evaluating(trainer), prepare_model(pl_module) as prepared, seeded(seed, pl_module, data), torch.no_grad():
+        prepared.state.runs = False
         batch = trainer.precision_plugin.convert_input(batch)
         batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return move_data_to_device(trainer.strategy.batch_to_device(batch, dataloader_idx=0), torch.device("cpu"))

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from interpretable_training.attribution.core.prepared_model import Output, observe, prepare
+from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model
 from interpretable_training.attribution.core.targets import pick_logits
 
 USUAL = ("network", "model", "net", "backbone", "classifier", "module", "encoder")
@@ -28,8 +28,8 @@ def find_network(
     if name is not None:
         return name, named_network(pl_module, name)
     parts = candidates(pl_module)
-    with observe(pl_module) as observed, torch.no_grad():
-        few = prepare(observed, images[:2])
+    with prepare_model(pl_module) as prepared, torch.no_grad():
+        few = prepare(prepared, images[:2])
         if is_overridden("forward", pl_module, nn.Module) and type(pl_module).forward is not L.LightningModule.forward:
             whole = logits_of(pl_module, few, output)
             if whole is not None:
@@ -92,8 +92,8 @@ def output_for(network: nn.Module, images: Tensor, output: Output) -> Output:
     """`output_of` what the network returns for a few images."""
     if output is None or callable(output):
         return output
-    with observe(network) as observed, torch.no_grad():
-        return output_of(observed.run(prepare(observed, images[:2])), output)
+    with prepare_model(network) as prepared, torch.no_grad():
+        return output_of(prepared.run(prepare(prepared, images[:2])), output)
 
 
 def find_class_names(given: Sequence[str] | None, *holders: Any) -> tuple[list[str] | None, str]:

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from interpretable_training.attribution import Attribution
 from interpretable_training.attribution.core.base import explain_prepared, full
 from interpretable_training.attribution.core.batching import in_chunks
-from interpretable_training.attribution.core.prepared_model import Observed, Output, observe, prepare
+from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from interpretable_training.attribution.core.targets import pick_logits, take
 from interpretable_training.batches.read import Picked
 from interpretable_training.batches.source import annotations_of
-from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.errors import Failure
 from interpretable_training.callbacks.watching.explained import Explained, joined, view
 from interpretable_training.metrics.core.regions import pixels
-from interpretable_training.metrics.core.rescoring import Evidence
+from interpretable_training.metrics.core.rescoring import ScoredBatch
 
 
 def explain_panel(
-    trainer: L.Trainer, scene: Scene, methods: Mapping[str, Attribution], target: str | int, n: int
+    trainer: L.Trainer, scene: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int
 ) -> Explained:
     """The images of this process among the first `n` of the panel, explained.
 
@@ -50,7 +50,7 @@ def objects(picked: Picked) -> Tensor | None:
     if "mask" not in annotations and "boxes" not in annotations:
         return None
     nowhere = torch.zeros_like(picked.images[:, 0])  # what the size is taken from
-    return pixels(Evidence(saliency=nowhere, annotations=annotations), "auto").cpu()
+    return pixels(ScoredBatch(saliency=nowhere, annotations=annotations), "auto").cpu()
 
 
 def explain_images(
@@ -64,9 +64,9 @@ def explain_images(
     ids: list[int] | None = None,
 ) -> Explained:
     """Explain images in passes of bounded size; where memory runs out, in smaller ones."""
-    with observe(network, output) as observed:
-        ready = prepare(observed, images)
-        logits = torch.cat(passes(ready, lambda rows: observed_logits(observed, ready[rows])))
+    with prepare_model(network, output) as prepared:
+        ready = prepare(prepared, images)
+        logits = torch.cat(passes(ready, lambda rows: observed_logits(prepared, ready[rows])))
         label = None if label is None else label.to(logits.device)
         label = label.clone() if label is not None and label.is_inference() else label
         told = None if label is None else label.cpu()
@@ -74,7 +74,7 @@ def explain_images(
         for name, classes in view(target, logits, label).items():
             maps = found.maps.setdefault(name, {})
             found.targets[name] = classes.cpu()
-            maps.update(explain_each(methods, observed, ready, classes, found.errors))
+            maps.update(explain_each(methods, prepared, ready, classes, found.errors))
             for method, S in maps.items():
                 bad = int((~S.flatten(1).isfinite()).any(1).sum())
                 if bad:
@@ -83,12 +83,12 @@ def explain_images(
 
 
 def explain_view(
-    methods: Mapping[str, Attribution], observed: Observed, images: Tensor, classes: Tensor
+    methods: Mapping[str, Attribution], prepared: PreparedModel, images: Tensor, classes: Tensor
 ) -> dict[str, Tensor]:
     """Raw maps of all methods, which share the passes that they can."""
 
     def some(rows: slice) -> dict[str, Tensor]:
-        maps = explain_prepared(dict(methods), observed, images[rows], take(classes, rows))
+        maps = explain_prepared(dict(methods), prepared, images[rows], take(classes, rows))
         return {name: full(S.detach()).cpu() for name, S in maps.items()}
 
     parts = passes(images, some)
@@ -96,16 +96,20 @@ def explain_view(
 
 
 def explain_each(
-    methods: Mapping[str, Attribution], observed: Observed, images: Tensor, classes: Tensor, errors: dict[str, Failure]
+    methods: Mapping[str, Attribution],
+    prepared: PreparedModel,
+    images: Tensor,
+    classes: Tensor,
+    errors: dict[str, Failure],
 ) -> dict[str, Tensor]:
     """Maps of all methods, or where one fails of those that work alone; why the others do not goes into `errors`."""
     with suppress(Exception):  # which of the methods it was shows when each is alone
         if len(methods) > 1:
-            return explain_view(methods, observed, images, classes)
+            return explain_view(methods, prepared, images, classes)
     maps: dict[str, Tensor] = {}
     for name, method in methods.items():
         try:
-            maps.update(explain_view({name: method}, observed, images, classes))
+            maps.update(explain_view({name: method}, prepared, images, classes))
         except Exception as error:  # counted and said by the caller
             errors[name] = Failure(error, name)
     return maps
@@ -118,7 +122,7 @@ def passes(images: Tensor, run: Callable[[slice], Any]) -> list[Any]:
     return parts
 
 
-def observed_logits(observed: Observed, images: Tensor) -> Tensor:
+def observed_logits(prepared: PreparedModel, images: Tensor) -> Tensor:
     """Logits (B, N) without a graph."""
     with torch.no_grad():
-        return pick_logits(observed.run(images), observed.output)
+        return pick_logits(prepared.run(images), prepared.output)

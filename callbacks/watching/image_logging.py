@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interpretable_training.attribution import Attribution
 from interpretable_training.callbacks.watching import logger_adapters
-from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.discovery import name_of
 from interpretable_training.callbacks.watching.explained import Explained, statistics
 from interpretable_training.callbacks.watching.records import Records
@@ -33,7 +33,7 @@ class Gallery:
         self.sent: set[str] = set()  # the stages whose original images were sent
 
     def show(
-        self, trainer: L.Trainer, records: Records, scene: Scene, groups: dict[str, Explained], moment: Moment
+        self, trainer: L.Trainer, records: Records, scene: RunContext, groups: dict[str, Explained], moment: Moment
     ) -> None:
         """Draw the groups of a moment, and send them in one call."""
         images: dict[str, tuple[list[Tensor], list[str]]] = {}
@@ -126,7 +126,7 @@ class Gallery:
             titles.append(f"{name_of(class_names, pred)} {float(prob[i]):.2f}{wrong}")
         return titles
 
-    def captions(self, found: Explained, view: str, S: Tensor, scene: Scene, moment: Moment) -> list[str]:
+    def captions(self, found: Explained, view: str, S: Tensor, scene: RunContext, moment: Moment) -> list[str]:
         """What is to know of each overlay."""
         numbers, target = statistics(S), found.targets[view]
         prob, titles, captions = found.prob(target), self.titles(found, scene.class_names), []

@@ -25,7 +25,7 @@ from interpretable_training.report.journal import Journal
 
 if TYPE_CHECKING:
     from interpretable_training.callbacks.watching.base import Watcher
-    from interpretable_training.callbacks.watching.context import Scene
+    from interpretable_training.callbacks.watching.context import RunContext
     from interpretable_training.callbacks.watching.errors import Failure
 
 
@@ -38,7 +38,7 @@ def everyone(trainer: L.Trainer) -> "list[Watcher]":
 
 def watchers(trainer: L.Trainer) -> "list[Watcher]":
     """Those that watch in the stage that runs."""
-    return [watcher for watcher in everyone(trainer) if trainer.state.fn in watcher.on]
+    return [watcher for watcher in everyone(trainer) if trainer.state.fn in watcher.stages]
 
 
 class Records:
@@ -160,7 +160,7 @@ class Records:
             rank_zero_info("\n".join(["What the watching callbacks found:", *lines]))
         active[-1].guard(trainer, lambda: logger_adapters.log_facts(trainer, settings))
 
-    def tell(self, trainer: L.Trainer, watcher: "Watcher", scene: "Scene") -> None:
+    def tell(self, trainer: L.Trainer, watcher: "Watcher", scene: "RunContext") -> None:
         """Keep what was found for the table at the start."""
         module = type(trainer.lightning_module).__name__
         name = scene.network_name or "the LightningModule itself"

@@ -8,7 +8,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from interpretable_training.batches.read import pick
-from interpretable_training.callbacks.watching.context import Images, Options, Scene, build_scene, find_panel
+from interpretable_training.callbacks.watching.context import Images, Options, RunContext, build_context, find_panel
 from interpretable_training.callbacks.watching.image_panel import Panel
 
 
@@ -21,11 +21,11 @@ class Scenery:
 
     def clear(self) -> None:
         """Forget the stage before."""
-        self.scene: Scene | None = None
+        self.scene: RunContext | None = None
         self.collector: Collector | None = None
         self.told = False  # whether it was said what was found
 
-    def find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Scene | None:
+    def find(self, trainer: L.Trainer, pl_module: L.LightningModule) -> RunContext | None:
         """What is watched; None until there is something, and in a process that has no images."""
         if self.scene is None:
             panel = find_panel(trainer, self.images, self.n, self.options)
@@ -34,7 +34,7 @@ class Scenery:
                 panel = self.collector.panel(trainer.global_rank, trainer.world_size)
             if panel is None or (not panel.batches and trainer.global_rank > 0):
                 return None
-            self.scene = build_scene(trainer, pl_module, panel, self.options)
+            self.scene = build_context(trainer, pl_module, panel, self.options)
         network = pl_module.get_submodule(self.scene.network_name)
         if network is not self.scene.network:  # the project has put another one in its place
             self.scene = replace(self.scene, network=network)

@@ -12,8 +12,8 @@ from interpretable_training.attribution import Attribution
 from interpretable_training.attribution.core.auto_layer import candidates
 from interpretable_training.attribution.core.base import GradientCAM
 from interpretable_training.attribution.core.map_operations import degenerate
-from interpretable_training.attribution.core.prepared_model import observe, prepare
-from interpretable_training.callbacks.watching.context import Scene
+from interpretable_training.attribution.core.prepared_model import prepare, prepare_model
+from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explaining import explain_images
 from interpretable_training.report.journal import png
 from interpretable_training.visual.overlay import overlay
@@ -22,7 +22,7 @@ FEW = 4  # images are tried
 
 
 def probe(
-    trainer: L.Trainer, scene: Scene, methods: Mapping[str, Attribution], target: str | int, n: int
+    trainer: L.Trainer, scene: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int
 ) -> list[tuple[str, str]]:
     """Lines of the table at the start, found by explaining a few images."""
     picked = next(iter(scene.batches(trainer, FEW)))[1]
@@ -45,17 +45,17 @@ def probe(
     return [*lines, ("a look", cost)]
 
 
-def layers(scene: Scene, methods: Mapping[str, Attribution], images: Tensor) -> list[str]:
+def layers(scene: RunContext, methods: Mapping[str, Attribution], images: Tensor) -> list[str]:
     """The layers of the methods that have some, with their grids."""
     cams = {name: cam for name, cam in methods.items() if isinstance(cam, GradientCAM)}
     if not cams:
         return []
-    with observe(scene.network, scene.options.output) as observed:
-        ready = prepare(observed, images[:1])
-        found = {c.name: c for c in candidates(observed, ready)}
+    with prepare_model(scene.network, scene.options.output) as prepared:
+        ready = prepare(prepared, images[:1])
+        found = {c.name: c for c in candidates(prepared, ready)}
         by_layer: dict[str, list[str]] = {}
         for name, cam in cams.items():
-            for layer in cam.layers(observed, ready, None):
+            for layer in cam.layers(prepared, ready, None):
                 by_layer.setdefault(layer, []).append(name)
     lines = []
     for layer, names in by_layer.items():
@@ -66,7 +66,7 @@ def layers(scene: Scene, methods: Mapping[str, Attribution], images: Tensor) -> 
     return lines
 
 
-def picture_size(scene: Scene, images: Tensor, saliency: Tensor) -> int:
+def picture_size(scene: RunContext, images: Tensor, saliency: Tensor) -> int:
     """Bytes of one overlay."""
     with torch.no_grad():
         return len(png(Image.fromarray(overlay(scene.colors.pictures(images), saliency)[0].numpy())))

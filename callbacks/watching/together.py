@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 def check_together(trainer: L.Trainer, active: "Sequence[Watcher]") -> None:
     """Warn where a callback overwrites what another one logs, and where a failed look would end the training."""
     for one, other in combinations(active, 2):
-        same = sorted(names(one) & names(other)) if type(one) is type(other) and set(one.on) & set(other.on) else []
+        same = (
+            sorted(names(one) & names(other))
+            if type(one) is type(other) and set(one.stages) & set(other.stages)
+            else []
+        )
         if same:
             rank_zero_warn(
                 f"expected different names in two {type(one).__name__}, got {same} in both, which overwrite each "

@@ -22,7 +22,7 @@ from .core.batching import in_chunks
 from .core.capture import capture, get_layer
 from .core.feature_grids import Grid, first_tensor, with_first
 from .core.precision import wide
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, class_weights, take
 from .grad_cam_plusplus import away_from_zero
 
@@ -45,16 +45,16 @@ class AblationCAM(GradientCAM):
     denominator: Literal["absolute", "signed", "none"] = "absolute"
     chunk_size: int = 256
 
-    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
-        captured = capture(observed, images, [layer], target, gradient=False)
+    def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        captured = capture(prepared, images, [layer], target, gradient=False)
         A = full(captured.A[layer])
-        y = full(observed.score_in(captured.output, target, self.on))
-        W = linear_head(observed, A, captured.output) if self.on == "logit" else None
+        y = full(prepared.score_in(captured.output, target, self.score))
+        W = linear_head(prepared, A, captured.output) if self.score == "logit" else None
         if W is not None and isinstance(target, Tensor):
             drop = class_weights(W, target) * A.flatten(2).mean(2)
         else:
             place = _Place(layer, captured.grids[layer], captured.runs[layer])
-            drop = y[:, None] - self._without(observed, images, target, place, A)
+            drop = y[:, None] - self._without(prepared, images, target, place, A)
         w = drop / self._divisor(y)[:, None]  # (1)
         return torch.einsum("bk,bk...->b...", w, A)  # (2)
 
@@ -64,20 +64,20 @@ class AblationCAM(GradientCAM):
         return away_from_zero(y.abs() if self.denominator == "absolute" else y)
 
     @torch.no_grad()
-    def _without(self, observed: Observed, images: Tensor, target: Resolved, place: _Place, A: Tensor) -> Tensor:
+    def _without(self, prepared: PreparedModel, images: Tensor, target: Resolved, place: _Place, A: Tensor) -> Tensor:
         """y[without k], (B, K); a pass is spent on channels that are not zero anyway."""
         y = A.new_zeros(A.shape[:2])
-        splits = _splits(observed, images[:1], place)
+        splits = _splits(prepared, images[:1], place)
         for i, used in enumerate(A.flatten(2).any(2)):
             channels = torch.cat([(~used).nonzero()[:1, 0], used.nonzero()[:, 0]])
             one = slice(i, i + 1)
-            scores = self._run(observed, images[one], take(target, one), place, channels, splits)
+            scores = self._run(prepared, images[one], take(target, one), place, channels, splits)
             y[i] = scores[0].to(y)  # without a channel that is zero: the score itself
             y[i, channels] = scores.to(y)
         return y
 
     def _run(
-        self, observed: Observed, image: Tensor, target: Resolved, place: _Place, channels: Tensor, splits: bool
+        self, prepared: PreparedModel, image: Tensor, target: Resolved, place: _Place, channels: Tensor, splits: bool
     ) -> Tensor:
         """Scores of one image without each of the channels, (len(channels),)."""
         scores = image.new_zeros(len(channels), dtype=wide(image))
@@ -85,18 +85,18 @@ class AblationCAM(GradientCAM):
         def run(rows: slice) -> None:
             k = channels[rows]
             inputs = image if splits else image.expand(len(k), *image.shape[1:])
-            with _ablated(observed, place, k):
+            with _ablated(prepared, place, k):
                 part = target.expand(len(k)) if isinstance(target, Tensor) else target
-                output = observed.run(inputs)
-                observed.rows[0] = len(k)  # the batch may have grown at the layer
-                scores[rows] = observed.score_in(output, part, self.on).to(scores)
+                output = prepared.run(inputs)
+                prepared.rows[0] = len(k)  # the batch may have grown at the layer
+                scores[rows] = prepared.score_in(output, part, self.score).to(scores)
 
         in_chunks(run, len(channels), self.chunk_size, image)
         return scores
 
 
 @contextmanager
-def _ablated(observed: Observed, place: _Place, channels: Tensor) -> Iterator[None]:
+def _ablated(prepared: PreparedModel, place: _Place, channels: Tensor) -> Iterator[None]:
     # The layer returns one copy of its output for each channel, without it, the last time that it runs. If the model
     # was given one image, what lies below the layer runs for one image and what lies above it for all copies.
     count = 0
@@ -111,21 +111,21 @@ def _ablated(observed: Observed, place: _Place, channels: Tensor) -> Iterator[No
         place.grid.read(A)[torch.arange(len(channels), device=A.device), channels] = 0
         return with_first(output, A)
 
-    handle = get_layer(observed.module, place.layer).register_forward_hook(ablate)
+    handle = get_layer(prepared.module, place.layer).register_forward_hook(ablate)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _splits(observed: Observed, image: Tensor, place: _Place) -> bool:
+def _splits(prepared: PreparedModel, image: Tensor, place: _Place) -> bool:
     # Whether a batch may grow at the layer. Concatenation with features from below it fails then.
     channels = torch.tensor([0, 0], device=image.device)
-    with _ablated(observed, place, channels):
-        whole = observed(image.expand(2, *image.shape[1:]))
+    with _ablated(prepared, place, channels):
+        whole = prepared(image.expand(2, *image.shape[1:]))
     try:
-        with _ablated(observed, place, channels):
-            grown = observed(image)
+        with _ablated(prepared, place, channels):
+            grown = prepared(image)
     except RuntimeError:
         return False
     return grown.shape == whole.shape and bool(torch.allclose(grown, whole, rtol=1e-3, atol=1e-3))

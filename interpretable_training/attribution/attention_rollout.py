@@ -15,7 +15,7 @@ from torch import Tensor
 from .core.attention import attention_of, on_patches
 from .core.base import Attribution, full
 from .core.map_operations import resize
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved
 from .raw_attention import Heads, fuse_heads
 
@@ -38,8 +38,8 @@ class AttentionRollout(Attribution):
     upsample: bool = True
     align_corners: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        A, grid = attention_of(observed, images)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        A, grid = attention_of(prepared, images)
         if not 0 <= self.start_layer < A.shape[1]:
             raise ValueError(f"expected start_layer from 0 to {A.shape[1] - 1}, got {self.start_layer}.")
         T = A.shape[-1]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .core.base import GradientCAM, full
 from .core.capture import capture
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.sharded_parameters import whole
 from .core.targets import Resolved, class_weights, pick_logits
 from .raw_attention import stream_of
@@ -38,34 +38,36 @@ class CAM(GradientCAM):
     relu: bool = False
     attended: bool = False
 
-    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
-        if self.on != "logit" or self.rule != "plain":
-            raise ValueError(f"expected on='logit', rule='plain': CAM has no gradient; got {self.on!r}, {self.rule!r}.")
-        captured = capture(observed, images, [layer], target, gradient=False)
+    def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        if self.score != "logit" or self.rule != "plain":
+            raise ValueError(
+                f"expected score='logit', rule='plain': CAM has no gradient; got {self.score!r}, {self.rule!r}."
+            )
+        captured = capture(prepared, images, [layer], target, gradient=False)
         A = full(captured.A[layer])
         if not isinstance(captured.target, Tensor):
             raise TypeError("expected class indices as target: CAM reads the weights of a class, a callable has none.")
-        S = behind_stream(observed, images, captured.target, A, self.attended)
-        W = linear_head(observed, A, captured.output) if S is None and not self.attended else None
+        S = behind_stream(prepared, images, captured.target, A, self.attended)
+        W = linear_head(prepared, A, captured.output) if S is None and not self.attended else None
         if W is not None:
             return torch.einsum("bk,bk...->b...", class_weights(W, captured.target), A)  # (2)
         if S is None:
             pooling = "attention" if self.attended else "global average"
             raise ValueError(
                 f"expected {pooling} pooling and one linear layer behind {layer!r}, but the logits of "
-                f"{type(observed.module).__name__} are not such for any of its layers; use GradCAM."
+                f"{type(prepared.module).__name__} are not such for any of its layers; use GradCAM."
             )
         return S
 
 
 @torch.no_grad()
-def behind_stream(observed: Observed, images: Tensor, target: Tensor, A: Tensor, attended: bool) -> Tensor | None:
+def behind_stream(prepared: PreparedModel, images: Tensor, target: Tensor, A: Tensor, attended: bool) -> Tensor | None:
     """The map (4) of a model that pools A by attention, None if (3) does not hold."""
-    found = observed.module.class_weights() if hasattr(observed.module, "class_weights") else None  # type: ignore
+    found = prepared.module.class_weights() if hasattr(prepared.module, "class_weights") else None  # type: ignore
     if found is None:
         return None
     V, b = (full(tensor) for tensor in found)  # (heads, N, K), (N,)
-    y, attention = stream_of(observed, images, target)
+    y, attention = stream_of(prepared, images, target)
     a = full(attention.maps[-1])
     a = a if a.ndim == 4 else a.unsqueeze(1)  # (B, heads, h, w)
     if a.shape[2:] != A.shape[2:] or V.shape[2] != A.shape[1]:
@@ -78,12 +80,12 @@ def behind_stream(observed: Observed, images: Tensor, target: Tensor, A: Tensor,
     return (a * S if attended else S).sum(1)  # (4)
 
 
-def linear_head(observed: Observed, A: Tensor, output: Any) -> Tensor | None:
+def linear_head(prepared: PreparedModel, A: Tensor, output: Any) -> Tensor | None:
     """The weights W (N, K) with which the logits in `output` are W mean(A) + b, None if there are none."""
-    logits = pick_logits(output, observed.output)
+    logits = pick_logits(output, prepared.output)
     pooled = A.flatten(2).mean(2)
     heads = []
-    for module in observed.module.modules():
+    for module in prepared.module.modules():
         W = getattr(module, "weight", None)
         if not (isinstance(module, LINEAR) and isinstance(W, Tensor)):
             continue

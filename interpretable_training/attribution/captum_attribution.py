@@ -17,7 +17,7 @@ from .core.auto_layer import choose_layer
 from .core.base import Attribution
 from .core.capture import get_layer
 from .core.map_operations import resize
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, in_range
 from .gradient import Reduce, reduce_channels
 
@@ -40,18 +40,18 @@ class CaptumAttribution(Attribution):
     init_args: Mapping[str, Any] = field(default_factory=dict)
     call_args: Mapping[str, Any] = field(default_factory=dict)
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         if callable(target):
             raise TypeError("expected class indices as target: captum takes no callable.")
-        in_range(target, observed(images[:1]).shape[1])
-        model = _Logits(observed)
+        in_range(target, prepared(images[:1]).shape[1])
+        model = _Logits(prepared)
         args: list[Any] = [model]
         if self.layer is not None:
-            name = choose_layer(observed, images) if self.layer == "auto" else self.layer
-            args.append(get_layer(observed.module, name))
+            name = choose_layer(prepared, images) if self.layer == "auto" else self.layer
+            args.append(get_layer(prepared.module, name))
         attribute = self._class()(*args, **self.init_args).attribute
         takes_target = "target" in inspect.signature(attribute).parameters
-        with _same_attributes(observed.module):
+        with _same_attributes(prepared.module):
             found = attribute(images, **({"target": target} if takes_target else {}), **self.call_args)
         volume = (found[0] if isinstance(found, tuple) else found).detach()
         return resize(reduce_channels(volume, self.reduce), images.shape[2:])
@@ -88,10 +88,10 @@ def _same_attributes(module: nn.Module) -> Iterator[None]:
 
 class _Logits(nn.Module):
     # captum wants a module; registering the model as its child makes its hooks reach the layers.
-    def __init__(self, observed: Observed) -> None:
+    def __init__(self, prepared: PreparedModel) -> None:
         super().__init__()
-        self.module, self.observed = observed.module, observed
+        self.module, self.prepared = prepared.module, prepared
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.observed(images)
+        logits = self.prepared(images)
         return torch.cat([-logits, logits], 1) if logits.shape[1] == 1 else logits  # as `score` reads one logit

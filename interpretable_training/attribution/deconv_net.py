@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .core.activation_gates import Scope
 from .core.base import Attribution
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
 from .gradient import Reduce, input_gradient, reduce_channels
 
@@ -24,16 +24,16 @@ class DeconvNet(Attribution):
 
     Args:
         reduce: of the channels, see `Gradient`.
-        on: what is explained, see `Gradient`; a one-hot activation in the paper, the same map up to scale.
+        score: what is explained, see `Gradient`; a one-hot activation in the paper, the same map up to scale.
         scope: which activations, see `GuidedBackprop`.
     """
 
     reduce: Reduce = "max_abs"
-    on: Score = "logit"
+    score: Score = "logit"
     scope: Scope = "all"
 
     differentiable: ClassVar[bool] = True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        g = input_gradient(observed, images, target, self.on, "deconv", self.scope)  # (1)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        g = input_gradient(prepared, images, target, self.score, "deconv", self.scope)  # (1)
         return reduce_channels(g, self.reduce)  # (2)

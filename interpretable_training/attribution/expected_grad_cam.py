@@ -29,7 +29,7 @@ from .core.batching import in_chunks
 from .core.capture import capture, gradients, grid_of, ran, tap
 from .core.gradient_sums import per_input
 from .core.precision import wide
-from .core.prepared_model import Observed, Output, observe, prepare
+from .core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from .core.targets import Resolved, Target, take
 from .gradient import refuse_hidden
 
@@ -97,14 +97,14 @@ class ExpectedGradCAM(GradientCAM):
         if not all(isinstance(number, int) and number >= 1 for number in (self.n, self.batches)):
             raise ValueError(f"expected n and batches of at least 1, got n={self.n}, batches={self.batches}.")
 
-    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
-        A = features(observed, images, target, layer, self.chunk_size)
+    def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        A = features(prepared, images, target, layer, self.chunk_size)
         w = torch.zeros(self.batches * len(images), A.shape[1], dtype=A.dtype, device=A.device)
 
         def add(rows: Draws) -> None:
             w.index_add_(0, rows.batch * len(images) + rows.i, (rows.G * rows.D).flatten(2).mean(2) / self.n)  # (2)
 
-        for_draws(self, observed, images, target, layer, A, add)
+        for_draws(self, prepared, images, target, layer, A, add)
         return mean_map(w, A, self.relu)
 
     def convergence(
@@ -117,16 +117,16 @@ class ExpectedGradCAM(GradientCAM):
         tolerance: float = 1e-3,
     ) -> Convergence:
         """How far the gradients of the (first) layer have settled, and what is missing to completeness."""
-        with observe(model, output) as observed:
-            images = prepare(observed, images)
-            resolved = one_class(observed, images, target)
-            layer = self.layers(observed, images, resolved)[0]
-            return _convergence(self, observed, images, resolved, layer, tolerance)
+        with prepare_model(model, output) as prepared:
+            images = prepare(prepared, images)
+            resolved = one_class(prepared, images, target)
+            layer = self.layers(prepared, images, resolved)[0]
+            return _convergence(self, prepared, images, resolved, layer, tolerance)
 
 
-def one_class(observed: Observed, images: Tensor, target: Target) -> Resolved:
+def one_class(prepared: PreparedModel, images: Tensor, target: Target) -> Resolved:
     """`target` resolved where a result has no place for several classes of an image."""
-    resolved = observed.resolve(images, target)
+    resolved = prepared.resolve(images, target)
     if isinstance(resolved, Tensor) and resolved.ndim > 1:
         raise ValueError(f"expected one target per image, got {tuple(resolved.shape)}; ask for one after the other.")
     return resolved
@@ -140,7 +140,7 @@ def mean_map(w: Tensor, A: Tensor, relu: bool) -> Tensor:
 
 def for_draws(
     cam: ExpectedGradCAM,
-    observed: Observed,
+    prepared: PreparedModel,
     images: Tensor,
     target: Resolved,
     layer: str,
@@ -159,7 +159,7 @@ def for_draws(
     index, a = index.to(images.device), a.to(images.device, wide(images))
     base = baselines.images.to(images)
     from_layer = cam.difference == "layer_diff"
-    A0, where = baselines.of_layer(observed, layer, index, target, cam.chunk_size) if from_layer else (A[:0], index)
+    A0, where = baselines.of_layer(prepared, layer, index, target, cam.chunk_size) if from_layer else (A[:0], index)
 
     def run(rows: slice) -> None:
         pair = torch.arange(rows.start, rows.stop, device=images.device)
@@ -168,13 +168,13 @@ def for_draws(
         way = images[i] - start
         x = start + per_input(a[s], images) * way  # (1)
         look = _at_layer_and_input if of_input else _at_layer
-        A_s, G, dx = look(cam, observed, x, part, layer)
+        A_s, G, dx = look(cam, prepared, x, part, layer)
         if from_layer:
             D = A[i] - A0[where[s]]  # (4)
         elif cam.difference == "encode_diff":
-            D = features(observed, way, part, layer, cam.chunk_size)  # (5)
+            D = features(prepared, way, part, layer, cam.chunk_size)  # (5)
         else:
-            D = _tangent(observed, x, way, layer, A_s)  # (6)
+            D = _tangent(prepared, x, way, layer, A_s)  # (6)
         visit(Draws(s, i, s // cam.n, A_s, G, D, None if dx is None else full(way) * dx))
 
     in_chunks(run, len(index) * len(images), cam.chunk_size, images)
@@ -209,39 +209,43 @@ def _indices(draws: Sequence[int]) -> list[int]:
 Looked = tuple[Tensor, Tensor, Tensor | None]
 
 
-def _at_layer(cam: ExpectedGradCAM, observed: Observed, x: Tensor, target: Resolved, layer: str) -> Looked:
+def _at_layer(cam: ExpectedGradCAM, prepared: PreparedModel, x: Tensor, target: Resolved, layer: str) -> Looked:
     with gates(cam.rule) as rule:
-        captured = capture(observed, x, [layer], target, on=cam.on, rule=rule)
+        captured = capture(prepared, x, [layer], target, score=cam.score, rule=rule)
     return full(captured.A[layer].detach()), full(captured.dA[layer]), None
 
 
-def _at_layer_and_input(cam: ExpectedGradCAM, observed: Observed, x: Tensor, target: Resolved, layer: str) -> Looked:
-    with torch.enable_grad(), tap(observed.module, [layer]) as kept:
+def _at_layer_and_input(
+    cam: ExpectedGradCAM, prepared: PreparedModel, x: Tensor, target: Resolved, layer: str
+) -> Looked:
+    with torch.enable_grad(), tap(prepared.module, [layer]) as kept:
         x = x.detach().requires_grad_()
-        y = observed.score(x, target, cam.on)
+        y = prepared.score(x, target, cam.score)
         A = ran(kept, layer)[-1]
         if A.is_leaf:  # nothing leads from x to it
-            refuse_hidden(observed, x)
+            refuse_hidden(prepared, x)
         found = gradients(y, {"A": A, "x": x})
-    grid = grid_of(observed, x, layer, A, target)
+    grid = grid_of(prepared, x, layer, A, target)
     if grid.prefix and not grid.read(found["A"]).any():
-        capture(observed, x.detach(), [layer], target, on=cam.on)  # an error if tokens of patches never reach the score
+        capture(
+            prepared, x.detach(), [layer], target, score=cam.score
+        )  # an error if tokens of patches never reach the score
     return full(grid.read(A.detach())), full(grid.read(found["A"])), full(found["x"])
 
 
-def _tangent(observed: Observed, x: Tensor, way: Tensor, layer: str, A_s: Tensor) -> Tensor:
+def _tangent(prepared: PreparedModel, x: Tensor, way: Tensor, layer: str, A_s: Tensor) -> Tensor:
     """How the features A_s move when x moves on its way: forward-mode differentiation, one pass."""
     problem = None
     plain = sdpa_kernel(SDPBackend.MATH)  # fused attention has no forward mode
-    with torch.no_grad(), plain, fwad.dual_level(), tap(observed.module, [layer], gradient=False) as kept:
+    with torch.no_grad(), plain, fwad.dual_level(), tap(prepared.module, [layer], gradient=False) as kept:
         try:
-            observed.run(fwad.make_dual(x, way))
+            prepared.run(fwad.make_dual(x, way))
         except NotImplementedError as error:  # behind the layer it does not matter
             problem = error
         if problem is not None and layer not in kept:
             raise _no_forward_mode(problem)
         A, tangent = fwad.unpack_dual(ran(kept, layer)[-1])
-    grid = grid_of(observed, x, layer, A, None)
+    grid = grid_of(prepared, x, layer, A, None)
     if problem is not None and not torch.allclose(full(grid.read(A)), A_s, 0.01, 0.01 * float(A_s.abs().max())):
         raise _no_forward_mode(problem)  # the layer runs once more behind what failed
     return full(grid.read(torch.zeros_like(A) if tangent is None else tangent))
@@ -255,9 +259,9 @@ def _no_forward_mode(problem: Exception) -> RuntimeError:
 
 
 def _convergence(
-    cam: ExpectedGradCAM, observed: Observed, images: Tensor, target: Resolved, layer: str, tolerance: float
+    cam: ExpectedGradCAM, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str, tolerance: float
 ) -> Convergence:
-    A = features(observed, images, target, layer, cam.chunk_size)
+    A = features(prepared, images, target, layer, cam.chunk_size)
     mean, phi = torch.zeros_like(A), A.new_zeros(len(A))
     total = A.new_zeros(len(A))
     difference, change = (A.new_zeros(len(A), cam.batches * cam.n) for _ in range(2))
@@ -271,25 +275,25 @@ def _convergence(
             mean[i] += (G - before) / (s + 1)
             change[i, s] = (mean[i] - before).norm() / mean[i].norm().clamp(min=torch.finfo(A.dtype).tiny)
 
-    for_draws(cam, observed, images, target, layer, A, follow)
+    for_draws(cam, prepared, images, target, layer, A, follow)
     quiet = (change < tolerance).unfold(1, 5, 1).all(2) if change.shape[1] >= 5 else change[:, :0].bool()
     first = quiet.float().argmax(1) + 5 if quiet.shape[1] else torch.zeros_like(phi).long()
     settled = torch.where(quiet.any(1), first, -1)
-    return Convergence(difference, change, settled, phi - _rise(cam, observed, images, target))
+    return Convergence(difference, change, settled, phi - _rise(cam, prepared, images, target))
 
 
 @torch.no_grad()
-def _rise(cam: ExpectedGradCAM, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+def _rise(cam: ExpectedGradCAM, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
     """y(x) - mean of y(x') over the draws, (B,)."""
     used, counts = draw(cam)[0].to(images.device).unique(return_counts=True)
-    base, y = as_baselines(cam.baselines).images.to(images)[used], full(observed.score(images, target, cam.on))
+    base, y = as_baselines(cam.baselines).images.to(images)[used], full(prepared.score(images, target, cam.score))
     mean = torch.zeros_like(y)
 
     def run(rows: slice) -> None:
-        output = observed.run(base[rows])
+        output = prepared.run(base[rows])
         for i in range(len(images)):
             one = target[i].expand(rows.stop - rows.start) if isinstance(target, Tensor) else target
-            mean[i] += (full(observed.score_in(output, one, cam.on)) * counts[rows]).sum() / counts.sum()
+            mean[i] += (full(prepared.score_in(output, one, cam.score)) * counts[rows]).sum() / counts.sum()
 
     in_chunks(run, len(base), cam.chunk_size, base)
     return y - mean

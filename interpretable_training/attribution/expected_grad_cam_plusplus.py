@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .core.base import GradientCAM
 from .core.baselines import Baselines, features
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved
 from .expected_grad_cam import Difference, Draws, ExpectedGradCAM, Indices, for_draws, mean_map
 from .grad_cam_plusplus import alpha
@@ -46,9 +46,9 @@ class ExpectedGradCAMPlusPlus(GradientCAM):
     chunk_size: int | None = None
     form: Literal["weighted", "literal", "moments"] = "weighted"
 
-    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
+    def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
         cam = ExpectedGradCAM(**{f.name: getattr(self, f.name) for f in fields(ExpectedGradCAM)})
-        A = features(observed, images, target, layer, self.chunk_size)
+        A = features(prepared, images, target, layer, self.chunk_size)
         sums = torch.zeros(4, self.batches * len(images), *A.shape[1:], dtype=A.dtype, device=A.device)
         if self.form != "moments":
             sums = sums[:1]
@@ -64,7 +64,7 @@ class ExpectedGradCAMPlusPlus(GradientCAM):
             for total, part in zip(sums, parts):
                 total.index_add_(0, at, part / self.n)
 
-        for_draws(cam, observed, images, target, layer, A, add)
+        for_draws(cam, prepared, images, target, layer, A, add)
         if self.form == "moments":
             g, g2, g3, D = sums
             again = A.repeat(self.batches, *[1] * (A.ndim - 1))

@@ -16,7 +16,7 @@ from .core.base import Attribution
 from .core.baselines import Baselines, as_baselines
 from .core.gradient_sums import per_input, sum_over_inputs
 from .core.precision import wide
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
 from .gradient import Reduce, reduce_channels
 
@@ -31,7 +31,7 @@ class ExpectedGradients(Attribution):
         draws: "iid", or "sequential": one baseline after the other, each used equally often.
         stratified_alpha: one a in each of n equal intervals of [0, 1] instead of independent ones.
         reduce: of the channels, see `Gradient`.
-        on: what is explained, see `Gradient`.
+        score: what is explained, see `Gradient`.
         seed: the draws; they are the same for every image.
         chunk_size: images per pass; by default what suits the device and the image size.
     """
@@ -41,26 +41,26 @@ class ExpectedGradients(Attribution):
     draws: Literal["iid", "sequential"] = "iid"
     stratified_alpha: bool = False
     reduce: Reduce = "abs_of_sum"
-    on: Score = "logit"
+    score: Score = "logit"
     seed: int = 0
     chunk_size: int | None = None
 
     differentiable: ClassVar[bool] = True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         baselines = as_baselines(self.baselines)
         baselines.check(images)
         index, a = self._draw(len(baselines))
         index, a = index.to(images.device), a.to(images.device, wide(images))
         base = baselines.images.to(images)
         phi = sum_over_inputs(
-            observed,
+            prepared,
             images,
             target,
             self.n,
             make=lambda i, s: base[index[s]] + per_input(a[s], images) * (images[i] - base[index[s]]),
             weigh=lambda g, i, s: (images[i] - base[index[s]]) * g / self.n,  # (1)
-            on=self.on,
+            score=self.score,
             chunk_size=self.chunk_size,
         )
         return reduce_channels(phi, self.reduce)  # (2)

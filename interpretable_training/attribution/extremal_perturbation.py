@@ -26,7 +26,7 @@ from torch import Tensor
 from .core.base import Attribution, full
 from .core.batching import in_chunks
 from .core.map_operations import Borders, blur
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score, pick_logits, score, take
 
 MOMENTUM, COLDNESS = 0.9, 20.0
@@ -52,7 +52,7 @@ class ExtremalPerturbation(Attribution):
         lr: by which the slope is multiplied. Fewer steps need longer ones and a faster growth: steps=100 with lr=0.08
             and growth=1.0283 find what 800 do.
         mirror: images, not signals, are mirrored at every second step.
-        on: what is explained, see `Gradient`.
+        score: what is explained, see `Gradient`.
         chunk_size: masks that are optimized at once; by default what suits the device and the image size.
         relative: divide r by R; else (3) maximizes r itself, as the authors' code.
     """
@@ -70,11 +70,11 @@ class ExtremalPerturbation(Attribution):
     growth: float = 1.0035
     lr: float = 0.01
     mirror: bool = True
-    on: Score = "logit"
+    score: Score = "logit"
     chunk_size: int | None = None
     relative: bool = True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         shares = self.areas if isinstance(self.areas, Sequence) else ()
         right = shares and all(0 < area < 1 for area in shares) and self.levels > 1 and isinstance(self.step, int)
         if not right or self.step < 1 or self.sigma <= 0 or self.blur_sigma < 0:
@@ -89,19 +89,19 @@ class ExtremalPerturbation(Attribution):
         def optimize(rows: slice) -> None:
             pair = torch.arange(rows.start, rows.stop, device=images.device)
             i, a = pair // len(areas), pair % len(areas)
-            maps[a, i] = self._optimize(observed, images[i], take(target, i), areas[a]).to(maps)
+            maps[a, i] = self._optimize(prepared, images[i], take(target, i), areas[a]).to(maps)
 
         in_chunks(optimize, len(areas) * len(images), self.chunk_size, images)
         return maps.sum(0)
 
-    def _optimize(self, observed: Observed, images: Tensor, target: Resolved, areas: Tensor) -> Tensor:
+    def _optimize(self, prepared: PreparedModel, images: Tensor, target: Resolved, areas: Tensor) -> Tensor:
         """Masks (B, *spatial) after the last step."""
         mask = _Mask(images, self.step, self.sigma)
         pyramid = _pyramid(full(images), self.levels, self.blur_sigma, self.borders)
         pixels = math.prod(images.shape[2:])
         ref = (torch.arange(pixels, device=images.device) >= (pixels * (1 - areas[:, None])).floor()).to(pyramid.dtype)
         g = torch.ones(len(images), *mask.grid, dtype=pyramid.dtype, device=images.device)
-        unit = self._unit(observed, pyramid, target, images.dtype) if self.relative else 1
+        unit = self._unit(prepared, pyramid, target, images.dtype) if self.relative else 1
         velocity: Tensor | None = None
         weight = self.weight
         for t in range(self.steps):
@@ -109,7 +109,7 @@ class ExtremalPerturbation(Attribution):
                 g.requires_grad_()
                 m = mask(g)
                 area = (m.flatten(1).sort(1).values - ref).square().mean(1)
-                r = self._reward(observed, pyramid, m, target, images.dtype, flip=self.mirror and t % 2 == 0)
+                r = self._reward(prepared, pyramid, m, target, images.dtype, flip=self.mirror and t % 2 == 0)
                 objective = full(r) / unit - weight * area  # (3)
                 (slope,) = torch.autograd.grad(objective.sum(), g)
             velocity = slope if velocity is None else MOMENTUM * velocity + (1 - MOMENTUM) * slope
@@ -118,36 +118,36 @@ class ExtremalPerturbation(Attribution):
         return mask(g).detach()
 
     def _reward(
-        self, observed: Observed, pyramid: Tensor, m: Tensor, target: Resolved, dtype: torch.dtype, flip: bool
+        self, prepared: PreparedModel, pyramid: Tensor, m: Tensor, target: Resolved, dtype: torch.dtype, flip: bool
     ) -> Tensor:
         """r of (4) for each mask, (B,)."""
 
         def y(mask: Tensor) -> Tensor:
             x = _blurred(pyramid, mask).to(dtype)
-            return self._y(observed, x.flip(-1) if flip and x.ndim > 3 else x, target)
+            return self._y(prepared, x.flip(-1) if flip and x.ndim > 3 else x, target)
 
         if self.variant == "preserve":
             return y(m)
         return -y(1 - m) if self.variant == "delete" else y(m) - y(1 - m)
 
-    def _unit(self, observed: Observed, pyramid: Tensor, target: Resolved, dtype: torch.dtype) -> Tensor:
+    def _unit(self, prepared: PreparedModel, pyramid: Tensor, target: Resolved, dtype: torch.dtype) -> Tensor:
         """R / 100 of each image, (B,); infinite where y is constant."""
         with torch.no_grad():
-            y = torch.stack([full(self._y(observed, x.to(dtype), target)) for x in pyramid.unbind(1)])
+            y = torch.stack([full(self._y(prepared, x.to(dtype), target)) for x in pyramid.unbind(1)])
         R = y.amax(0) - y.amin(0)
         return (R / 100).masked_fill(R == 0, torch.inf)
 
-    def _y(self, observed: Observed, x: Tensor, target: Resolved) -> Tensor:
-        output = observed.run(x)
+    def _y(self, prepared: PreparedModel, x: Tensor, target: Resolved) -> Tensor:
+        output = prepared.run(x)
         if not self.contrastive:
-            return observed.score_in(output, target, self.on)
+            return prepared.score_in(output, target, self.score)
         if not isinstance(target, Tensor):
             raise TypeError("expected class indices as target with contrastive=True, got a callable.")
-        logits = pick_logits(output, observed.output)
-        y = score(logits, target, self.on)
+        logits = pick_logits(output, prepared.output)
+        y = score(logits, target, self.score)
         one = logits.shape[1] == 1  # stands for two classes
         other = 1 - target if one else logits.scatter(1, target[:, None], -torch.inf).argmax(1)
-        return y - score(logits, other, self.on)
+        return y - score(logits, other, self.score)
 
 
 def _pyramid(images: Tensor, levels: int, sigma: float, borders: Borders) -> Tensor:

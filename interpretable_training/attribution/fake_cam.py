@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .core.base import Attribution
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved
 
 
@@ -22,7 +22,7 @@ class FakeCAM(Attribution):
     def final(self) -> bool:
         return True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         S = images.new_ones(len(images), *images.shape[2:])
         S.flatten(1)[:, 0] = 0
         return S  # (1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .core.base import Attribution
 from .core.bias_terms import split
 from .core.map_operations import EPS, normalize, resize
-from .core.prepared_model import Observed, Output, observe, prepare
+from .core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from .core.targets import Resolved, Target
 
 
@@ -36,21 +36,21 @@ class FullGrad(Attribution):
     implicit: bool = False
     align_corners: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         maps: list[Tensor] = [torch.zeros_like(images[:, 0])]
 
         def add(T: Tensor, total: Tensor | None = None) -> None:
             maps[0] = maps[0] + resize(self._over_channels(T.abs_()), images.shape[2:], self.align_corners)  # (2)
 
-        add(split(observed, images, target, add, self.implicit).T)  # (1)
+        add(split(prepared, images, target, add, self.implicit).T)  # (1)
         return maps[0]
 
     def delta(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> Tensor:
         """What completeness misses, sum of all T - y (B,)."""
-        with observe(model, output) as observed:
-            images = prepare(observed, images)
-            resolved = observed.resolve(images, target)
-            return split(observed, images, resolved, lambda T, total: None, self.implicit).missing()  # (3)
+        with prepare_model(model, output) as prepared:
+            images = prepare(prepared, images)
+            resolved = prepared.resolve(images, target)
+            return split(prepared, images, resolved, lambda T, total: None, self.implicit).missing()  # (3)
 
     def _over_channels(self, v: Tensor) -> Tensor:
         """The sum over channels of n(v), (B, *spatial)."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .core.activation_gates import Rule, Scope, gates
 from .core.base import Attribution
 from .core.capture import gradients, refuse_no_grad
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
 
 Reduce = Literal["max_abs", "abs_sum", "l2", "signed_sum", "abs_of_sum", "none"]
@@ -29,46 +29,46 @@ class Gradient(Attribution):
     Args:
         reduce: of the channels: "max_abs" (2), "abs_sum" (sum of |g|), "l2", "signed_sum", "abs_of_sum", or "none" for
             the volume (B, C, H, W).
-        on: explain the "logit" or the "prob", "logprob", "sigmoid", "loss" of the class.
+        score: explain the "logit" or the "prob", "logprob", "sigmoid", "loss" of the class.
     """
 
     reduce: Reduce = "max_abs"
-    on: Score = "logit"
+    score: Score = "logit"
 
     differentiable: ClassVar[bool] = True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        return reduce_channels(input_gradient(observed, images, target, self.on), self.reduce)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        return reduce_channels(input_gradient(prepared, images, target, self.score), self.reduce)
 
 
 def input_gradient(
-    observed: Observed,
+    prepared: PreparedModel,
     images: Tensor,
     target: Resolved,
-    on: Score = "logit",
+    score: Score = "logit",
     rule: Rule = "plain",
     scope: Scope = "all",
 ) -> Tensor:
     """The gradient of the score with respect to the images, (B, C, ...)."""
-    with torch.enable_grad(), gates(rule, scope, observed.module) as mode:
+    with torch.enable_grad(), gates(rule, scope, prepared.module) as mode:
         x = images.detach().requires_grad_()
         with mode or nullcontext():
-            y = observed.score(x, target, on)
+            y = prepared.score(x, target, score)
         if not y.requires_grad:
-            refuse_hidden(observed, images)
-        return gradients(y, {"x": x}, create_graph=observed.create_graph)["x"]  # (1)
+            refuse_hidden(prepared, images)
+        return gradients(y, {"x": x}, create_graph=prepared.create_graph)["x"]  # (1)
 
 
-def refuse_hidden(observed: Observed, images: Tensor) -> None:
+def refuse_hidden(prepared: PreparedModel, images: Tensor) -> None:
     """Called where the score depends on nothing: an error if gradients are off somewhere inside the model."""
 
     # The score depends on nothing: either the model is constant, or a part of it runs without gradients.
     def hook(module: nn.Module, args: Any) -> None:
         refuse_no_grad(f"the model's {type(module).__name__}")
 
-    handles = [child.register_forward_pre_hook(hook) for child in observed.module.modules()]
+    handles = [child.register_forward_pre_hook(hook) for child in prepared.module.modules()]
     try:
-        observed.run(images[:1])
+        prepared.run(images[:1])
     finally:
         for handle in handles:
             handle.remove()

@@ -13,27 +13,27 @@ from torch import Tensor
 
 from .core.activation_gates import Scope
 from .core.base import Attribution
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
 from .gradient import Reduce, input_gradient, reduce_channels
 
 
 @dataclass(frozen=True)
 class GuidedBackprop(Attribution):
-    """The gradient, of positive evidence at every activation only.
+    """The gradient, of positive scored at every activation only.
 
     Args:
         reduce: of the channels, see `Gradient`.
-        on: what is explained, see `Gradient`.
+        score: what is explained, see `Gradient`.
         scope: "all" activations that run, or only those of registered "modules", as libraries that replace modules do.
     """
 
     reduce: Reduce = "max_abs"
-    on: Score = "logit"
+    score: Score = "logit"
     scope: Scope = "all"
 
     differentiable: ClassVar[bool] = True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        g = input_gradient(observed, images, target, self.on, "guided", self.scope)  # (1)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        g = input_gradient(prepared, images, target, self.score, "guided", self.scope)  # (1)
         return reduce_channels(g, self.reduce)  # (2)

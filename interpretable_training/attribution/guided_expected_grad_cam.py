@@ -16,7 +16,7 @@ from torch import Tensor
 from .core.base import Attribution
 from .core.baselines import features
 from .core.map_operations import normalize
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved
 from .expected_grad_cam import Draws, ExpectedGradCAM, for_draws, mean_map
 from .gradient import Reduce, reduce_channels
@@ -34,14 +34,14 @@ class GuidedExpectedGradCAM(Attribution):
     cam: ExpectedGradCAM
     reduce: Reduce = "abs_sum"
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         cam = self.cam
         if not isinstance(cam, ExpectedGradCAM):  # its weights are made here
             raise TypeError(f"expected an ExpectedGradCAM as cam, got {type(cam).__name__}.")
-        layers = cam.layers(observed, images, target)
+        layers = cam.layers(prepared, images, target)
         if len(layers) > 1 or not cam.upsample or cam.rule != "plain":
             raise ValueError("expected a cam of one layer with upsample=True and rule='plain'; change its options.")
-        A = features(observed, images, target, layers[0], cam.chunk_size)
+        A = features(prepared, images, target, layers[0], cam.chunk_size)
         total, B = cam.batches * cam.n, len(images)
         w = torch.zeros(cam.batches * B, A.shape[1], dtype=A.dtype, device=A.device)
         phi = torch.zeros(images.shape, dtype=A.dtype, device=A.device)
@@ -51,6 +51,6 @@ class GuidedExpectedGradCAM(Attribution):
             assert rows.dx is not None
             phi.index_add_(0, rows.i, rows.dx / total)  # (1)
 
-        for_draws(cam, observed, images, target, layers[0], A, add, of_input=True)
+        for_draws(cam, prepared, images, target, layers[0], A, add, of_input=True)
         L = cam.fuse([mean_map(w, A, cam.relu)], images)
         return reduce_channels(normalize(L)[:, None] * phi, self.reduce)  # (2), (3)

@@ -16,7 +16,7 @@ from .core.activation_gates import gates
 from .core.base import Attribution, full
 from .core.capture import gradients, grid_of, ran, tap
 from .core.map_operations import normalize
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved
 from .grad_cam import GradCAM
 from .gradient import Reduce, reduce_channels
@@ -36,19 +36,19 @@ class GuidedGradCAM(Attribution):
     reduce: Reduce = "max_abs"
     align_corners: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         cam = GradCAM(layer=self.layer, align_corners=self.align_corners)
-        (layer,) = cam.layers(observed, images, target)
+        (layer,) = cam.layers(prepared, images, target)
         with gates("guided") as mode:
             assert mode is not None
-            with torch.enable_grad(), tap(observed.module, [layer]) as kept, mode:
+            with torch.enable_grad(), tap(prepared.module, [layer]) as kept, mode:
                 x = images.detach().requires_grad_()
-                y = observed.score(x, target)
+                y = prepared.score(x, target)
             A = ran(kept, layer)[-1]
             mode.on = False
-            dA = gradients(y, {"A": A}, retain_graph=True, create_graph=observed.create_graph)["A"]
+            dA = gradients(y, {"A": A}, retain_graph=True, create_graph=prepared.create_graph)["A"]
             mode.on = True
-            g = gradients(y, {"x": x}, create_graph=observed.create_graph)["x"]
-        grid = grid_of(observed, images, layer, A, target)
+            g = gradients(y, {"x": x}, create_graph=prepared.create_graph)["x"]
+        grid = grid_of(prepared, images, layer, A, target)
         L = cam.fuse([cam.combine(full(grid.read(A)), full(grid.read(dA)))], images)
         return reduce_channels(normalize(L)[:, None] * g, self.reduce)  # (1), (2)

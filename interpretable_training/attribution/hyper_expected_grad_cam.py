@@ -31,7 +31,7 @@ from .core.auto_layer import scale_layers
 from .core.base import Attribution
 from .core.baselines import features
 from .core.map_operations import blur, normalize, resize
-from .core.prepared_model import Observed, Output, observe, prepare
+from .core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from .core.targets import Resolved, Target, take
 from .expected_grad_cam import ExpectedGradCAM, one_class
 from .expected_grad_cam_plusplus import ExpectedGradCAMPlusPlus
@@ -90,18 +90,18 @@ class HyperExpectedGradCAM(Attribution):
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ValueError(f"expected {name} from 0 to 1, got {share}.")
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        return self._stages(observed, images, target).saliency
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        return self._stages(prepared, images, target).saliency
 
     def stages(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> HyperStages:
         """The intermediate results, the map last."""
-        with observe(model, output) as observed:
-            images = prepare(observed, images)
-            return self._stages(observed, images, one_class(observed, images, target))
+        with prepare_model(model, output) as prepared:
+            images = prepare(prepared, images)
+            return self._stages(prepared, images, one_class(prepared, images, target))
 
-    def _stages(self, observed: Observed, images: Tensor, target: Resolved) -> HyperStages:
-        names = self._names(observed, images, target)
-        maps = [self._explain(observed, images, target, name) for name in names]
+    def _stages(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> HyperStages:
+        names = self._names(prepared, images, target)
+        maps = [self._explain(prepared, images, target, name) for name in names]
         grids = [tuple(S.shape[1:]) for S in maps]
         if any(math.prod(fine) < math.prod(coarse) for fine, coarse in itertools.pairwise(grids)):
             raise ValueError(f"expected layers from fine to coarse, {names[-1]!r} of cam last, got {names} of {grids}.")
@@ -112,30 +112,30 @@ class HyperExpectedGradCAM(Attribution):
         supermaps = []
         for i, sides in enumerate(blocks):
             one = slice(i, i + 1)
-            found = [self._supermap(observed, images[one], take(target, one), names[-1], K) for K in sides]
+            found = [self._supermap(prepared, images[one], take(target, one), names[-1], K) for K in sides]
             supermaps.append(normalize(torch.stack(found)))  # (4)
         details, R = _frequency([normalize(S) for S in maps], size)
         P = torch.stack([normalize(self._accumulate(M)[None])[0] for M in supermaps])
         return HyperStages(m, blocks, supermaps, names, details, R, P, normalize(P * R))  # (8)
 
-    def _names(self, observed: Observed, images: Tensor, target: Resolved) -> list[str]:
-        own = self.cam.layers(observed, images, target)
+    def _names(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> list[str]:
+        own = self.cam.layers(prepared, images, target)
         if len(own) > 1:
             raise ValueError(f"expected a cam of one layer, got {own}.")
         if self.layers != "auto":
             finer = [self.layers] if isinstance(self.layers, str) else list(self.layers)
         else:
-            cells = features(observed, images[:1], take(target, slice(1)), own[0])[0, 0].numel()
-            scales = scale_layers(observed, images, target)
+            cells = features(prepared, images[:1], take(target, slice(1)), own[0])[0, 0].numel()
+            scales = scale_layers(prepared, images, target)
             finer = [c.name for c in scales if math.prod(c.grid.shape) > cells]
         return [name for name in finer if name != own[0]] + own
 
     def _explain(
-        self, observed: Observed, images: Tensor, target: Resolved, layer: str, n: int | None = None
+        self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str, n: int | None = None
     ) -> Tensor:
         """The map of Expected Grad-CAM at the layer's resolution, not normalized."""
         cam = self.cam if n is None else replace(self.cam, n=n)
-        S = cam.layer_map(observed, images, target, layer)
+        S = cam.layer_map(prepared, images, target, layer)
         return S.relu() if cam.relu else S
 
     def _blocks(self, m: Tensor, ratio: Sequence[int]) -> list[tuple[int, ...]]:
@@ -146,7 +146,7 @@ class HyperExpectedGradCAM(Attribution):
         return [tuple(r * max(1, round(k / 2**s)) for r, k in zip(ratio, first)) for s in range(stages)]  # (3)
 
     def _supermap(
-        self, observed: Observed, image: Tensor, target: Resolved, layer: str, sides: Sequence[int]
+        self, prepared: PreparedModel, image: Tensor, target: Resolved, layer: str, sides: Sequence[int]
     ) -> Tensor:
         """What each block of one image (1, C, ...) gives inside of itself, (*spatial)."""
         size, zoom = image.shape[2:], self.neighborhood == "zoom"
@@ -159,7 +159,7 @@ class HyperExpectedGradCAM(Attribution):
             outside = blur(image) if self.fill == "blur" else torch.zeros_like(image)
             inputs = torch.where(inside[:, None], image, outside)
         many = target.expand(len(inputs)) if isinstance(target, Tensor) else target
-        maps = resize(self._explain(observed, inputs, many, layer, self.local_draws), size)
+        maps = resize(self._explain(prepared, inputs, many, layer, self.local_draws), size)
         if zoom:
             seen = maps[tuple(slice(L) for L in (len(maps), *large))]
             return _paste(_shrink(seen, sides), size)

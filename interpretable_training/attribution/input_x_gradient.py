@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .core.base import Attribution
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
 from .gradient import Reduce, input_gradient, reduce_channels
 
@@ -25,22 +25,22 @@ class InputXGradient(Attribution):
 
     Args:
         reduce: of the channels, see `Gradient`.
-        on: what is explained, see `Gradient`.
+        score: what is explained, see `Gradient`.
         mean: the normalization's; with `std` the multiplier is the pixel in [0, 1].
         std: see `mean`.
     """
 
     reduce: Reduce = "abs_of_sum"
-    on: Score = "logit"
+    score: Score = "logit"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
     differentiable: ClassVar[bool] = True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         x = images
         if self.mean is not None and self.std is not None:
             mean, std = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (self.mean, self.std))
             mean, std = (v.view(-1, *[1] * (x.ndim - 2)) for v in (mean, std))
             x = x * std + mean
-        return reduce_channels(x * input_gradient(observed, images, target, self.on), self.reduce)  # (1), (2)
+        return reduce_channels(x * input_gradient(prepared, images, target, self.score), self.reduce)  # (1), (2)

@@ -17,7 +17,7 @@ from .core.base import Attribution
 from .core.gradient_sums import per_input, sum_over_inputs
 from .core.map_operations import blur, mask_images
 from .core.precision import wide
-from .core.prepared_model import Observed, Output, observe, prepare
+from .core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from .core.targets import Resolved, Score, Target
 from .gradient import Reduce, reduce_channels
 
@@ -34,7 +34,7 @@ class IntegratedGradients(Attribution):
         baseline: "zeros" of the network's input, "black" (needs `mean` and `std`), "mean" (each image's mean color),
             "blur" (11 x 11, sigma 5), or a tensor that fits the images.
         reduce: of the channels, see `Gradient`.
-        on: what is explained, see `Gradient`.
+        score: what is explained, see `Gradient`.
         mean: the normalization's, for the black baseline.
         std: see `mean`.
         chunk_size: images per pass; by default what suits the device and the image size.
@@ -44,38 +44,38 @@ class IntegratedGradients(Attribution):
     quadrature: Quadrature = "gauss_legendre"
     baseline: Literal["zeros", "black", "mean", "blur"] | Tensor = "zeros"
     reduce: Reduce = "abs_of_sum"
-    on: Score = "logit"
+    score: Score = "logit"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     chunk_size: int | None = None
 
     differentiable: ClassVar[bool] = True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        return reduce_channels(self._phi(observed, images, target), self.reduce)  # (2)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        return reduce_channels(self._phi(prepared, images, target), self.reduce)  # (2)
 
     def delta(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> Tensor:
         """What completeness misses, sum of phi - (y(x) - y(x')), (B,)."""
-        with observe(model, output) as observed:
-            images = prepare(observed, images)
-            target = observed.resolve(images, target)
-            phi = self._phi(observed, images, target)
+        with prepare_model(model, output) as prepared:
+            images = prepare(prepared, images)
+            target = prepared.resolve(images, target)
+            phi = self._phi(prepared, images, target)
             with torch.no_grad():
-                y, y0 = (observed.score(x, target, self.on) for x in (images, self._baseline(images)))
+                y, y0 = (prepared.score(x, target, self.score) for x in (images, self._baseline(images)))
             return phi.flatten(1).sum(1) - (y - y0)
 
-    def _phi(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def _phi(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         base = self._baseline(images)
         a, w = _points(self.quadrature, self.steps)
         a, w = (t.to(images.device, wide(images)) for t in (a, w))
         g = sum_over_inputs(
-            observed,
+            prepared,
             images,
             target,
             self.steps,
             make=lambda i, s: base[i] + per_input(a[s], images) * (images[i] - base[i]),
             weigh=lambda g, i, s: per_input(w[s], images) * g,
-            on=self.on,
+            score=self.score,
             chunk_size=self.chunk_size,
         )
         return (images - base) * g  # (1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .core.base import Attribution, full
 from .core.batching import in_chunks
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score, take
 
 
@@ -28,31 +28,31 @@ class Occlusion(Attribution):
         stride: from a patch to the next, one for all axes or one each; at most `patch`.
         value: what is hidden becomes this, in units of the network's input: 0 is the mean color of normalized images;
             or a tensor that fits the images.
-        on: what is explained, see `Gradient`.
+        score: what is explained, see `Gradient`.
         chunk_size: images per pass; by default what suits the device and the image size.
     """
 
     patch: int | Sequence[int] = 16
     stride: int | Sequence[int] = 8
     value: float | Tensor = 0.0
-    on: Score = "logit"
+    score: Score = "logit"
     chunk_size: int | None = None
 
     @torch.no_grad()
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         covers = self._covers(images)
         counts = torch.tensor([len(cover) for cover in covers])
         P, B = int(counts.prod()), len(images)
         value = self._value(images)
-        y = full(observed.score(images, target, self.on))
+        y = full(prepared.score(images, target, self.score))
         total = torch.zeros(images[:, 0].shape, dtype=y.dtype, device=y.device)
 
         def hide(rows: slice) -> None:
             pair = torch.arange(rows.start, rows.stop, device=images.device)
             i, b = pair // P, pair % P
             inside = _patches(covers, b)
-            output = observed.run_fast(torch.where(inside[:, None], value[i], images[i]))
-            D = y[i] - full(observed.score_in(output, take(target, i), self.on))  # (1)
+            output = prepared.run_fast(torch.where(inside[:, None], value[i], images[i]))
+            D = y[i] - full(prepared.score_in(output, take(target, i), self.score))  # (1)
             total.index_add_(0, i, D.reshape(-1, *[1] * (total.ndim - 1)) * inside)
 
         in_chunks(hide, P * B, self.chunk_size, images)

@@ -20,7 +20,7 @@ from torch import Tensor
 from .core.base import GradientCAM, full
 from .core.capture import capture
 from .core.map_operations import Normalization, mask_images, normalize, resize
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, take
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's
@@ -57,18 +57,18 @@ class OptiCAM(GradientCAM):
     def final(self) -> bool:
         return True  # m(u) of (2), whatever n is
 
-    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
-        A = full(capture(observed, images, [layer], target, gradient=False).A[layer]).relu()
+    def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        A = full(capture(prepared, images, [layer], target, gradient=False).A[layer]).relu()
         with torch.no_grad():
-            y0 = observed.score(images, target, self.on)
-        u = self._optimize(observed, images, target, A, y0)
+            y0 = prepared.score(images, target, self.score)
+        u = self._optimize(prepared, images, target, A, y0)
         return self._map(u, A, images)
 
     def _map(self, u: Tensor, A: Tensor, images: Tensor) -> Tensor:
         S = torch.einsum("bk,bk...->b...", u.softmax(1), A)  # (1)
         return normalize(resize(S, images.shape[2:], self.align_corners), self.n)  # (2)
 
-    def _optimize(self, observed: Observed, images: Tensor, target: Resolved, A: Tensor, y0: Tensor) -> Tensor:
+    def _optimize(self, prepared: PreparedModel, images: Tensor, target: Resolved, A: Tensor, y0: Tensor) -> Tensor:
         """u (B, K) after at most `steps` steps of Adam."""
         u = A.new_full(A.shape[:2], 0.5)
         first, second, best = torch.zeros_like(u), torch.zeros_like(u), u.clone()
@@ -76,7 +76,7 @@ class OptiCAM(GradientCAM):
         tenth = -torch.inf  # the batch's objective a tenth of the steps ago
         live = torch.arange(len(u), device=u.device)
         for t in range(1, self.steps + 1):
-            F, g = self._objective(observed, images[live], take(target, live), A[live], y0[live], u[live])
+            F, g = self._objective(prepared, images[live], take(target, live), A[live], y0[live], u[live])
             better = live[top[live] < F]
             best[better], top[better] = u[better], F[top[live] < F]
             if self.stop == "official" and (t - 1) % max(1, self.steps // 10) == 0:
@@ -95,12 +95,12 @@ class OptiCAM(GradientCAM):
         return best if self.keep == "best" else u
 
     def _objective(
-        self, observed: Observed, images: Tensor, target: Resolved, A: Tensor, y0: Tensor, u: Tensor
+        self, prepared: PreparedModel, images: Tensor, target: Resolved, A: Tensor, y0: Tensor, u: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The objective of each image (B,) and its gradient with respect to u (B, K)."""
         u = u.detach().requires_grad_()
         masked = mask_images(images, self._map(u, A, images), self.mean, self.std)
-        y = observed.score(masked, target, self.on)
+        y = prepared.score(masked, target, self.score)
         F = y if self.objective == "mask" else -(y0 - y).abs()  # (3), (4)
         (g,) = torch.autograd.grad(F.sum(), u)
         return full(F.detach()), g

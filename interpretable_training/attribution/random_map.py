@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .core.base import Attribution
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved
 
 
@@ -22,7 +22,7 @@ class RandomMap(Attribution):
 
     seed: int = 0
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         return torch.stack([self._noise(image) for image in images])
 
     def _noise(self, image: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .core.attention import attention_of, on_patches
 from .core.base import Attribution, full
 from .core.map_operations import resize
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.sharded_parameters import as_forward
 from .core.targets import Resolved
 
@@ -42,24 +42,24 @@ class RawAttention(Attribution):
     align_corners: bool = False
     logits: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        stream = hasattr(observed.module, "forward_with_attention")
-        S = self._of_stream(observed, images, target) if stream else self._of_tokens(observed, images)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        stream = hasattr(prepared.module, "forward_with_attention")
+        S = self._of_stream(prepared, images, target) if stream else self._of_tokens(prepared, images)
         return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
 
-    def _of_tokens(self, observed: Observed, images: Tensor) -> Tensor:
+    def _of_tokens(self, prepared: PreparedModel, images: Tensor) -> Tensor:
         if self.logits:
             raise ValueError(
-                f"expected a model with forward_with_attention for logits=True, got {type(observed.module).__name__}; "
+                f"expected a model with forward_with_attention for logits=True, got {type(prepared.module).__name__}; "
                 "pass logits=False."
             )
-        A, grid = attention_of(observed, images)
+        A, grid = attention_of(prepared, images)
         self._check(A.shape[1])
         return on_patches(fuse_heads(full(A[:, self.block]), self.heads), grid)  # (1)
 
     @torch.no_grad()
-    def _of_stream(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        _, attention = stream_of(observed, images, target)
+    def _of_stream(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        _, attention = stream_of(prepared, images, target)
         self._check(len(attention))
         S = full((attention if self.logits else attention.maps)[self.block])
         return S if S.ndim == 3 else fuse_heads(S, self.heads)  # (2)
@@ -69,12 +69,12 @@ class RawAttention(Attribution):
             raise ValueError(f"expected one of {blocks} blocks, the last is -1, got block {self.block}.")
 
 
-def stream_of(observed: Observed, images: Tensor, target: Resolved) -> Any:
+def stream_of(prepared: PreparedModel, images: Tensor, target: Resolved) -> Any:
     """The logits and the attention of a model that pools by attention."""
-    forward = as_forward(observed.module, "forward_with_attention")
-    if getattr(observed.module, "class_specific", False) and isinstance(target, Tensor):
+    forward = as_forward(prepared.module, "forward_with_attention")
+    if getattr(prepared.module, "class_specific", False) and isinstance(target, Tensor):
         forward = partial(forward, target=target)
-    return replace(observed, module=forward).run(images)
+    return replace(prepared, module=forward).run(images)
 
 
 def fuse_heads(A: Tensor, heads: Heads) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .core.base import Attribution, full
 from .core.batching import in_chunks
 from .core.map_operations import mask_images
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score, take
 
 
@@ -31,7 +31,7 @@ class RISE(Attribution):
         cells: of the grid, along each axis.
         p1: share of the cells that stay.
         normalizer: see (2).
-        on: what is explained, see `Gradient`.
+        score: what is explained, see `Gradient`.
         mean: the normalization's, to mask with black instead of the mean color; with `std`.
         std: see `mean`.
         borders: how grids go on behind their outer cells: "reflect", as in the authors' code, or "replicate".
@@ -43,7 +43,7 @@ class RISE(Attribution):
     cells: int = 7
     p1: float = 0.5
     normalizer: Literal["expected", "empirical"] = "expected"
-    on: Score = "prob"
+    score: Score = "prob"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     borders: Literal["reflect", "replicate"] = "reflect"
@@ -51,7 +51,7 @@ class RISE(Attribution):
     chunk_size: int | None = None
 
     @torch.no_grad()
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         masks, B = self._masks(images), len(images)
         total = torch.zeros(images[:, 0].shape, dtype=masks.dtype, device=images.device)
         mass = torch.zeros_like(total[0])
@@ -60,8 +60,8 @@ class RISE(Attribution):
             pair = torch.arange(rows.start, rows.stop, device=images.device)
             first, s, i = rows.start // B, pair // B, pair % B
             M = masks.at(torch.arange(first, (rows.stop - 1) // B + 1, device=images.device))[s - first]  # (1)
-            output = observed.run_fast(mask_images(images[i], M, self.mean, self.std))
-            p = full(observed.score_in(output, take(target, i), self.on)).to(M)
+            output = prepared.run_fast(mask_images(images[i], M, self.mean, self.std))
+            p = full(prepared.score_in(output, take(target, i), self.score)).to(M)
             weighted, once = p.reshape(-1, *[1] * (M.ndim - 1)) * M, M[i == 0].sum(0)
             total.index_add_(0, i, weighted)  # (2)
             mass.add_(once)

@@ -20,7 +20,7 @@ from .core.activation_gates import gates
 from .core.base import GradientCAM, full
 from .core.batching import in_chunks, seeded_noise
 from .core.capture import capture
-from .core.prepared_model import Observed
+from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, take
 from .grad_cam_plusplus import alpha
 
@@ -45,10 +45,10 @@ class SmoothGradCAMPlusPlus(GradientCAM):
     seed: int = 0
     chunk_size: int | None = None
 
-    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
+    def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
         if self.n < 1:
             raise ValueError(f"expected n of at least 1, got {self.n}.")
-        A = full(capture(observed, images, [layer], target, gradient=False).A[layer])
+        A = full(capture(prepared, images, [layer], target, gradient=False).A[layer])
         noise = self.sigma * seeded_noise(self.seed, (self.n, *images.shape[1:]), images)
         D1, D2, D3, last = (torch.zeros_like(A) for _ in range(4))
 
@@ -57,7 +57,9 @@ class SmoothGradCAMPlusPlus(GradientCAM):
             s, i = pair // len(images), pair % len(images)
             with gates(self.rule) as rule:
                 part = take(target, i)
-                g = full(capture(observed, images[i] + noise[s], [layer], part, on=self.on, rule=rule).dA[layer])  # (1)
+                g = full(
+                    capture(prepared, images[i] + noise[s], [layer], part, score=self.score, rule=rule).dA[layer]
+                )  # (1)
             for D, power in ((D1, 1), (D2, 2), (D3, 3)):
                 D.index_add_(0, i, g**power / self.n)  # (2)
             last[i[s == self.n - 1]] = g[s == self.n - 1]

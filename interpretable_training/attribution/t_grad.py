@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .core.base import Attribution
 from .core.bias_terms import Split, split
 from .core.map_operations import resize
-from .core.prepared_model import Observed, Output, observe, prepare
+from .core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from .core.targets import Resolved, Target
 
 
@@ -51,14 +51,14 @@ class TGrad(Attribution):
     fc: Literal["residual", "uniform"] = "residual"
     align_corners: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         maps: list[Tensor] = [torch.zeros_like(images[:, 0])]
 
         def add(T: Tensor, total: Tensor) -> None:
             up = resize(T.relu_().sum(1), images.shape[2:], self.align_corners)  # (2)
             maps[0] = maps[0] + _weighted(up, total)
 
-        found = split(observed, images, target, add, self.implicit)
+        found = split(prepared, images, target, add, self.implicit)
         add(found.T, found.T.flatten(1).sum(1))  # (1)
         if self.fc == "uniform":
             maps[0] = maps[0] + _weighted(torch.ones_like(maps[0]), found.rest)
@@ -73,9 +73,9 @@ class TGrad(Attribution):
             maps.append(T.relu().sum(1))  # (2)
             totals.append(total)
 
-        with observe(model, output) as observed:
-            images = prepare(observed, images)
-            found: Split = split(observed, images, observed.resolve(images, target), keep, self.implicit)
+        with prepare_model(model, output) as prepared:
+            images = prepare(prepared, images)
+            found: Split = split(prepared, images, prepared.resolve(images, target), keep, self.implicit)
         keep(found.T, found.T.flatten(1).sum(1))
         total = torch.stack([totals[-1], *totals[:-1]])
         return TGradParts([maps[-1], *maps[:-1]], total.relu(), total, found.rest, found.missing())  # (3), (5)

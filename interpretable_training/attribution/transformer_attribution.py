@@ -24,7 +24,7 @@ from .core.attention import attention_grid, on_patches
 from .core.base import Attribution, full
 from .core.feature_grids import Grid
 from .core.map_operations import resize
-from .core.prepared_model import Observed, prepare
+from .core.prepared_model import PreparedModel, prepare
 from .core.relevance import OpenAttention, divide
 from .core.targets import Resolved, Score
 
@@ -36,25 +36,25 @@ class TransformerAttribution(Attribution):
     Args:
         relevance: R of (1): "lrp" (3) or "attn" (4).
         start_layer: first block that counts.
-        on: explain the "logit" or the "prob", "logprob", "sigmoid" of the class.
+        score: explain the "logit" or the "prob", "logprob", "sigmoid" of the class.
         upsample: to image resolution.
         align_corners: how upsampling places the corners.
     """
 
     relevance: Literal["lrp", "attn"] = "lrp"
     start_layer: int = 0
-    on: Score = "logit"
+    score: Score = "logit"
     upsample: bool = True
     align_corners: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        A, dA = self._attention(observed, images, target, lrp=False)
-        grid = attention_grid(observed, images, A)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        A, dA = self._attention(prepared, images, target, lrp=False)
+        grid = attention_grid(prepared, images, A)
         if not 0 <= self.start_layer < len(A):
             raise ValueError(f"expected start_layer from 0 to {len(A) - 1}, got {self.start_layer}.")
         R = A
         if self.relevance == "lrp":
-            A, s = self._attention(observed, images, target, lrp=True)
+            A, s = self._attention(prepared, images, target, lrp=True)
             R = [full(a) * full(slope) for a, slope in zip(A, s)]  # (3)
         T = A[0].shape[-1]
         I = torch.eye(T, dtype=full(A[0]).dtype, device=images.device)  # noqa: E741  the formula's letter
@@ -65,15 +65,15 @@ class TransformerAttribution(Attribution):
         return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
 
     def _attention(
-        self, observed: Observed, images: Tensor, target: Resolved, lrp: bool
+        self, prepared: PreparedModel, images: Tensor, target: Resolved, lrp: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """A of the blocks (B, heads, T, T) and the gradients dy/dA, or with `lrp` the relevance divided by A."""
         if lrp:  # relevance does not survive half precision
-            observed = replace(observed, autocast=())
-            images = prepare(observed, images)
+            prepared = replace(prepared, autocast=())
+            images = prepare(prepared, images)
         with torch.enable_grad():
             with OpenAttention(lrp, len(images)) as mode:
-                y = observed.score(images.detach().requires_grad_(), target, self.on)
+                y = prepared.score(images.detach().requires_grad_(), target, self.score)
             if mode.found and not mode.reached:
                 raise RuntimeError(
                     "expected gradients to be on where attention runs, but the model's own forward turns them off "

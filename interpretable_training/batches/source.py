@@ -26,7 +26,7 @@ Split = Literal["val", "test"]
 BATCH = 32  # images, where the data do not come in batches
 
 
-class Feed:
+class BatchSource:
     """Batches of images with their targets and indices.
 
     A data set that can be indexed is read in its own order, whatever the loader's; `max_images` of it are those that

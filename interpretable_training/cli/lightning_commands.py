@@ -25,7 +25,7 @@ import interpretable_training.metrics
 import interpretable_training.models
 import interpretable_training.modules
 from interpretable_training.attribution import Attribution
-from interpretable_training.evaluation.trainer import Trainer, read_checkpoint
+from interpretable_training.evaluation.trainer import EvaluationTrainer, read_checkpoint
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.modules.class_paths import check_configuration, check_hyper_parameters, walk
 from interpretable_training.sweeps.callback import SweepReport
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> None:
         ShortErrorsCLI(
             L.LightningModule,
             L.LightningDataModule,
-            trainer_class=Trainer,
+            trainer_class=EvaluationTrainer,
             save_config_kwargs={"overwrite": True},  # a second run in the same folder must not end in an error
             trainer_defaults={
                 "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
@@ -65,9 +65,9 @@ def run(argv: list[str]) -> None:
 
 
 def load_yaml(text: str) -> Any:
-    """What YAML says, whose keys `on` are the word: YAML 1.1 takes them for true, and options are called so."""
+    """Return what YAML holds; refuse aliases that grow beyond what a configuration can be."""
     refuse_growth(yaml.compose(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader))
-    return with_on(PLAIN_YAML(text))
+    return PLAIN_YAML(text)
 
 
 def refuse_growth(root: Any) -> None:
@@ -87,13 +87,6 @@ def refuse_growth(root: Any) -> None:
             f"expected YAML of at most {MOST_NODES} values, got {size(root)} where its aliases are written out; "
             "write the configuration without them."
         )
-
-
-def with_on(value: Any) -> Any:
-    """The value with `on` for each key that is true."""
-    if isinstance(value, dict):
-        return {"on" if key is True else key: with_on(inner) for key, inner in value.items()}
-    return [with_on(inner) for inner in value] if isinstance(value, list) else value
 
 
 class ShortErrorsCLI(LightningCLI):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpretable_training.batches.source import Feed
+from interpretable_training.batches.source import BatchSource
 from interpretable_training.files import whole_file, write_whole
 from interpretable_training.metrics.core.base import Fact, checksum
 
@@ -35,7 +35,7 @@ class Cache:
         folder: where; made if it is not there.
         facts: what was evaluated; a folder that holds something else is refused.
         passports: metric -> what its number means.
-        feed: the data, of which the first batch is remembered.
+        source: the data, of which the first batch is remembered.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class Cache:
         folder: str | Path | None,
         facts: Mapping[str, Fact],
         passports: Mapping[str, Mapping[str, Fact]],
-        feed: Feed,
+        source: BatchSource,
     ) -> None:
         self.folder = None if folder is None else Path(folder)
         if self.folder is None:
             return
-        if feed.plan is None:
+        if source.plan is None:
             raise ValueError("expected data with a length and an index for cache=, got a stream of batches.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        ours: dict[str, Any] = {**facts, "data": fingerprint(feed)}
+        ours: dict[str, Any] = {**facts, "data": fingerprint(source)}
         for name, passport in passports.items():
             ours |= {f"{name}: {key}": value for key, value in passport.items()}
         described = self.folder / "evaluation.json"
@@ -78,11 +78,11 @@ class Cache:
                 torch.save(vars(part), beside)
 
 
-def fingerprint(feed: Feed) -> str:
+def fingerprint(source: BatchSource) -> str:
     """A number that changes with the choice of images and with those of the first batch, their targets and regions."""
-    plan = zlib.crc32(repr(feed.plan).encode())
+    plan = zlib.crc32(repr(source.plan).encode())
     found: list[Any] = []
-    for _, _, images, target, annotations in feed.read_annotated(lambda number: number == 0):
+    for _, _, images, target, annotations in source.read_annotated(lambda number: number == 0):
         found += [images, target, *(part for name in sorted(annotations) for part in annotations[name])]
     return f"{plan:08x} {checksum(*(torch.as_tensor(part) for part in found if part is not None))}"
 

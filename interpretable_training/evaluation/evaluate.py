@@ -14,13 +14,13 @@ from interpretable_training.attribution.core.base import Attribution, name_metho
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output, same_generators
 from interpretable_training.attribution.core.sharded_parameters import is_sharded
-from interpretable_training.batches.source import Feed, Split
+from interpretable_training.batches.source import BatchSource, Split
 from interpretable_training.metrics.core.base import Fact, ImageMetric, as_tuple
 from interpretable_training.metrics.network_dissection import UnitIoU
 
 from .cache import Cache, Part
 from .ranks import Peers
-from .runner import Work
+from .runner import EvaluationRun
 from .table import Table
 
 CONTROLS: dict[str, Attribution] = {"fakecam": FakeCAM(), "random": RandomMap()}
@@ -88,10 +88,10 @@ def evaluate(
         )
     with Peers(not is_sharded(model)) as peers:
         torch.default_generator.manual_seed(seed)  # what a loader draws is the same in every process and every time
-        feed = Feed(data, max_images, split, seed)
+        source = BatchSource(data, max_images, split, seed)
         if multilabel is None:
             multilabel = bool(getattr(data, "multilabel", False))
-        mean, std = as_tuple(feed.mean if mean is None else mean), as_tuple(feed.std if std is None else std)
+        mean, std = as_tuple(source.mean if mean is None else mean), as_tuple(source.std if std is None else std)
         named = name_methods(methods)
         first = next(iter(named)) if reference is None and named else reference
         added = {name: control for name, control in CONTROLS.items() if controls and name not in named}
@@ -102,9 +102,9 @@ def evaluate(
         for metric in measured.values():
             if hasattr(metric, "attribution"):
                 metric.attribution = None  # the passport's "explained again by": here each method explains its own maps
-        work = Work(model, named, measured, target, multilabel, output, chunk_size)
+        work = EvaluationRun(model, named, measured, target, multilabel, output, chunk_size)
         facts = {**work.facts(), "images": max_images, "split": split, "seed": seed}
-        parts, complete = work.run(feed, Cache(cache, facts, work.passports(), feed), progress, peers)
+        parts, complete = work.run(source, Cache(cache, facts, work.passports(), source), progress, peers)
     return table_of(parts, measured, facts, first, list(added), complete, resamples, seed)
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from interpretable_training.attribution.core.base import Attribution, explain_prepared, full, name_methods
-from interpretable_training.attribution.core.prepared_model import Observed
+from interpretable_training.attribution.core.prepared_model import PreparedModel
 from interpretable_training.attribution.core.targets import Resolved
 from interpretable_training.metrics.core.base import described
 from interpretable_training.metrics.core.regions import NoRegionError, Region, pixels
-from interpretable_training.metrics.core.rescoring import Evidence, in_unit_range
+from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_range
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Restricted(Attribution):
     part: Literal["inside", "outside"] = "inside"
     region: Region = "boxes"
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         raise TypeError(
             "expected Restricted among the methods of evaluate, which knows the boxes of a batch, got it called alone; "
             "multiply the normalized map with the mask instead."
@@ -55,8 +55,8 @@ class AtRegion(Attribution):
     def final(self) -> bool:
         return True  # the largest value inside may be less than 1
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        S = None if self.method is None else self.method.attribute(observed, images, target)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        S = None if self.method is None else self.method.attribute(prepared, images, target)
         return self.restrict(S)
 
     def restrict(self, S: Tensor | None) -> Tensor:
@@ -72,7 +72,7 @@ def at_regions(method: Attribution, images: Tensor, annotations: Mapping[str, An
         return method
     like = images.new_zeros(len(images), *images.shape[2:], dtype=torch.float32)
     try:
-        U = pixels(Evidence(saliency=like, annotations=annotations), method.region)
+        U = pixels(ScoredBatch(saliency=like, annotations=annotations), method.region)
     except NoRegionError as error:
         raise ValueError(
             f"expected {error.args[0]} in the batch for {described(method)}, got none; make batches dicts that carry "
@@ -83,7 +83,7 @@ def at_regions(method: Attribution, images: Tensor, annotations: Mapping[str, An
 
 
 def explain_regions(
-    methods: Mapping[str, Attribution], observed: Observed, images: Tensor, target: Resolved
+    methods: Mapping[str, Attribution], prepared: PreparedModel, images: Tensor, target: Resolved
 ) -> dict[str, Tensor]:
     """Raw maps of all methods; one whose parts are looked at too is explained once."""
     plain = {name: method for name, method in methods.items() if not isinstance(method, AtRegion)}
@@ -94,7 +94,7 @@ def explain_regions(
         whole[name] = None if part.method is None else next(iter(equal), name)
         if part.method is not None and not equal:
             plain[name] = part.method
-    maps = explain_prepared(plain, observed, images, target) if plain else {}
+    maps = explain_prepared(plain, prepared, images, target) if plain else {}
     restricted = {name: part.restrict(maps.get(whole[name] or "")) for name, part in parts.items()}
     return {name: restricted[name] if name in parts else maps[name] for name in methods}
 

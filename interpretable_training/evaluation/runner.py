@@ -10,18 +10,18 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from interpretable_training.attribution import degenerate
 from interpretable_training.attribution.core.base import Attribution, full
-from interpretable_training.attribution.core.prepared_model import Observed, Output, observe, prepare, unwrap
-from interpretable_training.batches.source import Feed, annotations_of
+from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model, unwrap
+from interpretable_training.batches.source import BatchSource, annotations_of
 from interpretable_training.metrics.core.base import Fact, ImageMetric, checksum, described
 from interpretable_training.metrics.core.regions import of_class, rows_of
-from interpretable_training.metrics.core.rescoring import Evidence, in_unit_range
+from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_range
 
 from .cache import Cache, Part
 from .ranks import Peers
 from .restricted_maps import Restricted, at_regions, explain_regions
 
 
-class Work:
+class EvaluationRun:
     """What is done with each batch."""
 
     def __init__(
@@ -53,15 +53,15 @@ class Work:
     def passports(self) -> dict[str, dict[str, Fact]]:
         return {name: metric.passport() for name, metric in self.metrics.items()}
 
-    def run(self, feed: Feed, cache: Cache, progress: bool, peers: Peers) -> tuple[list[Part], bool]:
+    def run(self, source: BatchSource, cache: Cache, progress: bool, peers: Peers) -> tuple[list[Part], bool]:
         """The parts of all processes, in order, and whether none is missing."""
         rank, world = peers.rank, peers.world
         parts, interrupted = cache.load(lambda n: n % world == rank), False
         done = {part.number for part in parts}
-        bar = tqdm(desc="evaluate", unit=" images", total=feed.size(), disable=not progress or rank > 0)
+        bar = tqdm(desc="evaluate", unit=" images", total=source.size(), disable=not progress or rank > 0)
         bar.update(sum(len(part.images) for part in parts) * world)
         try:
-            for number, indices, images, target, there in feed.read_annotated(
+            for number, indices, images, target, there in source.read_annotated(
                 lambda n: n not in done and n % world == rank
             ):
                 if peers.stopped():
@@ -103,19 +103,19 @@ class Work:
             ids, images, classes, there = self._labeled(ids, images, target, there)
             if not len(ids):
                 return Part(number, ids, classes)
-        with observe(self.model, self.output) as observed:
-            images = prepare(observed, images)
+        with prepare_model(self.model, self.output) as prepared:
+            images = prepare(prepared, images)
             with torch.no_grad():
-                output = observed.run_fast(images)  # once, for the predicted class and the clean scores
-            chosen = observed.resolve_in(output, classes.to(device) if self.target == "label" else self.target)
-            clean: dict[Hashable, Tensor] = {"images": Evidence(observed).scores_in(output, chosen)}
+                output = prepared.run_fast(images)  # once, for the predicted class and the clean scores
+            chosen = prepared.resolve_in(output, classes.to(device) if self.target == "label" else self.target)
+            clean: dict[Hashable, Tensor] = {"images": ScoredBatch(prepared).scores_in(output, chosen)}
             if check:
                 refuse_not_numbers(clean["images"], images)
             methods = {name: at_regions(method, images, there) for name, method in self.methods.items()}
-            maps = explain_regions(methods, observed, images, chosen)
+            maps = explain_regions(methods, prepared, images, chosen)
             part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
             for name, method in methods.items():
-                self._score(part, name, full(maps[name]), observed, images, chosen, clean, method, there)
+                self._score(part, name, full(maps[name]), prepared, images, chosen, clean, method, there)
         return part
 
     def _score(
@@ -123,7 +123,7 @@ class Work:
         part: Part,
         name: str,
         S: Tensor,
-        observed: Observed,
+        prepared: PreparedModel,
         images: Tensor,
         target: Any,
         clean: Any,
@@ -133,11 +133,11 @@ class Work:
         S = S.detach()
         part.degenerate[name] = degenerate(S).cpu()
         S = in_unit_range(method, S)
-        evidence = Evidence(observed, images, S, target, method, None, clean, self.chunk_size, there)
+        scored = ScoredBatch(prepared, images, S, target, method, None, clean, self.chunk_size, there)
         part.values[name], part.curves[name] = {}, {}
         for key, metric in self.metrics.items():
-            part.values[name][key] = metric.rows(evidence).cpu()
-            curves = metric.curves(evidence)
+            part.values[name][key] = metric.rows(scored).cpu()
+            curves = metric.curves(scored)
             if curves:
                 part.curves[name][key] = {kind: moments(s) for kind, s in curves.items()}
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from interpretable_training.attribution.core.base import Attribution
-from interpretable_training.batches.source import Feed, Split
+from interpretable_training.batches.source import BatchSource, Split
 from interpretable_training.cli.errors import MistakeError, closest, require_writable
 from interpretable_training.metrics import (
     AverageDrop,
@@ -28,7 +28,7 @@ from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.visual import draw_faithfulness
 
 
-class Trainer(L.Trainer):
+class EvaluationTrainer(L.Trainer):
     """Lightning's trainer, which also evaluates explanations."""
 
     def evaluate(
@@ -103,7 +103,7 @@ class Runner(L.LightningModule):
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)  # images are not drawn in the half precision of a "bf16-true" model
         try:
-            stream = Feed(self.data, split=self.options["split"]).plan is None
+            stream = BatchSource(self.data, split=self.options["split"]).plan is None
             cache = None if stream else folder / "cache"
             self.table = evaluate(self.model, data=self.data, cache=cache, **self.options)
         finally:

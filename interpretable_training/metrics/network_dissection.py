@@ -20,12 +20,12 @@ from interpretable_training.attribution.core.base import full
 from interpretable_training.attribution.core.capture import capture
 from interpretable_training.attribution.core.map_operations import resize
 from interpretable_training.attribution.core.precision import on_device
-from interpretable_training.attribution.core.prepared_model import Output, observe, prepare, same_generators
-from interpretable_training.batches.source import Feed, Split
+from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model, same_generators
+from interpretable_training.batches.source import BatchSource, Split
 
 from .core.base import checksum, same_passport
 from .core.regions import NoRegionError, Region, of_class, pixels, rows_of
-from .core.rescoring import Evidence, only_images
+from .core.rescoring import ScoredBatch, only_images
 
 
 class UnitIoU(Metric):
@@ -181,12 +181,12 @@ def measure_units(
     torch.default_generator.manual_seed(seed)  # what a loader draws is the same every time
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    with observe(model, output) as observed, torch.no_grad():
-        for _, _, images, target, there in Feed(data, max_images, split, seed).read_annotated(lambda n: True):
+    with prepare_model(model, output) as prepared, torch.no_grad():
+        for _, _, images, target, there in BatchSource(data, max_images, split, seed).read_annotated(lambda n: True):
             image, concept = concepts_of(target, images)
-            images = prepare(observed, only_images(images.to(device)))
-            name = choose_layer(observed, images, 0) if layer == "auto" else layer
-            A = capture(observed, images, [name], gradient=False).A[name].cpu()
+            images = prepare(prepared, only_images(images.to(device)))
+            name = choose_layer(prepared, images, 0) if layer == "auto" else layer
+            A = capture(prepared, images, [name], gradient=False).A[name].cpu()
             kept.append((A, image, concept, concept_pixels(there, image, concept, images.shape[2:], region)))
     if not kept:
         raise ValueError("expected at least one image, got none; is the data set or the loader empty?")
@@ -222,7 +222,7 @@ def concept_pixels(
     rows = rows_of(there, image)
     try:
         blank = torch.zeros(len(image), *size)
-        return pixels(Evidence(saliency=blank, annotations=of_class(rows, concept)), region)
+        return pixels(ScoredBatch(saliency=blank, annotations=of_class(rows, concept)), region)
     except NoRegionError as error:
         raise ValueError(
             f"expected {error.args[0]} in the batch for UnitIoU, got {sorted(there) or 'none'}; make batches dicts "

@@ -48,7 +48,7 @@ class Regressor(PlainModule):
     `val/...` and `test/...`: `loss`, `rmse`, `mae` and, where wanted, `score`.
 
     Methods explain the estimate itself: with target=None what raises it, with target=0 what lowers it. Metrics compare
-    estimates with `on="logit"` and target="pred".
+    estimates with `score="logit"` and target="pred".
 
     Args:
         network: "cnn_lstm", "cnn_bilstm", another name that `build_network` knows, or any module with one output.

@@ -116,7 +116,7 @@ def test_the_score_can_be_the_probability_or_a_callable(gap_linear, W, b, featur
     model = gap_linear(W, b)
     head = lambda a: torch.einsum("qk,bk->bq", W, a.mean((2, 3))) + b  # noqa: E731
     w = drops(lambda a, i: head(a).softmax(1)[0, 1], features) / head(features).softmax(1)[:, 1, None]
-    close(AblationCAM(layer="features", relu=False, on="prob")(model, features, 1), mix(w, features))
+    close(AblationCAM(layer="features", relu=False, score="prob")(model, features, 1), mix(w, features))
     margin = lambda y: y[:, 0] - y[:, 1] ** 2  # noqa: E731
     w = drops(lambda a, i: margin(head(a))[0], features) / margin(head(features)).abs()[:, None]
     close(AblationCAM(layer="features", relu=False)(model, features, margin), mix(w, features))

@@ -22,7 +22,7 @@ from interpretable_training.attribution import (
     cache_baselines,
     sample_baselines,
 )
-from interpretable_training.attribution.core.prepared_model import observe
+from interpretable_training.attribution.core.prepared_model import prepare_model
 
 
 def family(baselines, **options):
@@ -152,18 +152,18 @@ def test_hyper_takes_kept_features_of_all_its_layers():
 def test_each_baseline_is_run_and_held_once_however_many_draws_there_are():
     """600 draws of 3 baselines: features of 3, not of 600, though every index is used 200 times."""
     net = toy()
-    with observe(net) as observed:
+    with prepare_model(net) as prepared:
         index = torch.tensor([2, 0, 1] * 200)
         target = torch.tensor([0])
-        A, where = Baselines(BASELINES).of_layer(observed, "block", index, target)
+        A, where = Baselines(BASELINES).of_layer(prepared, "block", index, target)
         kept = cache_baselines(net, BASELINES, "block")
-        again, same = kept.of_layer(observed, "block", index, target)
+        again, same = kept.of_layer(prepared, "block", index, target)
         assert len(A) == len(again) == 3
         assert torch.equal(where, index)
         assert torch.equal(same, index)
         assert_close(A[where], kept.features["block"][index])
         assert_close(again[same], kept.features["block"][index])
-        few, where = kept.of_layer(observed, "block", torch.tensor([3, 1, 3]), target)
+        few, where = kept.of_layer(prepared, "block", torch.tensor([3, 1, 3]), target)
         assert len(few) == 2
         assert torch.equal(few[where], kept.features["block"][[3, 1, 3]])
 

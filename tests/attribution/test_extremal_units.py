@@ -1,4 +1,4 @@
-"""Extremal perturbation does not depend on the unit or the zero of the score, and finds weak evidence, too."""
+"""Extremal perturbation does not depend on the unit or the zero of the score, and finds weak scored, too."""
 
 from functools import partial
 
@@ -91,8 +91,8 @@ def test_an_image_without_values_blurs_to_none():
     assert seen.isnan().nonzero().tolist() == [[1, 0, 2, 3]]
 
 
-@pytest.mark.parametrize("on", ["prob", "logprob", "logit"])
-def test_contrast_is_that_of_what_is_explained(on, function, images):
+@pytest.mark.parametrize("score", ["prob", "logprob", "logit"])
+def test_contrast_is_that_of_what_is_explained(score, function, images):
     """Of two classes: p - (1 - p), log p - log(1 - p) = y - 0, y - 0; one logit stands for the same two."""
     w = torch.randn(128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -101,7 +101,7 @@ def test_contrast_is_that_of_what_is_explained(on, function, images):
 
     two = function(lambda x: torch.cat([0 * y(x), y(x)], 1))
     explained = {"prob": lambda out: 2 * out.softmax(1)[:, 1], "logprob": lambda out: out[:, 1]}
-    expected = Small(steps=4)(two, images, explained.get(on, explained["logprob"]))
-    method = Small(steps=4, contrastive=True, on=on)
+    expected = Small(steps=4)(two, images, explained.get(score, explained["logprob"]))
+    method = Small(steps=4, contrastive=True, score=score)
     assert_close(method(two, images, 1), expected)
     assert_close(method(function(y), images, 1), expected)

@@ -65,14 +65,14 @@ def test_probability_instead_of_logit(gap_linear, W, b, features):
     """dp[c]/dy[q] = p[c] (1[q = c] - p[q]), so W[c] becomes p[c] (W[c] - sum over q of p[q] W[q])."""
     p = gap_linear(W, b)(features).softmax(1).detach()
     v = p[:, 0, None] * (W[0] - p @ W)
-    S = GradCAM(layer="features", on="prob", relu=False)(gap_linear(W, b), features, 0)
+    S = GradCAM(layer="features", score="prob", relu=False)(gap_linear(W, b), features, 0)
     close(S, torch.einsum("bk,bkij->bij", v, features) / 6)
 
 
 def test_multi_label_explains_the_sigmoid(gap_linear, W, b, features):
     """ds/dy = s (1 - s) at s = sigmoid(y)."""
     s = gap_linear(W, b)(features)[:, 2].sigmoid().detach()
-    S = GradCAM(layer="features", on="sigmoid", relu=False)(gap_linear(W, b), features, 2)
+    S = GradCAM(layer="features", score="sigmoid", relu=False)(gap_linear(W, b), features, 2)
     close(S, (s * (1 - s))[:, None, None] * torch.einsum("k,bkij->bij", W[2], features) / 6)
 
 
@@ -172,7 +172,7 @@ def test_convolutions_without_padding_are_grids(sizes):
         close(GradCAM(layer="0", relu=False, upsample=False)(model, x, 1), A / A.numel())
 
 
-@pytest.mark.parametrize("wrong", [{"fusion": "min"}, {"normalize": "both"}, {"on": "score"}, {"rule": "signed"}])
+@pytest.mark.parametrize("wrong", [{"fusion": "min"}, {"normalize": "both"}, {"score": "score"}, {"rule": "signed"}])
 def test_other_options_are_refused(wrong, network, images):
     with pytest.raises(ValueError, match=f"'{next(iter(wrong.values()))}'"):
         GradCAM(layer=["0", "1.0"], **wrong)(network, images, 0)

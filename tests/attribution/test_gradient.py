@@ -39,25 +39,25 @@ def test_the_largest_magnitude_is_the_default():
     assert Gradient().reduce == "max_abs"
 
 
-@pytest.mark.parametrize("on", ["prob", "logprob", "loss", "sigmoid"])
-def test_the_explained_number_can_be_another(on, linear, images):
+@pytest.mark.parametrize("score", ["prob", "logprob", "loss", "sigmoid"])
+def test_the_explained_number_can_be_another(score, linear, images):
     """dp[c] = p[c] (w[c] - sum p w), dlog p[c] = w[c] - sum p w, loss = -log p[c], ds = s (1 - s) w[c]."""
     w = torch.randn(3, 128, dtype=torch.float64) / 8
     y = linear(w)(images)
     p, s = y.softmax(1), y.sigmoid()[:, 1, None]
     against = w[1] - p @ w
     expected = {"prob": p[:, 1, None] * against, "logprob": against, "loss": -against, "sigmoid": s * (1 - s) * w[1]}
-    close(Gradient(on=on, reduce="none")(linear(w), images, 1).flatten(1), expected[on])
+    close(Gradient(score=score, reduce="none")(linear(w), images, 1).flatten(1), expected[score])
 
 
 def test_one_logit_is_the_evidence_for_class_one_and_against_class_zero(linear, images):
     """The probability of class 1 is sigmoid(y), that of class 0 is 1 - sigmoid(y)."""
     w = torch.randn(1, 128, dtype=torch.float64) / 8
     s = linear(w)(images).sigmoid()
-    for on, slope in (("logit", torch.ones_like(s)), ("prob", s * (1 - s)), ("logprob", 1 - s), ("loss", s - 1)):
-        close(Gradient(on=on, reduce="none")(linear(w), images, 1).flatten(1), slope * w)
-    for on, slope in (("logit", -torch.ones_like(s)), ("prob", s * (s - 1)), ("logprob", -s), ("loss", s)):
-        close(Gradient(on=on, reduce="none")(linear(w), images, 0).flatten(1), slope * w)
+    for score, slope in (("logit", torch.ones_like(s)), ("prob", s * (1 - s)), ("logprob", 1 - s), ("loss", s - 1)):
+        close(Gradient(score=score, reduce="none")(linear(w), images, 1).flatten(1), slope * w)
+    for score, slope in (("logit", -torch.ones_like(s)), ("prob", s * (s - 1)), ("logprob", -s), ("loss", s)):
+        close(Gradient(score=score, reduce="none")(linear(w), images, 0).flatten(1), slope * w)
 
 
 def test_a_score_that_ignores_the_image_has_no_gradient(function, images):
@@ -72,7 +72,7 @@ def test_a_first_layer_in_place_changes_neither_the_images_nor_the_gradient(func
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize(("wrong", "match"), [({"reduce": "max"}, "got 'max'"), ({"on": "score"}, "got 'score'")])
+@pytest.mark.parametrize(("wrong", "match"), [({"reduce": "max"}, "got 'max'"), ({"score": "score"}, "got 'score'")])
 def test_other_options_are_refused(wrong, match, linear, images):
     with pytest.raises(ValueError, match=match):
         Gradient(**wrong)(linear(torch.ones(2, 128)), images)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExpectedGradCAM, HyperExpectedGradCAM, normalize
-from interpretable_training.attribution.core.prepared_model import observe
+from interpretable_training.attribution.core.prepared_model import prepare_model
 
 
 def net_of(axes, channels=2):
@@ -101,8 +101,8 @@ def test_a_block_is_not_squeezed_into_another_form(size):
     seen = Tally()
     net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     hyper = replace(hyper, cam=replace(hyper.cam, draws=[0], alpha="linspace"))
-    with observe(net) as observed:
-        hyper._supermap(observed, x.abs() + 1, torch.tensor([1]), "block", (8, 8))
+    with prepare_model(net) as prepared:
+        hyper._supermap(prepared, x.abs() + 1, torch.tensor([1]), "block", (8, 8))
     whole = next(images for images in seen if len(images) == 8)  # the blocks themselves, before their draws
     assert (whole[..., :16, :16] > 0).all()
     assert not whole[..., 16:, :].any()

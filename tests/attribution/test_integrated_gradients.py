@@ -55,13 +55,13 @@ def test_it_is_the_printed_sum_between_baseline_and_image(network, images):
         close(phi, (images - base) * expected)
 
 
-@pytest.mark.parametrize("on", ["logit", "prob"])
-def test_it_is_complete(on, network, images):
+@pytest.mark.parametrize("score", ["logit", "prob"])
+def test_it_is_complete(score, network, images):
     """The sum of phi is the score of the image minus that of the baseline; delta is what is missing."""
     smooth, x = network[1], network[0](images).detach()
-    method = IntegratedGradients(reduce="signed_sum", on=on)
+    method = IntegratedGradients(reduce="signed_sum", score=score)
     phi, target = method(smooth, x, 2), torch.tensor([2, 2])
-    scores = [smooth(x) if on == "logit" else smooth(x).softmax(1) for x in (x, 0 * x)]
+    scores = [smooth(x) if score == "logit" else smooth(x).softmax(1) for x in (x, 0 * x)]
     close(phi.sum((1, 2)), (scores[0] - scores[1])[:, 2].detach())
     close(method.delta(smooth, x, target), torch.zeros(2, dtype=torch.float64))
 

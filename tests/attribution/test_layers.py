@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from interpretable_training.attribution import AblationCAM, GradCAM, HiResCAM, LayerCAM
 from interpretable_training.attribution.core.auto_layer import choose_layer
 from interpretable_training.attribution.core.capture import capture
-from interpretable_training.attribution.core.prepared_model import observe
+from interpretable_training.attribution.core.prepared_model import prepare_model
 
 slow = pytest.mark.slow
 SMALL_VIT = {"img_size": 64, "depth": 3, "num_classes": 5}
@@ -87,9 +87,9 @@ def learned(make):
 def test_the_last_layer_with_a_grid_and_a_gradient_is_chosen(case):
     make, size, layer, grid, features = {**NETWORKS, **LARGE}[case]
     net, images = learned(make), toy_images(2, size=size)
-    with observe(net) as observed:
-        assert choose_layer(observed, images) == layer
-        captured = capture(observed, images, [layer])
+    with prepare_model(net) as prepared:
+        assert choose_layer(prepared, images) == layer
+        captured = capture(prepared, images, [layer])
     assert captured.grids[layer].shape == grid
     assert captured.A[layer].shape == captured.dA[layer].shape == (2, features, *grid)
     assert captured.dA[layer].any()
@@ -115,8 +115,8 @@ def test_prefix_tokens_are_dropped_and_patches_lie_in_rows(make, layer, prefix):
     handle = net.get_submodule(layer).register_forward_hook(lambda *args: kept.append(args[-1].detach().clone()))
     net(images)
     handle.remove()
-    with observe(net) as observed:
-        captured = capture(observed, images, [layer])
+    with prepare_model(net) as prepared:
+        captured = capture(prepared, images, [layer])
     assert captured.grids[layer].prefix == prefix
     width = captured.grids[layer].shape[1]
     for i, j in ((0, 0), (1, 2), (3, 3)):
@@ -125,8 +125,8 @@ def test_prefix_tokens_are_dropped_and_patches_lie_in_rows(make, layer, prefix):
 
 def test_swin_is_read_channels_last():
     net, images = learned(timm_swin), toy_images(2, size=(64, 64))
-    with observe(net) as observed:
-        captured = capture(observed, images, ["layers.0", "norm"])
+    with prepare_model(net) as prepared:
+        captured = capture(prepared, images, ["layers.0", "norm"])
     assert captured.grids["norm"].layout == "last"
     assert captured.A["layers.0"].shape == (2, 96, 16, 16)
 
@@ -136,8 +136,8 @@ def test_grids_lie_over_the_image_as_the_patches_do():
     for make, size, layer in ((ToyViT, (16, 24), "patch"), (tv_vit, (64, 64), "conv_proj")):
         net = learned(make)
         nn.init.zeros_(net.get_submodule(layer).weight if layer == "conv_proj" else net.patch[0].weight)
-        with observe(net) as observed:
-            assert capture(observed, toy_images(2, size=size), [layer]).grids[layer].layout == "first"
+        with prepare_model(net) as prepared:
+            assert capture(prepared, toy_images(2, size=size), [layer]).grids[layer].layout == "first"
     net = ToyCNN().eval()
     nn.init.ones_(net.stem[0].weight)
     images = torch.zeros(1, 3, 16, 24)
@@ -153,8 +153,8 @@ def test_a_head_of_zeros_gives_zeros_and_spoils_nothing_for_later():
     net, images = tv_vit().eval(), toy_images(2, size=(64, 64))
     assert not GradCAM()(net, images).any()
     nn.init.normal_(net.heads.head.weight)
-    with observe(net) as observed:
-        assert choose_layer(observed, images) == "encoder.layers.encoder_layer_2.ln_1"
+    with prepare_model(net) as prepared:
+        assert choose_layer(prepared, images) == "encoder.layers.encoder_layer_2.ln_1"
     assert HiResCAM()(net, images).any()
 
 
@@ -212,7 +212,7 @@ def test_behind_the_last_attention_a_layer_is_refused_with_better_names(make, la
         GradCAM(layer=layer)(learned(make), toy_images(2, size=(64, 64)))
 
 
-@pytest.mark.parametrize("option", [{"normalize": "bevor"}, {"fusion": "sum"}, {"on": "logits"}, {"rule": "leaky"}])
+@pytest.mark.parametrize("option", [{"normalize": "bevor"}, {"fusion": "sum"}, {"score": "logits"}, {"rule": "leaky"}])
 def test_an_option_that_is_none_is_refused(option):
     with pytest.raises(ValueError, match=f"{next(iter(option))}|got '{next(iter(option.values()))}'"):
         GradCAM(layer=["stem", "block"], **option)(toy(), toy_images())

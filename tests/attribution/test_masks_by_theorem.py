@@ -127,7 +127,7 @@ def test_one_layer_weighs_as_score_cam_where_percentiles_are_the_range(function,
     A = conv(4 * images)
     assert ((A == 0).flatten(2).sum(2) > 1).all()
     assert ((A == 1).flatten(2).sum(2) > 1).all()
-    peer = ScoreCAM(layer="conv", weights="raw", on="prob")(net, images, 2)
+    peer = ScoreCAM(layer="conv", weights="raw", score="prob")(net, images, 2)
     assert_close(PolyCAM("+", layers=["conv"])(net, images, 2), percentiles(peer, 1))
 
 
@@ -174,7 +174,7 @@ def test_one_logit_is_two_classes(name, convolutions, images):
     with torch.no_grad():
         one[1].weight.copy_(two[1].weight[1:])
         one[1].bias.copy_(two[1].bias[1:])
-    method = type(MASKS[name])(**{**vars(MASKS[name]), "on": "prob"})
+    method = type(MASKS[name])(**{**vars(MASKS[name]), "score": "prob"})
     for target in (0, 1):
         assert_close(method(one, images, target), method(two, images, target))
 

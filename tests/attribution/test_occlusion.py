@@ -16,15 +16,15 @@ def test_a_constant_model_gives_zero(function, images):
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(3, 2), (4, 4), ((3, 5), (1, 4)), (20, 7)])
-@pytest.mark.parametrize("on", ["logit", "prob"])
-def test_each_pixel_gets_the_mean_over_the_patches_that_cover_it(patch, stride, on, network, images):
+@pytest.mark.parametrize("score", ["logit", "prob"])
+def test_each_pixel_gets_the_mean_over_the_patches_that_cover_it(patch, stride, score, network, images):
     value = torch.randn(2, 1, 1, dtype=torch.float64)
     k, t = ((v, v) if isinstance(v, int) else v for v in (patch, stride))
     total, count = torch.zeros(2, 2, 8, 8, dtype=torch.float64)
 
     def y(x):
         logits = network(x)
-        return (logits if on == "logit" else logits.softmax(1))[:, 2].detach()
+        return (logits if score == "logit" else logits.softmax(1))[:, 2].detach()
 
     corners = [range(0, max(8 - k[a], 0) + t[a], t[a]) for a in (0, 1)]
     for top in corners[0]:
@@ -35,7 +35,7 @@ def test_each_pixel_gets_the_mean_over_the_patches_that_cover_it(patch, stride, 
             count[:, top : top + k[0], left : left + k[1]] += 1
     assert (count > 0).all()
     for chunk_size in (1, 5, 100):
-        S = Occlusion(patch, stride, value=value, on=on, chunk_size=chunk_size)(network, images, 2)
+        S = Occlusion(patch, stride, value=value, score=score, chunk_size=chunk_size)(network, images, 2)
         assert_close(S, total / count)
 
 
@@ -56,4 +56,4 @@ def test_patches_that_leave_pixels_out_are_refused(patch, stride, network, image
 
 
 def test_defaults():
-    assert (Occlusion().patch, Occlusion().stride, Occlusion().value, Occlusion().on) == (16, 8, 0.0, "logit")
+    assert (Occlusion().patch, Occlusion().stride, Occlusion().value, Occlusion().score) == (16, 8, 0.0, "logit")

@@ -52,7 +52,7 @@ def test_it_masks_with_black_given_mean_and_std_and_explains_the_log_probability
     x, black = images[:1], {"mean": (0.4, 0.5), "std": (0.2, 0.3)}
     A = network[0](x).detach()
     maps, _ = optimize(network, x, A, lambda y: y.log_softmax(1)[0, 1], 5, **black)
-    S = OptiCAM(layer="0", steps=5, on="logprob", **black)(network, x, 1)
+    S = OptiCAM(layer="0", steps=5, score="logprob", **black)(network, x, 1)
     assert_close(S[0], maps[-1], rtol=0, atol=1e-7)
 
 

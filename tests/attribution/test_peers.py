@@ -29,7 +29,7 @@ from interpretable_training.attribution import (
 )
 from interpretable_training.attribution.core.batching import seeded_noise
 from interpretable_training.attribution.core.capture import capture
-from interpretable_training.attribution.core.prepared_model import observe
+from interpretable_training.attribution.core.prepared_model import prepare_model
 
 pytestmark = pytest.mark.slow
 
@@ -162,8 +162,8 @@ def test_the_grad_cam_plusplus_of_torchcam_loses_its_denominator(images):
     model = Amplified(torchvision.models.resnet18(num_classes=10)).eval()
     with torchcam.GradCAMpp(model, "model.layer4") as extractor:
         (theirs,) = extractor(TARGET, model(images.clone().requires_grad_()), normalized=False)
-    with observe(model) as observed:
-        captured = capture(observed, images, ["model.layer4"], torch.tensor(TARGET))
+    with prepare_model(model) as prepared:
+        captured = capture(prepared, images, ["model.layer4"], torch.tensor(TARGET))
     A, g = captured.A["model.layer4"].detach(), captured.dA["model.layer4"]
     lost = torch.einsum("bk,bkij->bij", (g**2 * g.relu()).sum((2, 3)), A).relu()
     assert_same_map(lost, theirs.detach().relu())

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from interpretable_training.attribution import PolyCAM
 from interpretable_training.attribution.core.auto_layer import scale_layers
 from interpretable_training.attribution.core.map_operations import resize
-from interpretable_training.attribution.core.prepared_model import observe, prepare
+from interpretable_training.attribution.core.prepared_model import prepare, prepare_model
 from interpretable_training.attribution.poly_cam import percentiles
 
 # As the authors list them.
@@ -111,8 +111,8 @@ def test_signals():
 )
 def test_the_last_layer_of_each_size_is_found(name, names):
     model = torchvision.models.get_model(name, weights=None)
-    with observe(model) as observed:
-        found = scale_layers(observed, prepare(observed, torch.randn(1, 3, 64, 64)))
+    with prepare_model(model) as prepared:
+        found = scale_layers(prepared, prepare(prepared, torch.randn(1, 3, 64, 64)))
     assert [c.name for c in found] == names.split()
     cells = [c.grid.shape[0] for c in found]
     assert cells == sorted(cells, reverse=True)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from interpretable_training.attribution import GradCAM, Gradient, explain
 from interpretable_training.attribution.core.auto_layer import choose_layer
-from interpretable_training.attribution.core.prepared_model import observe
+from interpretable_training.attribution.core.prepared_model import prepare_model
 from interpretable_training.models import build_network
 
 REFUSE = {"cam", "rawattention", "attentionrollout", "transformerattribution"}  # they ask for other networks
@@ -77,8 +77,8 @@ def by_hand(net, series, sign=1.0):
 
 def test_grad_cam_of_the_last_convolutions_explains_the_output_itself(net, series):
     """With 0 as the target it explains what lowers the output."""
-    with observe(net) as observed:
-        assert choose_layer(observed, series) == "features"
+    with prepare_model(net) as prepared:
+        assert choose_layer(prepared, series) == "features"
     assert_close(GradCAM()(net, series), by_hand(net, series))
     assert_close(GradCAM()(net, series, 0), by_hand(net, series, -1.0))
     assert_close(GradCAM()(net, series, lambda y: y[:, 0]), by_hand(net, series))
@@ -159,10 +159,10 @@ def test_a_model_in_training_is_explained_without_its_dropout(series):
 
 def test_dropout_stays_where_the_mode_is_kept(series):
     net = Stacked().train()
-    with observe(net, keep_mode=True):
+    with prepare_model(net, keep_mode=True):
         assert (net.lstm.dropout, net.lstm.training) == (0.5, True)
     net.eval()
-    with observe(net, keep_mode=True):
+    with prepare_model(net, keep_mode=True):
         assert net.lstm.dropout == 0  # as in eval mode, in which it was
 
 
@@ -172,5 +172,5 @@ def test_a_layer_with_code_of_its_own_is_in_eval_mode():
             return super().forward(x if not self.training else 0 * x, hx)
 
     net = Stacked(Own).train()
-    with observe(net):
+    with prepare_model(net):
         assert not net.lstm.training

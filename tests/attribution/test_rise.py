@@ -104,4 +104,4 @@ def test_other_options_are_refused(wrong, network, images):
 
 
 def test_defaults():
-    assert (RISE().n, RISE().cells, RISE().p1, RISE().on) == (8000, 7, 0.5, "prob")
+    assert (RISE().n, RISE().cells, RISE().p1, RISE().score) == (8000, 7, 0.5, "prob")

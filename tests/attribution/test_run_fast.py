@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from interpretable_training.attribution.core.prepared_model import observe
+from interpretable_training.attribution.core.prepared_model import prepare_model
 
 
 def test_many_passes_are_the_same_in_any_layout():
@@ -21,10 +21,10 @@ def test_many_passes_are_the_same_in_any_layout():
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
     viewing = Viewing(nn.Conv2d(3, 4, 3), nn.Linear(144, 5))
     for net, refuses in ((plain, False), (viewing, True)):
-        with observe(net) as observed, torch.no_grad():
-            assert_close(observed.run_fast(images), net(images))
-            assert_close(observed.run_fast(images), net(images))
-            assert bool(observed.refused) == refuses
+        with prepare_model(net) as prepared, torch.no_grad():
+            assert_close(prepared.run_fast(images), net(images))
+            assert_close(prepared.run_fast(images), net(images))
+            assert bool(prepared.refused) == refuses
 
 
 def test_other_errors_of_many_passes_are_raised():
@@ -33,5 +33,5 @@ def test_other_errors_of_many_passes_are_raised():
 
     net = nn.Conv2d(3, 4, 3)
     net.register_forward_hook(broken)
-    with observe(net) as observed, pytest.raises(RuntimeError, match="broken"):
-        observed.run_fast(torch.randn(2, 3, 8, 8))
+    with prepare_model(net) as prepared, pytest.raises(RuntimeError, match="broken"):
+        prepared.run_fast(torch.randn(2, 3, 8, 8))

@@ -56,7 +56,7 @@ def test_weights_can_be_the_scores_or_their_increase_over_the_masked_image(netwo
 def test_the_score_can_be_the_probability(network, images, activations):
     A, _ = activations(network, images, [1, 2])
     p, _ = scores(network, images, [1, 2], A, score=lambda y: y.softmax(1))
-    S = ScoreCAM(layer="0", upsample=False, on="prob", weights="raw")(network, images, [1, 2])
+    S = ScoreCAM(layer="0", upsample=False, score="prob", weights="raw")(network, images, [1, 2])
     close(S, mix(p, A).relu())
 
 

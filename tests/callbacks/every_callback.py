@@ -35,7 +35,7 @@ class Explains(L.Callback):
 
 
 METRICS = [AverageDrop(), Insertion(steps=3, ties="random"), MaxSensitivity(n=1)]
-EVERYWHERE = {"on": ("fit", "validate", "test"), "on_error": "raise"}
+EVERYWHERE = {"stages": ("fit", "validate", "test"), "on_error": "raise"}
 OFTEN = {"methods": METHODS, "every_n_steps": 4, **EVERYWHERE}
 WATCHING = {
     "Explains": Explains,

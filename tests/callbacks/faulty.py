@@ -24,7 +24,7 @@ class Faulty(Attribution):
 
     act: ClassVar = staticmethod(lambda images: 1.0)
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         return images.abs().mean(1) * type(self).act(images)
 
 

@@ -67,7 +67,7 @@ PROGRAM = """
 
     @dataclass(frozen=True)
     class Killed(Attribution):
-        def attribute(self, observed, images, target):
+        def attribute(self, prepared, images, target):
             if Path("armed").exists():
                 Path("armed").unlink()
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -69,7 +69,7 @@ def test_it_is_asked_once_at_the_end_and_the_weights_are_those_of_training_alone
 class Nothing(Attribution):
     """A constant map, which is like no other."""
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         return torch.zeros_like(images[:, 0])
 
 
@@ -83,7 +83,7 @@ def test_a_map_that_cannot_be_compared_is_null_in_the_journal(tmp_path):
 
 
 class Fails(Gradient):
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         raise RuntimeError("boom")
 
 

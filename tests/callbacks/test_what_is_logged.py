@@ -23,7 +23,7 @@ ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
 class Given(Attribution):
     """Shows the first channel of the image itself."""
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         return images[:, 0].clone()
 
 

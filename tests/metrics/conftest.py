@@ -108,8 +108,8 @@ def curves():
     """The curves of a metric for a batch, by kind."""
 
     def find(metric, *args, **facts):
-        with gather(*args, **facts) as evidence:
-            return metric.curves(evidence)
+        with gather(*args, **facts) as scored:
+            return metric.curves(scored)
 
     return find
 

@@ -40,10 +40,10 @@ CONFIDENCE = [
     (NORMAL, {"std": (0.5, 0.5, 0.5)}),
     ({}, {"topk": 10}),
     ({"topk": 10}, {"topk": 20}),
-    ({}, {"on": "logit"}),
-    ({}, {"on": "sigmoid"}),
+    ({}, {"score": "logit"}),
+    ({}, {"score": "sigmoid"}),
 ]
-PROBABLE = [pair for pair in CONFIDENCE if pair[1] not in ({"preset": "torchcam"}, {"on": "logit"})]
+PROBABLE = [pair for pair in CONFIDENCE if pair[1] not in ({"preset": "torchcam"}, {"score": "logit"})]
 AGAIN = [
     ({}, {"attribution": GradCAM()}),
     ({"attribution": GradCAM()}, {"attribution": LayerCAM()}),
@@ -71,8 +71,8 @@ CURVE = [
     ({"substrate": "black"}, NORMAL),
     ({"substrate": "black", **NORMAL}, {"mean": (0.5,) * 3}),
     ({"substrate": "black", **NORMAL}, {"std": (0.5,) * 3}),
-    ({}, {"on": "logit"}),
-    ({}, {"on": "sigmoid"}),
+    ({}, {"score": "logit"}),
+    ({}, {"score": "sigmoid"}),
 ]
 REGION = [({}, {"region": region}) for region in ("mask", "boxes", "shortcut_mask")]
 BOX = [
@@ -100,11 +100,11 @@ CASES = {
         ({"substrate": "black", **NORMAL}, {"mean": (0.5,) * 3}),
         ({"substrate": "black", **NORMAL}, {"std": (0.5,) * 3}),
         ({"substrate": "uniform"}, {"seed": 1}),
-        ({}, {"on": "logit"}),
+        ({}, {"score": "logit"}),
     ],
     ROAD: [
         ({}, {"percentages": (10, 50)}),
-        *[({}, {"on": on}) for on in ("accuracy", "sigmoid", "logit")],
+        *[({}, {"score": score}) for score in ("accuracy", "sigmoid", "logit")],
         ({}, {"noise": 0.0}),
         ({}, {"seed": 1}),
     ],
@@ -154,6 +154,6 @@ CASES = {
         ({}, {"p_on": "image"}),
         ({}, {"connectivity": 8}),
         ({}, {"upstream": True}),
-        ({}, {"on": "sigmoid"}),
+        ({}, {"score": "sigmoid"}),
     ],
 }

@@ -27,7 +27,7 @@ class Stops(Attribution):
 
     at: int = 2
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         if BATCH * self.at < N and torch.equal(images[0], X[BATCH * self.at].to(images)):
             raise KeyboardInterrupt
         return images.abs().mean(1)

@@ -181,7 +181,7 @@ class Given(Attribution):
 
     power: int = 1
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         return images.abs().mean(1) ** self.power
 
 
@@ -199,9 +199,9 @@ CONFIDENCE = [AverageDrop(), AverageIncrease(), AverageGain()]
         ([Insertion(steps=8)], 2, 7),  # blurred images once, and steps 1..7
         ([Insertion(steps=8), Deletion(steps=8)], 3, 14),
         ([Insertion(steps=8), Deletion(steps=8), InsertionDeletion(steps=8)], 3, 14),
-        ({"a": Insertion(steps=8), "b": Insertion(steps=8, auc="mean"), "c": Insertion(steps=8, on="logit")}, 2, 7),
+        ({"a": Insertion(steps=8), "b": Insertion(steps=8, auc="mean"), "c": Insertion(steps=8, score="logit")}, 2, 7),
         ([ROAD(percentages=(10, 50)), AOPC(patch=4, steps=3)], 1, 7),
-        ({"a": ROAD(percentages=(10, 50)), "b": ROAD(percentages=(10, 50), on="accuracy")}, 1, 4),
+        ({"a": ROAD(percentages=(10, 50)), "b": ROAD(percentages=(10, 50), score="accuracy")}, 1, 4),
     ],
     ids=["none", "AD AI AG", "and ADD", "ADCC", "insertion", "both", "all three", "rules", "ROAD AOPC", "ROAD twice"],
 )

@@ -26,7 +26,7 @@ class Stops(Attribution):
 
     at: int = field(default=-1, repr=False)
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         if self.at >= 0:
             store = dist.distributed_c10d._get_default_store()
             if any(torch.equal(image, X[self.at]) for image in images):

@@ -33,7 +33,7 @@ class Does(Attribution):
     error: BaseException | None = field(default=None, repr=False)
     slow: bool = False
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         seen.append(len(images))
         if self.error is not None:
             began = f"began {type(self.error).__name__}"

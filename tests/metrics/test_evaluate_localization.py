@@ -9,10 +9,10 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.batches.source import Feed, annotations_of
+from interpretable_training.batches.source import BatchSource, annotations_of
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.evaluation.cache import Part
-from interpretable_training.evaluation.evaluate import Work
+from interpretable_training.evaluation.evaluate import EvaluationRun
 from interpretable_training.metrics import (
     AverageDrop,
     BoxAccuracy,
@@ -45,7 +45,7 @@ class Known(Attribution):
     maps: Tensor
     keys: Tensor
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         rows = (images[:, 0, 0, :4, None] == self.keys.T[None].to(images)).all(1).int().argmax(1)
         return self.maps[rows].to(images)
 
@@ -163,20 +163,20 @@ def test_the_saliency_metric_needs_no_annotation(network, images, target):
 
 def test_work_takes_annotations_last_and_as_they_come(network, images, target):
     """What a callback does: whatever else was in the batch may be passed along."""
-    work = Work(network, {"g": GradCAM("3")}, {"ep": EnergyPointingGame()}, "label", False, None, None)
+    work = EvaluationRun(network, {"g": GradCAM("3")}, {"ep": EnergyPointingGame()}, "label", False, None, None)
     rest = {"mask": images[:, 0] > 0, "name": ["a"] * 5, "prob": target, "weights": 3}
     part = work.measure(0, list(range(5)), images, target, True, rest)
     assert isinstance(part, Part)
     assert part.values["g"]["ep"].shape == (5, 1)
-    plain = Work(network, {"g": GradCAM("3")}, {"ad": AverageDrop()}, "label", False, None, None)
+    plain = EvaluationRun(network, {"g": GradCAM("3")}, {"ad": AverageDrop()}, "label", False, None, None)
     assert plain.measure(0, list(range(5)), images, target, True).values["g"]["ad"].isfinite().all()
 
 
 def test_feeds_read_as_before_or_with_annotations(images, target):
-    feed = Feed([{"image": images, "target": target, "mask": images[:, 0] > 0}])
-    number, indices, x, y = next(feed.read(lambda _: True))
+    source = BatchSource([{"image": images, "target": target, "mask": images[:, 0] > 0}])
+    number, indices, x, y = next(source.read(lambda _: True))
     assert (number, indices) == (0, list(range(5)))
-    assert list(next(feed.read_annotated(lambda _: True))[4]) == ["mask"]
+    assert list(next(source.read_annotated(lambda _: True))[4]) == ["mask"]
     assert torch.equal(x, images)
     assert torch.equal(y, target)
 

@@ -15,7 +15,7 @@ from torch.utils.data import (
 )
 
 from interpretable_training.attribution import GradCAM
-from interpretable_training.batches.source import Feed
+from interpretable_training.batches.source import BatchSource
 from interpretable_training.metrics import AverageDrop, Complexity, Insertion, evaluate
 
 N = 7
@@ -126,10 +126,10 @@ def test_every_source_gives_the_same_table(network, expected, source):
 
 @pytest.mark.parametrize("source", [key for key in SOURCES if key not in ("batches", "generator", "stream")])
 def test_every_source_is_cut_at_max_images(source):
-    feed = Feed(SOURCES[source](), max_images=4)
+    source = BatchSource(SOURCES[source](), max_images=4)
     read = [
         (i, x, y)
-        for _, indices, images, target in feed.read(lambda _: True)
+        for _, indices, images, target in source.read(lambda _: True)
         for i, x, y in zip(indices, images, target)
     ]
     assert len(read) == 4
@@ -140,14 +140,14 @@ def test_every_source_is_cut_at_max_images(source):
 
 def test_max_images_are_chosen_by_the_seed_whatever_the_loader(network):
     def chosen(data, seed):
-        return [i for part in Feed(data, 4, seed=seed).plan for i in part]
+        return [i for part in BatchSource(data, 4, seed=seed).plan for i in part]
 
     first = chosen(DATA, 0)
     assert first == sorted(set(first))
     assert all(chosen(SOURCES[key](), 0) == first for key in ("pair", "shuffled loader", "worker", "shuffled module"))
     assert len({tuple(chosen(DATA, seed)) for seed in range(8)}) > 4
     assert chosen(DATA, 3) == chosen(DATA, 3)
-    assert [i for part in Feed(DATA, 99).plan for i in part] == list(range(N))
+    assert [i for part in BatchSource(DATA, 99).plan for i in part] == list(range(N))
     found = measured(network, DATA, max_images=4)
     assert found.images.tolist() == first
     assert found.classes.tolist() == Y[first].tolist()
@@ -156,17 +156,17 @@ def test_max_images_are_chosen_by_the_seed_whatever_the_loader(network):
 def test_every_image_is_chosen_as_often_as_the_others():
     counts = torch.zeros(N)
     for seed in range(700):
-        counts[[i for part in Feed(DATA, 2, seed=seed).plan for i in part]] += 1
+        counts[[i for part in BatchSource(DATA, 2, seed=seed).plan for i in part]] += 1
     assert counts.min() > 200 - 4 * 200**0.5
     assert counts.max() < 200 + 4 * 200**0.5
 
 
 def test_a_sampler_of_some_images_gives_these_in_order():
     loader = DataLoader(DATA, 2, sampler=SubsetRandomSampler([5, 1, 3]))
-    assert Feed(loader).plan == [[1, 3], [5]]
-    assert {i for part in Feed(loader, 2).plan for i in part} < {1, 3, 5}
+    assert BatchSource(loader).plan == [[1, 3], [5]]
+    assert {i for part in BatchSource(loader, 2).plan for i in part} < {1, 3, 5}
     empty = DataLoader(DATA, 2, sampler=SubsetRandomSampler([]))
-    assert Feed(empty).plan == []
+    assert BatchSource(empty).plan == []
 
 
 def test_loaders_that_do_not_tell_their_images_are_read_as_they_come():
@@ -176,8 +176,8 @@ def test_loaders_that_do_not_tell_their_images_are_read_as_they_come():
         DataLoader(DATA, batch_sampler=[[3, 1], [2]]),
         DataLoader(DATA, sampler=RandomSampler(DATA, replacement=True, num_samples=20)),
     ):
-        assert Feed(loader).plan is None
-    read = list(Feed(Reversed(DATA, batch_size=4)).read(lambda _: True))
+        assert BatchSource(loader).plan is None
+    read = list(BatchSource(Reversed(DATA, batch_size=4)).read(lambda _: True))
     assert [indices for _, indices, _, _ in read] == [[0, 1, 2], [3, 4, 5, 6]]
     assert torch.equal(read[0][2], X[4:])
 
@@ -190,14 +190,14 @@ def test_streams_are_read_no_further_than_needed():
             taken.append(start)
             yield X[start : start + 2], Y[start : start + 2]
 
-    read = list(Feed(batches(), max_images=4).read(lambda _: True))
+    read = list(BatchSource(batches(), max_images=4).read(lambda _: True))
     assert taken == [0, 2]
     assert [indices for _, indices, _, _ in read] == [[0, 1], [2, 3]]
 
 
 def test_wanted_batches_keep_their_numbers_and_indices():
     for source in ("loader", "batches"):
-        read = list(Feed(SOURCES[source]()).read(lambda number: number % 2 == 1))
+        read = list(BatchSource(SOURCES[source]()).read(lambda number: number % 2 == 1))
         assert [(number, indices) for number, indices, _, _ in read] == [(1, [2, 3]), (3, [6])]
 
 
@@ -212,8 +212,8 @@ def test_images_alone_need_no_target_when_the_model_says_the_class(network):
 
 def test_a_data_module_is_prepared_and_set_up_for_its_split():
     module = Module()
-    Feed(module)
-    Feed(module, split="test")
+    BatchSource(module)
+    BatchSource(module, split="test")
     assert module.stages == ["prepare", "validate", "prepare", "test"]
 
 
@@ -252,9 +252,9 @@ def test_batches_of_other_names_are_read_as_callbacks_read_them(network):
 
 def test_counts_and_splits_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="expected max_images of at least 1, got 0"):
-        Feed(DATA, 0)
+        BatchSource(DATA, 0)
     with pytest.raises(ValueError, match="expected split to be one of"):
-        Feed(DATA, split="train")
+        BatchSource(DATA, split="train")
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])

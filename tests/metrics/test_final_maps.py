@@ -169,7 +169,7 @@ class Foreign(L.LightningModule):
 def test_the_callback_measures_final_maps_as_they_are(network, images, target, tmp_path):
     data = torch.utils.data.DataLoader(list(zip(images, target)), batch_size=3)
     methods = {"sigmoid": OptiCAM("3", steps=2, n="sigmoid"), "raw": GradCAM("3")}
-    callback = InterpretabilityMetrics(methods, Complexity(), on_error="raise", on=("test",))
+    callback = InterpretabilityMetrics(methods, Complexity(), on_error="raise", stages=("test",))
     trainer = L.Trainer(
         logger=False,
         enable_progress_bar=False,

@@ -34,10 +34,10 @@ class Spy(Gradient):
 
     seen: list = []
 
-    def attribute(self, observed, images, target):
-        layers = [m for m in observed.module.modules() if isinstance(m, nn.Conv2d)]
+    def attribute(self, prepared, images, target):
+        layers = [m for m in prepared.module.modules() if isinstance(m, nn.Conv2d)]
         self.seen.append((target.tolist(), [m.weight.detach().clone() for m in layers]))
-        return super().attribute(observed, images, target)
+        return super().attribute(prepared, images, target)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 
 from interpretable_training.callbacks import Watcher
 from interpretable_training.cli.lightning_commands import run
-from interpretable_training.evaluation.trainer import Trainer
+from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.metrics.core.base import described
 from interpretable_training.models import build_network
 from interpretable_training.recipes import Recipe, Study  # which makes our classes known by their names
@@ -43,19 +43,19 @@ def read_study(stem, monkeypatch):
     """The objects and options that a configuration of `evaluate` describes, as a study."""
     seen = []
 
-    @functools.wraps(Trainer.evaluate)  # whose arguments are the options of the command
+    @functools.wraps(EvaluationTrainer.evaluate)  # whose arguments are the options of the command
     def remember(trainer, model, datamodule, ckpt_path=None, **options):
         seen.append(Study(trainer, model, datamodule, options))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "evaluate", remember)
+        patch.setattr(EvaluationTrainer, "evaluate", remember)
         run(["evaluate", "--config", str(CONFIGS / f"{stem}.yaml")])
     return seen[0]
 
 
 def measured(study):
     """What a study measures: methods and metrics in order, each with all that decides what it does."""
-    given = {name: p.default for name, p in inspect.signature(Trainer.evaluate).parameters.items()}
+    given = {name: p.default for name, p in inspect.signature(EvaluationTrainer.evaluate).parameters.items()}
     options = {name: value for name, value in {**given, **study.options}.items() if name in OPTIONS}
     methods = {name: as_lists(described(method)) for name, method in study.options["methods"].items()}
     metrics = {name: metric.passport() for name, metric in study.options["metrics"].items()}

@@ -71,7 +71,7 @@ def test_each_curve_has_a_panel_and_each_method_a_line(drawn):
 
 
 def test_controls_are_gray_and_broken(drawn):
-    (axes,) = drawn(table_of({"deletion": Deletion(on="logit")}, controls=("b",)))
+    (axes,) = drawn(table_of({"deletion": Deletion(score="logit")}, controls=("b",)))
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
     assert axes.lines[1].get_color() == "0.5"
     assert axes.get_ylabel() == "logit of the class"

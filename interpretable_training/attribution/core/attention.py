@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .feature_grids import Grid, find_grid
-from .prepared_model import Observed
+from .prepared_model import PreparedModel
 
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 
@@ -73,19 +73,19 @@ def attention_weights(
 
 
 @torch.no_grad()
-def attention_of(observed: Observed, images: Tensor) -> tuple[Tensor, Grid]:
+def attention_of(prepared: PreparedModel, images: Tensor) -> tuple[Tensor, Grid]:
     """All self-attentions over one set of tokens, (B, L, heads, T, T), and the grid that the tokens are."""
     with AttentionRecorder() as recorder:
-        observed.run(images)
+        prepared.run(images)
     found = [weights for weights in recorder.found if len(weights) == len(images)]
-    grid = attention_grid(observed, images, found or recorder.found)
+    grid = attention_grid(prepared, images, found or recorder.found)
     return torch.stack(found, 1), grid
 
 
-def attention_grid(observed: Observed, images: Tensor, found: Sequence[Tensor]) -> Grid:
+def attention_grid(prepared: PreparedModel, images: Tensor, found: Sequence[Tensor]) -> Grid:
     """The grid that the tokens of all attentions are, an error if there is none."""
     tokens = found[-1].shape[-1] if found else 0
-    said = [getattr(m, "num_prefix_tokens", None) for m in observed.module.modules()]
+    said = [getattr(m, "num_prefix_tokens", None) for m in prepared.module.modules()]
     prefix = next((p for p in said if isinstance(p, int)), None)
     shape, size = (len(images), tokens, 1), images.shape[2:]
     grid = (find_grid(shape, size, prefix) or find_grid(shape, size)) if found else None
@@ -93,7 +93,7 @@ def attention_grid(observed: Observed, images: Tensor, found: Sequence[Tensor]) 
         shapes = sorted({tuple(weights.shape) for weights in found})
         raise ValueError(
             f"expected a transformer whose self-attentions all see the same tokens of the whole image, found in "
-            f"{type(observed.module).__name__} attention of shapes {shapes}; use a method of layers, such as GradCAM."
+            f"{type(prepared.module).__name__} attention of shapes {shapes}; use a method of layers, such as GradCAM."
         )
     return grid
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .feature_grids import Grid, find_grid, first_tensor, named_layers, prefix_tokens
-from .prepared_model import Observed
+from .prepared_model import PreparedModel
 from .targets import Target, check_scores, pick_logits
 
 POOLING = (
@@ -53,18 +53,18 @@ class Candidate:
     reaches: bool
 
 
-def choose_layer(observed: Observed, images: Tensor, target: Target = None) -> str:
+def choose_layer(prepared: PreparedModel, images: Tensor, target: Target = None) -> str:
     """The name of the last spatial layer that the score depends on."""
-    ordinary = observed.output is None and not callable(target)  # one model may have several outputs to explain
-    memo = _chosen.setdefault(observed.module, {}) if ordinary else {}
+    ordinary = prepared.output is None and not callable(target)  # one model may have several outputs to explain
+    memo = _chosen.setdefault(prepared.module, {}) if ordinary else {}
     size = tuple(images.shape[1:])
-    if memo.get(size) in named_layers(observed.module):
+    if memo.get(size) in named_layers(prepared.module):
         return memo[size]
-    found = candidates(observed, images, target)
+    found = candidates(prepared, images, target)
     if not found:
         raise ValueError(
             f"expected a model with a layer whose output is a grid over images of {tuple(images.shape[2:])}, "
-            f"found none in {type(observed.module).__name__}; pass layer= with the name of one."
+            f"found none in {type(prepared.module).__name__}; pass layer= with the name of one."
         )
     for candidate in found:
         if candidate.reaches:
@@ -73,17 +73,17 @@ def choose_layer(observed: Observed, images: Tensor, target: Target = None) -> s
     return found[0].name  # a score that depends on nothing: every map is zero, and nothing was learned for the memo
 
 
-def candidates(observed: Observed, images: Tensor, target: Target = None) -> list[Candidate]:
+def candidates(prepared: PreparedModel, images: Tensor, target: Target = None) -> list[Candidate]:
     """All layers that could be explained, the last one to run first."""
     with torch.enable_grad():
         image = images[:1].detach().clone().requires_grad_()
-        outputs, result = _record(observed, image)
+        outputs, result = _record(prepared, image)
         if callable(target):
             score = check_scores(target(result), None, 1)
         else:
-            score = pick_logits(result, observed.output).amax(1)
+            score = pick_logits(result, prepared.output).amax(1)
         made = _last_of_each(outputs)
-        spatial = _spatial(observed, made, image, strict=True) or _spatial(observed, made, image, strict=False)
+        spatial = _spatial(prepared, made, image, strict=True) or _spatial(prepared, made, image, strict=False)
         gradients = _gradients(score, [found.tensor for found, _ in spatial])
         none = score.new_zeros((), dtype=torch.bool)
         flags = [none if g is None else grid.read(g).any().to(none) for (_, grid), g in zip(spatial, gradients)]
@@ -91,18 +91,18 @@ def candidates(observed: Observed, images: Tensor, target: Target = None) -> lis
     return [Candidate(found.name, grid, reaches) for (found, grid), reaches in zip(spatial, reached)][::-1]
 
 
-def scale_layers(observed: Observed, images: Tensor, target: Target = None) -> list[Candidate]:
+def scale_layers(prepared: PreparedModel, images: Tensor, target: Target = None) -> list[Candidate]:
     """For each size of grid the last layer of that size, from the finest to the coarsest.
 
     The first layers of a block that makes the grid coarser still have the size of its input: the input stands for it.
     """
-    found = candidates(observed, images, target)
+    found = candidates(prepared, images, target)
     found = [c for c in found if c.reaches] or found
     last = {c.name: c for c in reversed(found)}  # of a layer that runs several times
     best: dict[tuple[int, ...], tuple[int, Candidate]] = {}
     for c in found:
         if last[c.name] is c:
-            depth = _inside_coarser(observed.module, c, found)
+            depth = _inside_coarser(prepared.module, c, found)
             if c.grid.shape not in best or depth < best[c.grid.shape][0]:
                 best[c.grid.shape] = (depth, c)
     order = list(dict.fromkeys(c.grid.shape for c in found if c.grid.shape in best))
@@ -123,7 +123,7 @@ def _inside_coarser(module: nn.Module, candidate: Candidate, found: list[Candida
     return sum(any(f"{name}.".startswith(f"{n}.") for name in coarser) for n in blocks)
 
 
-def _record(observed: Observed, image: Tensor) -> tuple[list[_Output], Any]:
+def _record(prepared: PreparedModel, image: Tensor) -> tuple[list[_Output], Any]:
     outputs: list[_Output] = []
 
     def record(name: str, child: nn.Module) -> Any:
@@ -134,10 +134,10 @@ def _record(observed: Observed, image: Tensor) -> tuple[list[_Output], Any]:
 
         return hook
 
-    named = {child: name for name, child in named_layers(observed.module).items() if name}
+    named = {child: name for name, child in named_layers(prepared.module).items() if name}
     handles = [child.register_forward_hook(record(name, child)) for child, name in named.items()]
     try:
-        return outputs, observed.run(image)
+        return outputs, prepared.run(image)
     finally:
         for handle in handles:
             handle.remove()
@@ -156,10 +156,12 @@ def _last_of_each(outputs: list[_Output]) -> list[_Output]:
     return [group[-1] for group in named if not isinstance(group[0].module, NO_FEATURE)]
 
 
-def _spatial(observed: Observed, outputs: list[_Output], image: Tensor, strict: bool) -> list[tuple[_Output, Grid]]:
+def _spatial(
+    prepared: PreparedModel, outputs: list[_Output], image: Tensor, strict: bool
+) -> list[tuple[_Output, Grid]]:
     spatial = []
     for found in outputs:
-        prefix = prefix_tokens(observed.module, found.name)
+        prefix = prefix_tokens(prepared.module, found.name)
         grid = find_grid(found.tensor.shape, image.shape[2:], prefix, strict)
         if grid is not None and (grid.layout == "first" or _on_stream(found.module)) and math.prod(grid.shape) > 1:
             spatial.append((found, grid))

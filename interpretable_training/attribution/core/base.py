@@ -18,7 +18,7 @@ from .activation_gates import Rule, gates
 from .auto_layer import choose_layer
 from .capture import capture
 from .map_operations import normalize, one_of, resize
-from .prepared_model import Observed, Output, observe, prepare
+from .prepared_model import Output, PreparedModel, prepare, prepare_model
 from .ranges import check_ranges
 from .targets import Resolved, Score, Target
 
@@ -71,8 +71,8 @@ class Attribution(ABC):
         return maps[""]
 
     @abstractmethod
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        """Maps (B, H, W) of a prepared model: `observed(images)` are logits, `target` is one class per image."""
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        """Maps (B, H, W) of a prepared model: `prepared(images)` are logits, `target` is one class per image."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class GradientCAM(Attribution):
 
     Args:
         layer: "auto" (the last spatial layer), a dotted name, or several names.
-        relu: keep positive evidence only; else the map is signed.
+        relu: keep positive scored only; else the map is signed.
         normalize: bring each map into [0, 1] "before" or "after" upsampling, or not at all; metrics do not scale it
             again then.
         upsample: to image resolution; else the map stays at the layer's (one layer only).
         align_corners: how upsampling places the corners.
         fusion: how normalized maps of several layers become one.
-        on: explain the "logit" or the "prob", "logprob", "sigmoid" of the class.
+        score: explain the "logit" or the "prob", "logprob", "sigmoid" of the class.
         rule: the gradient is "plain", or follows the "guided" or "deconv" rule at activations.
     """
 
@@ -97,7 +97,7 @@ class GradientCAM(Attribution):
     upsample: bool = True
     align_corners: bool = False
     fusion: Literal["mean", "max"] = "mean"
-    on: Score = "logit"
+    score: Score = "logit"
     rule: Rule = "plain"
     needs_gradient: ClassVar[bool] = True
 
@@ -116,24 +116,24 @@ class GradientCAM(Attribution):
         """What `combine` made, scaled by something of the explained score y (B,); by default nothing."""
         return S
 
-    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
+    def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
         """The signed map (B, *spatial) of one layer, for methods that do not `combine`."""
         raise TypeError(f"{type(self).__name__} implements neither combine, layer_map nor attribute.")
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         if combines(self):
-            return _share({"": self}, observed, images, target)[0][""]
-        layers = self.layers(observed, images, target)
-        return self.fuse([self.layer_map(observed, images, target, layer) for layer in layers], images)
+            return _share({"": self}, prepared, images, target)[0][""]
+        layers = self.layers(prepared, images, target)
+        return self.fuse([self.layer_map(prepared, images, target, layer) for layer in layers], images)
 
-    def layers(self, observed: Observed, images: Tensor, target: Target) -> list[str]:
+    def layers(self, prepared: PreparedModel, images: Tensor, target: Target) -> list[str]:
         """The names of the layers to look at."""
         names = [self.layer] if isinstance(self.layer, str) else self.layer
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"expected layer to be 'auto', a name or a list of names, got {self.layer!r}.")
         if not names:
             raise ValueError("expected at least one name of a layer, got an empty list.")
-        return [choose_layer(observed, images, target) if name == "auto" else name for name in names]
+        return [choose_layer(prepared, images, target) if name == "auto" else name for name in names]
 
     def fuse(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
         """One map at image resolution of the signed maps of the layers."""
@@ -179,16 +179,16 @@ def explain(
     fixed = [type(m).__name__ for m in named.values() if not m.differentiable]
     if create_graph and fixed:
         raise ValueError(f"expected methods whose maps can be differentiated with create_graph=True, got {fixed}.")
-    with observe(model, output, keep_mode or create_graph, create_graph) as observed:
-        images = prepare(observed, images)
+    with prepare_model(model, output, keep_mode or create_graph, create_graph) as prepared:
+        images = prepare(prepared, images)
         if isinstance(target, (list, tuple)) or (isinstance(target, str) and target.startswith("topk")):
-            target = observed.resolve(images, target)
+            target = prepared.resolve(images, target)
         if not isinstance(target, Tensor) or target.ndim < 2:
-            maps = explain_prepared(named, observed, images, target)
+            maps = explain_prepared(named, prepared, images, target)
         else:
-            classes = observed.resolve(images, target)
+            classes = prepared.resolve(images, target)
             assert isinstance(classes, Tensor)
-            found = [explain_prepared(named, observed, images, column) for column in classes.unbind(1)]
+            found = [explain_prepared(named, prepared, images, column) for column in classes.unbind(1)]
             maps = {name: torch.stack([maps[name] for maps in found], 1) for name in named}
         return {name: full(maps[name] if create_graph else maps[name].detach()) for name in named}
 
@@ -231,20 +231,20 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def explain_prepared(
-    named: dict[str, Attribution], observed: Observed, images: Tensor, target: Target
+    named: dict[str, Attribution], prepared: PreparedModel, images: Tensor, target: Target
 ) -> dict[str, Tensor]:
-    """`explain` inside `observe`: raw maps (B, H, W) of prepared images, one target each."""
+    """`explain` inside `prepare_model`: raw maps (B, H, W) of prepared images, one target each."""
     maps: dict[str, Tensor] = {}
     resolved: Resolved | None = None
     for cams in _passes(named):
-        found, resolved = _share(cams, observed, images, target if resolved is None else resolved)
+        found, resolved = _share(cams, prepared, images, target if resolved is None else resolved)
         maps.update(found)
     rest = {name: method for name, method in named.items() if name not in maps}
     if rest and resolved is None:
-        resolved = observed.resolve(images, target)
+        resolved = prepared.resolve(images, target)
     for name, method in rest.items():
         assert resolved is not None
-        maps[name] = method.attribute(observed, images, resolved)
+        maps[name] = method.attribute(prepared, images, resolved)
     return maps
 
 
@@ -253,24 +253,24 @@ def _passes(named: dict[str, Attribution]) -> list[dict[str, GradientCAM]]:
     groups: dict[tuple[str, str], dict[str, GradientCAM]] = {}
     for name, cam in named.items():
         if isinstance(cam, GradientCAM) and combines(cam):
-            groups.setdefault((cam.on, cam.rule), {})[name] = cam
+            groups.setdefault((cam.score, cam.rule), {})[name] = cam
     return list(groups.values())
 
 
 def _share(
-    cams: dict[str, GradientCAM], observed: Observed, images: Tensor, target: Target
+    cams: dict[str, GradientCAM], prepared: PreparedModel, images: Tensor, target: Target
 ) -> tuple[dict[str, Tensor], Resolved]:
     """The maps of methods with the same gradient, from one pass, and the classes that they explain."""
     first = next(iter(cams.values()))
-    layers = {name: cam.layers(observed, images, target) for name, cam in cams.items()}
+    layers = {name: cam.layers(prepared, images, target) for name, cam in cams.items()}
     union = list(dict.fromkeys(layer for names in layers.values() for layer in names))
     gradient = any(cam.needs_gradient for cam in cams.values())
     with gates(first.rule) as rule:
-        captured = capture(observed, images, union, target, gradient=gradient, on=first.on, rule=rule)
+        captured = capture(prepared, images, union, target, gradient=gradient, score=first.score, rule=rule)
     A = {layer: full(tensor) for layer, tensor in captured.A.items()}
     dA = {layer: full(tensor) for layer, tensor in captured.dA.items()} if gradient else A
     maps = {}
-    with torch.set_grad_enabled(observed.create_graph):
+    with torch.set_grad_enabled(prepared.create_graph):
         for name, cam in cams.items():
             signed = [cam.combine(A[layer], dA[layer]) for layer in layers[name]]
             scaled = signed if captured.y is None else [cam.rescale(S, full(captured.y)) for S in signed]

@@ -11,7 +11,7 @@ from .auto_layer import choose_layer
 from .base import full
 from .batching import in_chunks
 from .capture import capture
-from .prepared_model import Observed, Output, observe, prepare, same_generators
+from .prepared_model import Output, PreparedModel, prepare, prepare_model, same_generators
 from .targets import Resolved, take
 
 
@@ -34,7 +34,7 @@ class Baselines:
             raise TypeError(f"expected baselines normalized like the images, got {self.images.dtype}.")
 
     def of_layer(
-        self, observed: Observed, layer: str, index: Tensor, target: Resolved, chunk_size: int | None = None
+        self, prepared: PreparedModel, layer: str, index: Tensor, target: Resolved, chunk_size: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Features of the baselines that `index` names, each once, and which of them each entry of `index` has.
 
@@ -44,21 +44,21 @@ class Baselines:
         images = self.images[used.to(self.images.device)].to(index.device)
         target = target if callable(target) else torch.zeros_like(used)
         if layer in self.features:
-            return self._kept(observed, layer, images, used, target), where
+            return self._kept(prepared, layer, images, used, target), where
         if self.features:
             raise ValueError(
                 f"expected kept features of layer {layer!r}, got those of {list(self.features)}; "
                 "pass all layers to cache_baselines(layers=[...])."
             )
-        return features(observed, prepare(observed, images), target, layer, chunk_size), where
+        return features(prepared, prepare(prepared, images), target, layer, chunk_size), where
 
-    def _kept(self, observed: Observed, layer: str, images: Tensor, used: Tensor, target: Resolved) -> Tensor:
+    def _kept(self, prepared: PreparedModel, layer: str, images: Tensor, used: Tensor, target: Resolved) -> Tensor:
         kept = self.features[layer][used.to(self.features[layer].device)].to(images.device)
         # One baseline is looked at. A black one has no features in a network without biases, whatever the weights.
         most = slice(i := int(kept.flatten(1).abs().amax(1).argmax()), i + 1)
-        image = prepare(observed, images[most])
-        now, before = features(observed, image, take(target, most), layer), kept[most]
-        rounded = bool(observed.autocast) or image.dtype in (torch.float16, torch.bfloat16)
+        image = prepare(prepared, images[most])
+        now, before = features(prepared, image, take(target, most), layer), kept[most]
+        rounded = bool(prepared.autocast) or image.dtype in (torch.float16, torch.bfloat16)
         # On a CPU, float32 features differ by 1e-6 between batches; GPUs may round more, bfloat16 did by 0.012.
         share = 0.05 if rounded else 0.001 if image.device.type == "cpu" else 0.01
         if now.shape != before.shape or (now - before.to(now)).abs().max() > share * now.abs().max():
@@ -79,12 +79,14 @@ def as_baselines(given: Tensor | Baselines) -> Baselines:
     return given if isinstance(given, Baselines) else Baselines(given.detach())
 
 
-def features(observed: Observed, images: Tensor, target: Resolved, layer: str, chunk_size: int | None = None) -> Tensor:
+def features(
+    prepared: PreparedModel, images: Tensor, target: Resolved, layer: str, chunk_size: int | None = None
+) -> Tensor:
     """A of `images`, (B, K, *spatial)."""
     parts: dict[int, Tensor] = {}
 
     def run(rows: slice) -> None:
-        A = capture(observed, images[rows], [layer], take(target, rows), gradient=False).A[layer]
+        A = capture(prepared, images[rows], [layer], take(target, rows), gradient=False).A[layer]
         parts[rows.start] = full(A)
 
     in_chunks(run, len(images), chunk_size, images)
@@ -103,12 +105,12 @@ def cache_baselines(
 
     Each call compares the features of one baseline, so that those of older weights are refused.
     """
-    with observe(model, output) as observed:
-        ready = prepare(observed, images)
+    with prepare_model(model, output) as prepared:
+        ready = prepare(prepared, images)
         names = [layers] if isinstance(layers, str) else list(layers)
-        names = [choose_layer(observed, ready) if name == "auto" else name for name in names]
+        names = [choose_layer(prepared, ready) if name == "auto" else name for name in names]
         some = torch.zeros(len(ready), dtype=torch.long, device=ready.device)
-        return Baselines(images, {name: features(observed, ready, some, name, chunk_size) for name in names})
+        return Baselines(images, {name: features(prepared, ready, some, name, chunk_size) for name in names})
 
 
 def sample_baselines(dataset: Any, n: int = 50, seed: int = 0) -> Tensor:

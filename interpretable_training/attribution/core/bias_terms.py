@@ -24,7 +24,7 @@ from .activation_gates import CLAMPS, SMOOTH
 from .base import full
 from .capture import gradients
 from .feature_grids import find_grid
-from .prepared_model import Observed
+from .prepared_model import PreparedModel
 from .sharded_parameters import whole
 from .targets import Resolved
 
@@ -52,7 +52,7 @@ class Split:
 
 
 def split(
-    observed: Observed,
+    prepared: PreparedModel,
     images: Tensor,
     target: Resolved,
     visit: Callable[[Tensor, Tensor], None],
@@ -78,12 +78,12 @@ def split(
 
     with torch.enable_grad(), _Biases(images, implicit, contribute) as mode:
         x = images.detach().requires_grad_()
-        y = observed.score(x, target)
+        y = prepared.score(x, target)
     if not y.requires_grad:
-        refuse_hidden(observed, images)
+        refuse_hidden(prepared, images)
     dx = gradients(y, {"x": x})["x"]
     parts = Split(full(y.detach()), full(dx) * full(images), placed=sums[1], rest=sums[0])
-    if y.dtype in (torch.float32, torch.float64) and not observed.autocast:
+    if y.dtype in (torch.float32, torch.float64) and not prepared.autocast:
         _warn(parts, mode)
     return parts
 

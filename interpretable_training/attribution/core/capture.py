@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .auto_layer import candidates
 from .feature_grids import Grid, find_grid, first_tensor, named_layers, prefix_tokens, with_first
-from .prepared_model import Observed
+from .prepared_model import PreparedModel
 from .targets import Resolved, Score, Target
 
 
@@ -38,13 +38,13 @@ class Captured:
 
 
 def capture(
-    observed: Observed,
+    prepared: PreparedModel,
     images: Tensor,
     layers: Sequence[str],
     target: Target = None,
     *,
     gradient: bool = True,
-    on: Score = "logit",
+    score: Score = "logit",
     rule: AbstractContextManager[Any] | None = None,
 ) -> Captured:
     """One forward pass and, with `gradient`, one backward pass for all `layers`.
@@ -52,20 +52,20 @@ def capture(
     Args:
         rule: active during the forward pass, for gradients that follow other rules than the plain one.
     """
-    grad = torch.set_grad_enabled(gradient or observed.create_graph)
+    grad = torch.set_grad_enabled(gradient or prepared.create_graph)
     dA: dict[str, Tensor] = {}
     y = None
-    with grad, tap(observed.module, layers, gradient) as kept:  # also during the backward pass, which may recompute
+    with grad, tap(prepared.module, layers, gradient) as kept:  # also during the backward pass, which may recompute
         with rule or nullcontext():
-            output = observed.run(images)
+            output = prepared.run(images)
         A = {name: ran(kept, name)[-1] for name in layers}
-        grids = {name: grid_of(observed, images, name, A[name], target) for name in layers}
-        target = observed.resolve_in(output, target)
+        grids = {name: grid_of(prepared, images, name, A[name], target) for name in layers}
+        target = prepared.resolve_in(output, target)
         if gradient:
-            y = observed.score_in(output, target, on)
-            dA = gradients(y, A, create_graph=observed.create_graph)
+            y = prepared.score_in(output, target, score)
+            dA = gradients(y, A, create_graph=prepared.create_graph)
     for name in dA:
-        _refuse_useless(observed, images, name, grids[name], dA[name], target)
+        _refuse_useless(prepared, images, name, grids[name], dA[name], target)
     runs = {name: len(kept[name]) for name in layers}
     A = {name: grids[name].read(A[name]) for name in layers}
     dA = {name: grids[name].read(dA[name]) for name in dA}
@@ -143,31 +143,31 @@ def gradients(
     return {name: torch.zeros_like(A[name]) if g is None else g for name, g in zip(A, found)}
 
 
-def grid_of(observed: Observed, images: Tensor, name: str, A: Tensor, target: Target) -> Grid:
+def grid_of(prepared: PreparedModel, images: Tensor, name: str, A: Tensor, target: Target) -> Grid:
     """How to read the output `A` of a layer, an error if it is no grid over the images."""
-    size, prefix = images.shape[2:], prefix_tokens(observed.module, name)
-    layer = get_layer(observed.module, name)
+    size, prefix = images.shape[2:], prefix_tokens(prepared.module, name)
+    layer = get_layer(prepared.module, name)
     if isinstance(layer, nn.RNNBase) and layer.batch_first and A.ndim == 3 and len(size) == 1:
         return Grid("last", tuple(A.shape[1:2]))  # as many features as time steps would fit as well
     grid = find_grid(A.shape, size, prefix, strict=False) or find_grid(A.shape, size, strict=False)
     if grid is None:
         raise ValueError(
             f"expected a layer whose output is a grid over images of {' x '.join(map(str, size))}, "
-            f"got layer {name!r} with output {tuple(A.shape)}{_better(observed, images, target)}"
+            f"got layer {name!r} with output {tuple(A.shape)}{_better(prepared, images, target)}"
         )
     return grid
 
 
-def _refuse_useless(observed: Observed, images: Tensor, name: str, grid: Grid, dA: Tensor, target: Target) -> None:
+def _refuse_useless(prepared: PreparedModel, images: Tensor, name: str, grid: Grid, dA: Tensor, target: Target) -> None:
     # Behind the last attention of a model that reads its class token, no patch token matters any more.
     if grid.prefix and not dA[:, grid.prefix :].any() and dA[:, : grid.prefix].any():
         raise ValueError(
             f"expected a layer whose patch tokens reach the score, got layer {name!r}, behind which only its "
-            f"{grid.prefix} prefix tokens are read{_better(observed, images, target)}"
+            f"{grid.prefix} prefix tokens are read{_better(prepared, images, target)}"
         )
 
 
-def _better(observed: Observed, images: Tensor, target: Target) -> str:
-    found = [c for c in candidates(observed, images, target) if c.reaches][:3]
+def _better(prepared: PreparedModel, images: Tensor, target: Target) -> str:
+    found = [c for c in candidates(prepared, images, target) if c.reaches][:3]
     names = [f"{c.name!r} ({c.grid})" for c in found]
     return f"; better: {', '.join(names)}." if names else "; the model has no layer with such a grid."

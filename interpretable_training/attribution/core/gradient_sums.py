@@ -7,18 +7,18 @@ from torch import Tensor
 
 from ..gradient import input_gradient
 from .batching import in_chunks
-from .prepared_model import Observed
+from .prepared_model import PreparedModel
 from .targets import Resolved, Score, take
 
 
 def sum_over_inputs(
-    observed: Observed,
+    prepared: PreparedModel,
     images: Tensor,
     target: Resolved,
     n: int,
     make: Callable[[Tensor, Tensor], Tensor],
     weigh: Callable[[Tensor, Tensor, Tensor], Tensor],
-    on: Score = "logit",
+    score: Score = "logit",
     chunk_size: int | None = None,
 ) -> Tensor:
     """For each image the sum over s < n of `weigh(g[s], i, s)`, g[s] the gradient at `make(i, s)`.
@@ -32,7 +32,7 @@ def sum_over_inputs(
         nonlocal total
         pair = torch.arange(rows.start, rows.stop, device=images.device)
         i, s = pair // n, pair % n
-        part = weigh(input_gradient(observed, make(i, s), take(target, i), on), i, s)
+        part = weigh(input_gradient(prepared, make(i, s), take(target, i), score), i, s)
         before = part.new_zeros(len(images), *part.shape[1:]) if total is None else total
         total = before.index_add(0, i, part)
 

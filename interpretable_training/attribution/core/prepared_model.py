@@ -1,6 +1,6 @@
 """One place that prepares a model for being explained, and leaves it as it came, also after an error.
 
-Inside `observe` the model runs as in eval mode, without parameter gradients, outside inference mode and eagerly. At the
+Inside `prepare_model` the model runs as in eval mode, without parameter gradients, outside inference mode and eagerly. At the
 end flags, global random generators and the state of the model (see `state`) are put back. `.grad` is never written.
 """
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .state import Snapshot, same_state
-from .targets import Resolved, Score, Target, as_classes, by_rank, check_scores, in_range, pick_logits, score
+from .targets import Resolved, Score, Target, as_classes, by_rank, check_scores, in_range, pick_logits, score_of
 
 DEVICES = ("cpu", "cuda")  # whose autocast a caller may have entered
 Output = str | int | Callable[[Any], Tensor] | None
 
 
 @dataclass(frozen=True)
-class Observed:
+class PreparedModel:
     """A prepared model: called with images (B, C, ...) it returns logits (B, N)."""
 
     module: nn.Module
@@ -92,21 +92,21 @@ class Observed:
             )
         return logits
 
-    def score(self, images: Tensor, target: Resolved, on: Score = "logit") -> Tensor:
+    def score(self, images: Tensor, target: Resolved, score: Score = "logit") -> Tensor:
         """The explained number of each image, (B,); `target` is resolved."""
-        return self.score_in(self.run(images), target, on)
+        return self.score_in(self.run(images), target, score)
 
-    def score_in(self, output: Any, target: Resolved, on: Score = "logit") -> Tensor:
+    def score_in(self, output: Any, target: Resolved, score: Score = "logit") -> Tensor:
         """The explained number in what the module returned, (B,); `target` is resolved."""
         if not callable(target):
-            return score(pick_logits(output, self.output), target, on)
+            return score_of(pick_logits(output, self.output), target, score)
         return check_scores(target(output), output, self.rows[0])
 
 
 @contextmanager
-def observe(
+def prepare_model(
     model: nn.Module, output: Output = None, keep_mode: bool = False, create_graph: bool = False
-) -> Iterator[Observed]:
+) -> Iterator[PreparedModel]:
     """Prepare `model`; what is yielded returns logits.
 
     Args:
@@ -127,7 +127,7 @@ def observe(
         autocast = tuple((d, torch.get_autocast_dtype(d)) for d in DEVICES if torch.is_autocast_enabled(d))
         for device, _ in autocast:
             stack.enter_context(torch.autocast(device, enabled=False))
-        yield Observed(module, output, create_graph, autocast, state=state)
+        yield PreparedModel(module, output, create_graph, autocast, state=state)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -142,7 +142,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def prepare(observed: Observed, images: Tensor) -> Tensor:
+def prepare(prepared: PreparedModel, images: Tensor) -> Tensor:
     """`images` as the module needs them: floating, its dtype, outside inference mode and outside any graph."""
     if not isinstance(images, Tensor) or images.ndim < 3:
         came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
@@ -151,12 +151,12 @@ def prepare(observed: Observed, images: Tensor) -> Tensor:
         raise TypeError(f"expected floating point images, normalized as in training, got {images.dtype}.")
     if len(images) == 0:
         raise ValueError("expected at least one image, got an empty batch.")
-    weight = next((p for p in observed.module.parameters() if p.is_floating_point()), images)
+    weight = next((p for p in prepared.module.parameters() if p.is_floating_point()), images)
     if weight.device != images.device:
         raise ValueError(
             f"expected images on the model's device {weight.device}, got {images.device}; move one of them."
         )
-    if images.device.type not in dict(observed.autocast):  # autocast casts by itself
+    if images.device.type not in dict(prepared.autocast):  # autocast casts by itself
         images = images.to(weight.dtype)
     return images.clone() if images.is_inference() else images.detach()
 

@@ -3,7 +3,7 @@
 `target` is None or "pred" (the predicted class), "least" (the least likely), "label" is the caller's to turn into
 labels; an int (one class for all), a list or tensor (B,) of classes, "topk:3" or a tensor (B, T) for several maps per
 image, or a callable from the model's output to scores (B,). A model with one logit is explained by that logit; with a
-target of 0 by its negative, the evidence for class 0.
+target of 0 by its negative, the scored for class 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -125,19 +125,19 @@ def in_range(target: Tensor, N: int) -> None:
         raise ValueError(f"expected a target from 0 to {last}, since the model has {N} logits, got {came};{hint}")
 
 
-def score(logits: Tensor, target: Tensor, on: Score = "logit") -> Tensor:
+def score_of(logits: Tensor, target: Tensor, score: Score = "logit") -> Tensor:
     """The explained number of each image: logits (B, N), target (B,) -> (B,)."""
     if len(logits) != len(target):
         raise ValueError(f"expected one row of logits per target, got {len(logits)} rows for {len(target)} targets.")
     in_range(target, logits.shape[1])
-    if on != "logit" and logits.dtype in (torch.float16, torch.bfloat16):
+    if score != "logit" and logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # probabilities near 1 have few bits left in half precision
     if logits.shape[1] == 1:
-        logits = torch.cat([-logits, logits], 1) if on in ("logit", "sigmoid") else _two_classes(logits)
-    if on in ("prob", "logprob", "loss"):
+        logits = torch.cat([-logits, logits], 1) if score in ("logit", "sigmoid") else _two_classes(logits)
+    if score in ("prob", "logprob", "loss"):
         logprob = logits.log_softmax(1)
-        logits = {"prob": logprob.exp(), "logprob": logprob, "loss": -logprob}[on]
-    elif on == "sigmoid":
+        logits = {"prob": logprob.exp(), "logprob": logprob, "loss": -logprob}[score]
+    elif score == "sigmoid":
         logits = logits.sigmoid()
     return logits.gather(1, target[:, None])[:, 0]
 

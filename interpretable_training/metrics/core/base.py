@@ -18,7 +18,7 @@ from interpretable_training.attribution.core.ranges import checked
 from interpretable_training.attribution.core.sharded_parameters import whole
 from interpretable_training.attribution.core.targets import Target
 
-from .rescoring import Evidence, gather
+from .rescoring import ScoredBatch, gather
 
 Fact = str | float | bool | None
 
@@ -70,9 +70,9 @@ class ImageMetric(Metric):
         digest = zlib.crc32(repr(self.passport()).encode()).to_bytes(4, "big")
         self.add_state("facts", torch.tensor(list(digest)), dist_reduce_fx="max")
 
-    def values(self, evidence: Evidence) -> Tensor:
+    def values(self, scored: ScoredBatch) -> Tensor:
         """The number of each image, (B,) or (B, columns); NaN where there is none."""
-        raise NotImplementedError(f"expected {type(self).__name__} to implement values(evidence).")
+        raise NotImplementedError(f"expected {type(self).__name__} to implement values(scored).")
 
     def options(self) -> dict[str, Fact]:
         """The facts that the constructor's arguments decide."""
@@ -82,7 +82,7 @@ class ImageMetric(Metric):
         """One number (...) of the means (..., columns)."""
         return means[..., 0]
 
-    def curves(self, evidence: Evidence) -> dict[str, Tensor]:
+    def curves(self, scored: ScoredBatch) -> dict[str, Tensor]:
         """The scores (B, J) that the number summarizes, by the name of their curve, for metrics that have such."""
         return {}
 
@@ -110,29 +110,29 @@ class ImageMetric(Metric):
         for name, value in list(vars(other).items()):
             if hasattr(value, "with_normalization"):
                 setattr(other, name, value.with_normalization(mean, std))
-        if multilabel and getattr(other, "on", None) == "prob":
-            other.on = "sigmoid"
+        if multilabel and getattr(other, "score", None) == "prob":
+            other.score = "sigmoid"
         other.remember_facts()
         return other
 
-    def rows(self, evidence: Evidence) -> Tensor:
+    def rows(self, scored: ScoredBatch) -> Tensor:
         """`values` as (B, columns); a row is NaN as a whole, also where the map is."""
-        rows = self.values(evidence)
+        rows = self.values(scored)
         rows = rows[:, None] if rows.ndim == 1 else rows
         unknown = rows.isnan().any(1)
-        if evidence.unknown is not None:
-            unknown = unknown | evidence.unknown.to(rows.device)
+        if scored.unknown is not None:
+            unknown = unknown | scored.unknown.to(rows.device)
         return rows.masked_fill(unknown[:, None], torch.nan)
 
     def measure(self, **facts: Any) -> Tensor:
         """The number of each image, (B,), of the keywords that `update` takes; no state changes."""
-        with gather(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts) as evidence:
-            return self.aggregate(self.rows(evidence))
+        with gather(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts) as scored:
+            return self.aggregate(self.rows(scored))
 
     def collect(self, **facts: Any) -> None:
         """Add the numbers of a batch to the sums."""
-        with gather(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts) as evidence:
-            rows, degenerate = self.rows(evidence), evidence.degenerate
+        with gather(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts) as scored:
+            rows, degenerate = self.rows(scored), scored.degenerate
         valid = ~rows.isnan().any(1)
         self.total = self.total.to(rows) + rows[valid].sum(0)  # wide again where true half precision converted it
         self.count = self.count + valid.sum().to(self.count)

@@ -17,7 +17,7 @@ from interpretable_training.attribution.core.ranges import check_ranges
 
 from .base import Fact, text
 from .perturbation import rank_pixels
-from .rescoring import Evidence
+from .rescoring import ScoredBatch
 
 Space = Literal["pixel", "normalized"]
 
@@ -67,16 +67,16 @@ class Masking:
         """The same for equal masked images."""
         return ("masked", self.black, self.topk)
 
-    def scores(self, evidence: Evidence, inverse: bool = False) -> Tensor:
+    def scores(self, scored: ScoredBatch, inverse: bool = False) -> Tensor:
         """Scores (B, S) of the images through their maps, or through what the maps leave out."""
 
         def compute() -> Tensor:
-            M = self.mask_of(evidence.saliency)
+            M = self.mask_of(scored.saliency)
             M = 1 - M if inverse else M
             rows = torch.arange(len(M), device=M.device)
-            return evidence.rescore(lambda part: self(evidence.images[part], M[part]), rows)
+            return scored.rescore(lambda part: self(scored.images[part], M[part]), rows)
 
-        return evidence.once((*self.key, inverse), compute)
+        return scored.once((*self.key, inverse), compute)
 
     def facts(self) -> dict[str, Fact]:
         """What the passport says of it."""

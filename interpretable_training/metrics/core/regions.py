@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from interpretable_training.attribution.core.base import full
 
 from .components import tight_boxes
-from .rescoring import Evidence
+from .rescoring import ScoredBatch
 
 Region = Literal["auto", "mask", "boxes", "shortcut_mask"]
 REGIONS: tuple[Region, ...] = get_args(Region)
@@ -27,32 +27,32 @@ class NoRegionError(ValueError):
     """The batch carries no annotation that is asked for."""
 
 
-def pixels(evidence: Evidence, region: Region) -> Tensor:
+def pixels(scored: ScoredBatch, region: Region) -> Tensor:
     """U (B, H, W) of a batch; "auto" is the mask where there is one, else the boxes."""
-    name = chosen(evidence.annotations, region, ("mask", "boxes"))
+    name = chosen(scored.annotations, region, ("mask", "boxes"))
 
     def compute() -> Tensor:
         if name == "boxes":
-            size = maps(evidence).shape[1:]
-            return inside(clipped(padded(evidence), size), size)
-        return checked_mask(name, evidence)
+            size = maps(scored).shape[1:]
+            return inside(clipped(padded(scored), size), size)
+        return checked_mask(name, scored)
 
-    return evidence.once_clean(("pixels", name), compute)
+    return scored.once_clean(("pixels", name), compute)
 
 
-def boxes(evidence: Evidence, region: Region, clip: bool = True) -> Tensor:
+def boxes(scored: ScoredBatch, region: Region, clip: bool = True) -> Tensor:
     """Boxes (B, n, 4) of a batch; "auto" are the boxes where there are some, else the one around the mask."""
-    name = chosen(evidence.annotations, region, ("boxes", "mask"))
-    size = maps(evidence).shape[1:]
+    name = chosen(scored.annotations, region, ("boxes", "mask"))
+    size = maps(scored).shape[1:]
     if name != "boxes":
-        return evidence.once_clean(("box around", name), lambda: tight_boxes(pixels(evidence, name))[:, None])
-    found = padded(evidence)
+        return scored.once_clean(("box around", name), lambda: tight_boxes(pixels(scored, name))[:, None])
+    found = padded(scored)
     return clipped(found, size) if clip else found
 
 
-def maps(evidence: Evidence) -> Tensor:
+def maps(scored: ScoredBatch) -> Tensor:
     """The maps (B, H, W) of images, in full precision; signals and volumes have no boxes."""
-    S = evidence.saliency
+    S = scored.saliency
     if S.ndim != 3:
         raise ValueError(
             f"expected saliency (B, H, W), where boxes and distances are, got {tuple(S.shape)}; measure other maps "
@@ -70,19 +70,19 @@ def chosen(annotations: Mapping[str, Any], region: Region, order: Sequence[Regio
     raise NoRegionError(" or ".join(map(repr, wanted)))  # `RegionMetric` says which metric asked
 
 
-def checked_mask(name: str, evidence: Evidence) -> Tensor:
+def checked_mask(name: str, scored: ScoredBatch) -> Tensor:
     """A mask (B, H, W) of a batch as booleans, on the device of the maps."""
-    mask, shape = evidence.annotations[name], tuple(evidence.saliency.shape)
+    mask, shape = scored.annotations[name], tuple(scored.saliency.shape)
     if not isinstance(mask, Tensor) or tuple(mask.shape) != shape:
         came = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"expected {name} {shape}, one per map at its resolution, got {came}.")
-    mask = mask.to(evidence.saliency.device)
+    mask = mask.to(scored.saliency.device)
     return mask if mask.dtype == torch.bool else mask > 0
 
 
-def padded(evidence: Evidence) -> Tensor:
+def padded(scored: ScoredBatch) -> Tensor:
     """The boxes of a batch as (B, n, 4), where n is at least 1."""
-    given, like = evidence.annotations["boxes"], evidence.saliency
+    given, like = scored.annotations["boxes"], scored.saliency
     wanted = f"expected boxes ({len(like)}, n, 4), padded with NaN, or a list of {len(like)} tensors (n, 4), got"
     if not isinstance(given, Tensor):
         listed = [torch.as_tensor(rows, dtype=torch.float32) for rows in given]

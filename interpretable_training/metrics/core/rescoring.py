@@ -1,6 +1,6 @@
 """What metrics ask about a batch: scores of images changed in some way, each computed when first asked for and kept.
 
-All metrics of a batch ask the same `Evidence`, so that a masked image that two of them need is scored once. What does
+All metrics of a batch ask the same `ScoredBatch`, so that a masked image that two of them need is scored once. What does
 not depend on the maps (the clean images, a blurred copy) is kept in `clean`, which methods explaining the same batch
 share.
 """
@@ -17,7 +17,7 @@ from interpretable_training.attribution.core.base import Attribution, full
 from interpretable_training.attribution.core.batching import in_chunks
 from interpretable_training.attribution.core.map_operations import degenerate, normalize
 from interpretable_training.attribution.core.precision import wide
-from interpretable_training.attribution.core.prepared_model import Observed, Output, observe, prepare
+from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from interpretable_training.attribution.core.targets import Resolved, Target, take
 from interpretable_training.batches.read import ANNOTATIONS
 
@@ -26,11 +26,11 @@ SCORES: tuple[Kind, ...] = ("prob", "logit", "sigmoid", "accuracy")
 SLACK = 1e-4  # by how much a map may leave [0, 1] through rounding
 
 
-class Evidence:
+class ScoredBatch:
     """A batch, the map of each image, and the scores that were asked for.
 
     Args:
-        observed: the prepared model.
+        prepared: the prepared model.
         images: (B, C, *spatial).
         saliency: (B, *spatial) in [0, 1].
         target: resolved: one class per image.
@@ -44,7 +44,7 @@ class Evidence:
 
     def __init__(
         self,
-        observed: Observed | None = None,
+        prepared: PreparedModel | None = None,
         images: Tensor | None = None,
         saliency: Tensor | None = None,
         target: Resolved | None = None,
@@ -54,7 +54,7 @@ class Evidence:
         chunk_size: int | None = None,
         annotations: Mapping[str, Any] | None = None,
     ) -> None:
-        self._observed, self._images, self._target, self.method = observed, images, target, method
+        self._observed, self._images, self._target, self.method = prepared, images, target, method
         self._saliency = None if saliency is None else check_saliency(saliency, images)
         self.known = known or {}
         self.annotations = annotations or {}
@@ -63,7 +63,7 @@ class Evidence:
         self.chunk_size = chunk_size
 
     @property
-    def observed(self) -> Observed:
+    def prepared(self) -> PreparedModel:
         return self._need(self._observed, "model")
 
     @property
@@ -121,7 +121,7 @@ class Evidence:
         scores = torch.full((len(image), len(SCORES)), torch.nan, dtype=wide(self.images), device=self.images.device)
 
         def run(rows: slice) -> None:
-            found = self.scores_in(self.observed.run_fast(make(rows)), take(self.target, image[rows]))
+            found = self.scores_in(self.prepared.run_fast(make(rows)), take(self.target, image[rows]))
             scores[rows] = found.to(scores)
 
         in_chunks(run, len(image), self.chunk_size, self.images)
@@ -135,11 +135,11 @@ class Evidence:
 
     def _score(self, output: Any, target: Resolved, kind: Kind) -> Tensor:
         if kind != "accuracy":
-            return full(self.observed.score_in(output, target, kind))
-        score = full(self.observed.score_in(output, target))
+            return full(self.prepared.score_in(output, target, kind))
+        score = full(self.prepared.score_in(output, target))
         if callable(target):
             return torch.full_like(score, torch.nan)  # a score without a class has no accuracy
-        predicted = self.observed.resolve_in(output, "pred")
+        predicted = self.prepared.resolve_in(output, "pred")
         assert isinstance(predicted, Tensor)
         return torch.where(score.isfinite(), (predicted == target).to(score), torch.nan)
 
@@ -150,7 +150,7 @@ class Evidence:
                 "expected the method that made the maps, got none; give it to the metric, as in "
                 "Coherency(attribution=GradCAM())."
             )
-        maps = full(self.method.attribute(self.observed, images, self.target).detach())
+        maps = full(self.method.attribute(self.prepared, images, self.target).detach())
         return maps if raw else in_unit_range(self.method, maps)
 
 
@@ -217,18 +217,18 @@ def gather(
     output: Output = None,
     chunk_size: int | None = None,
     **known: Any,
-) -> Iterator[Evidence]:
-    """Evidence of what the caller has, with the model prepared if there is one."""
+) -> Iterator[ScoredBatch]:
+    """ScoredBatch of what the caller has, with the model prepared if there is one."""
     given = {name: value for name, value in known.items() if value is not None}
     where = {name: given.pop(name) for name in ANNOTATIONS if name in given}
     if model is None or images is None:
-        yield Evidence(images=images, saliency=saliency, method=method, known=given, annotations=where)
+        yield ScoredBatch(images=images, saliency=saliency, method=method, known=given, annotations=where)
         return
-    with observe(model, output) as observed:
-        images = prepare(observed, images)
-        resolved = None if target is None else observed.resolve(images, target)
+    with prepare_model(model, output) as prepared:
+        images = prepare(prepared, images)
+        resolved = None if target is None else prepared.resolve(images, target)
         if isinstance(resolved, Tensor) and resolved.ndim > 1:
             raise ValueError(
                 f"expected one class per image, (B,), got {tuple(resolved.shape)}; repeat images and maps for several."
             )
-        yield Evidence(observed, images, saliency, resolved, method, given, None, chunk_size, where)
+        yield ScoredBatch(prepared, images, saliency, resolved, method, given, None, chunk_size, where)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.core.base import explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
-from interpretable_training.attribution.core.prepared_model import Output, observe, prepare
+from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model
 from interpretable_training.attribution.core.targets import Target
 
 from .checks import SIMILARITIES, Check, Rule, Similarity, mean, similarities
@@ -72,8 +72,8 @@ class DataRandomization:
             output: which part of the models' output are the logits.
         """
         named = name_methods(methods)
-        with observe(model, output) as observed:
-            resolved = observed.resolve(prepare(observed, images), target)
+        with prepare_model(model, output) as prepared:
+            resolved = prepared.resolve(prepare(prepared, images), target)
         before, after = (explain(named, m, images, resolved, output=output) for m in (model, randomized))
         return [self._check(name, similarities(before[name], after[name], self.similarity)) for name in named]
 

@@ -25,10 +25,10 @@ from interpretable_training.attribution.core.base import explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.precision import wide
 from interpretable_training.attribution.core.prepared_model import (
-    Observed,
     Output,
-    observe,
+    PreparedModel,
     prepare,
+    prepare_model,
     same_generators,
     unwrap,
 )
@@ -90,16 +90,16 @@ class InputInvariance:
                 )
             if self.double:
                 to_double(module)
-            with observe(model, output) as observed:
-                images = prepare(observed, images)
+            with prepare_model(model, output) as prepared:
+                images = prepare(prepared, images)
                 images = images.double() if self.double else images
                 m = self._shift(images)
                 shifted = images + m
                 images = shifted - m  # the very numbers that f2 makes of its images
-                resolved = observed.resolve(images, target)
+                resolved = prepared.resolve(images, target)
                 undone = undone_at_input(module, m)
                 if self.undo == "bias":
-                    undone = undone_by_bias(first_convolutions(observed, images, resolved, m), m)
+                    undone = undone_by_bias(first_convolutions(prepared, images, resolved, m), m)
             before = explain(named, model, images, resolved, output=output)
             with undone:
                 after = explain(named, model, shifted, resolved, output=output)
@@ -177,14 +177,14 @@ def _exactly(m: Tensor, b: nn.Parameter | None, conv: Any, args: tuple[Tensor, .
     return same + (out - out.detach())  # 0, with the gradient
 
 
-def first_convolutions(observed: Observed, images: Tensor, target: Resolved, m: Tensor) -> list[Any]:
+def first_convolutions(prepared: PreparedModel, images: Tensor, target: Resolved, m: Tensor) -> list[Any]:
     """The convolutions that see the images themselves; an error where something else does, too."""
     images = images.nan_to_num()
     first: dict[Any, None] = {}  # one may see them twice
 
     def run(x: Tensor) -> Tensor:
-        output = observed.run(x)
-        return observed.score_in(output, target) if callable(target) else pick_logits(output, observed.output)
+        output = prepared.run(x)
+        return prepared.score_in(output, target) if callable(target) else pick_logits(output, prepared.output)
 
     def look(conv: nn.Module, args: tuple[Any, ...]) -> None:
         if args and args[0].shape == images.shape and torch.equal(args[0], images):
@@ -192,7 +192,7 @@ def first_convolutions(observed: Observed, images: Tensor, target: Resolved, m: 
 
     hooks = [
         child.register_forward_pre_hook(look)
-        for child in observed.module.modules()
+        for child in prepared.module.modules()
         if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     ]
     with torch.no_grad():

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from interpretable_training.attribution.core.base import Attribution, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import (
-    Observed,
     Output,
-    observe,
+    PreparedModel,
     prepare,
+    prepare_model,
     same_generators,
     unwrap,
 )
@@ -89,10 +89,10 @@ class ParameterRandomization:
         named = name_methods(methods)
         refuse_sharded(unwrap(model), type(self).__name__)
         with torch.inference_mode(False), same_generators():
-            with observe(model, output) as observed:
-                prepared = prepare(observed, images)
-                resolved = observed.resolve(prepared, target)
-                layers = layers_from_output(observed, prepared)
+            with prepare_model(model, output) as prepared:
+                x = prepare(prepared, images)
+                resolved = prepared.resolve(x, target)
+                layers = layers_from_output(prepared, x)
             torch.manual_seed(self.seed)
             before = explain(named, model, images, resolved, output=output)
             steps = self._steps(list(layers))
@@ -146,12 +146,12 @@ class ParameterRandomization:
         return Check(test, name, similarity, rule.passed(similarity), rule.text(over), kind, curves, labels, undefined)
 
 
-def layers_from_output(observed: Observed, images: Tensor) -> dict[str, list[str]]:
+def layers_from_output(prepared: PreparedModel, images: Tensor) -> dict[str, list[str]]:
     """Modules that run and have parameters, the last that starts first -> the modules that own these.
 
     What never runs as a module goes with the module around it, as the projection inside PyTorch's attention does.
     """
-    module, started = observed.module, dict[str, None]()
+    module, started = prepared.module, dict[str, None]()
 
     def remember(name: str) -> Callable[[nn.Module, Any], None]:
         return lambda *_: started.setdefault(name)
@@ -159,7 +159,7 @@ def layers_from_output(observed: Observed, images: Tensor) -> dict[str, list[str
     handles = [child.register_forward_pre_hook(remember(name)) for name, child in module.named_modules()]
     try:
         with torch.no_grad():
-            observed.run(images[:1])
+            prepared.run(images[:1])
     finally:
         for handle in handles:
             handle.remove()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from interpretable_training.attribution.core.map_operations import degenerate
-from interpretable_training.attribution.core.targets import as_classes, by_rank, score
+from interpretable_training.attribution.core.targets import as_classes, by_rank, score_of
 from interpretable_training.callbacks.watching.errors import Failure
 
 TARGETS = ("pred", "label", "both", "least")
@@ -47,7 +47,7 @@ class Explained:
 
     def prob(self, target: Tensor) -> Tensor:
         """Probability of a class of each image, (n,)."""
-        return score(self.logits, target, "sigmoid" if self.multilabel else "prob")
+        return score_of(self.logits, target, "sigmoid" if self.multilabel else "prob")
 
     def rows(self, order: list[int]) -> "Explained":
         """Some of the images, in another order."""
@@ -130,7 +130,7 @@ def losses(logits: Tensor, label: Tensor) -> Tensor | None:
     logits = logits.float()
     if label.ndim == 2:
         return nn.functional.binary_cross_entropy_with_logits(logits, label.float(), reduction="none").mean(1)
-    return None if label.is_floating_point() else score(logits, label.long(), "loss")
+    return None if label.is_floating_point() else score_of(logits, label.long(), "loss")
 
 
 def view(target: str | int, logits: Tensor, label: Tensor | None) -> Views:

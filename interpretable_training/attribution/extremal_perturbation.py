@@ -27,7 +27,7 @@ from .core.base import Attribution, full
 from .core.batching import in_chunks
 from .core.map_operations import Borders, blur
 from .core.prepared_model import PreparedModel
-from .core.targets import Resolved, Score, pick_logits, score, take
+from .core.targets import Resolved, Score, pick_logits, score_of, take
 
 MOMENTUM, COLDNESS = 0.9, 20.0
 
@@ -144,10 +144,10 @@ class ExtremalPerturbation(Attribution):
         if not isinstance(target, Tensor):
             raise TypeError("expected class indices as target with contrastive=True, got a callable.")
         logits = pick_logits(output, prepared.output)
-        y = score(logits, target, self.score)
+        y = score_of(logits, target, self.score)
         one = logits.shape[1] == 1  # stands for two classes
         other = 1 - target if one else logits.scatter(1, target[:, None], -torch.inf).argmax(1)
-        return y - score(logits, other, self.score)
+        return y - score_of(logits, other, self.score)
 
 
 def _pyramid(images: Tensor, levels: int, sigma: float, borders: Borders) -> Tensor:

@@ -1,6 +1,6 @@
 """One place that prepares a model for being explained, and leaves it as it came, also after an error.
 
-Inside `prepare_model` the model runs as in eval mode, without parameter gradients, outside inference mode and eagerly. At the
+Inside `prepare_model` the model runs in eval mode, without parameter gradients, outside inference mode, eagerly. At the
 end flags, global random generators and the state of the model (see `state`) are put back. `.grad` is never written.
 """
 

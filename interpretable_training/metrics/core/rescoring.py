@@ -1,6 +1,6 @@
 """What metrics ask about a batch: scores of images changed in some way, each computed when first asked for and kept.
 
-All metrics of a batch ask the same `ScoredBatch`, so that a masked image that two of them need is scored once. What does
+All metrics of a batch share one `ScoredBatch`, so that a masked image that two of them need is scored once. What does
 not depend on the maps (the clean images, a blurred copy) is kept in `clean`, which methods explaining the same batch
 share.
 """

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from full_disk import files_of_at_most
 from PIL import Image
+from support.full_disk import files_of_at_most
 from torch import nn
 
 from interpretable_training.attribution import GradCAM

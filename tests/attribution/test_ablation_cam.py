@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from tally import Tally
+from support.tally import Tally
 from torch import nn
 from torch.testing import assert_close
 

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torchvision.models as tv
-from helpers import toy_images
+from support.attributions import toy_images
 from torch import nn
 from torch.overrides import TorchFunctionMode
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers import BASELINES, toy_images
-from tally import Tally
+from support.attributions import BASELINES, toy_images
+from support.tally import Tally
 from torch import Tensor, nn
 
 from interpretable_training.attribution import (
@@ -88,7 +88,7 @@ def test_fifty_draws_spend_fifty_passes_and_a_share(net):
 
 
 def test_relevance_spends_two_forward_passes():
-    from helpers import toy
+    from support.attributions import toy
 
     passes = Tally()
     net = toy("transformerattribution")

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ONE_PASS, toy, toy_images
-from tally import Tally
+from support.attributions import ONE_PASS, toy, toy_images
+from support.tally import Tally
 from torch import nn
 from torch.testing import assert_close
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import BASELINES, generators, toy, toy_images
-from tally import Tally
+from support.attributions import BASELINES, generators, toy, toy_images
+from support.tally import Tally
 from torch import nn
 from torch.testing import assert_close
 

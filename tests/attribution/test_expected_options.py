@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import BASELINES, ToyViT, toy, toy_images
+from support.attributions import BASELINES, ToyViT, toy, toy_images
 from test_expected_baselines import every, family
 from torch import nn
 from torch.testing import assert_close

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tally import Tally
+from support.tally import Tally
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExpectedGradCAM, ExpectedGradients, GuidedExpectedGradCAM, normalize

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import BASELINES, ToyCNN, toy, toy_images
-from tally import Tally
+from support.attributions import BASELINES, ToyCNN, toy, toy_images
+from support.tally import Tally
 from test_expected_baselines import family
 from torch import nn
 from torch.testing import assert_close

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision.models as tv
-from helpers import ToyCNN, ToyViT, toy, toy_images
+from support.attributions import ToyCNN, ToyViT, toy, toy_images
 from torch import nn
 from torch.testing import assert_close
 

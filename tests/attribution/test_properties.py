@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from helpers import METHODS, ONE_PASS, SIZE, disorder, generators, state, toy, toy_images
+from support.attributions import METHODS, ONE_PASS, SIZE, disorder, generators, state, toy, toy_images
 from torch.testing import assert_close
 
 import interpretable_training.attribution as attribution

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import METHODS
+from support.attributions import METHODS
 
 import interpretable_training.metrics as metrics
 from interpretable_training.attribution import ScoreCAM

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import METHODS, state
+from support.attributions import METHODS, state
 from torch import nn
 from torch.testing import assert_close
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tally import Tally
+from support.tally import Tally
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint

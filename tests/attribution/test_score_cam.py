@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from tally import Tally
+from support.tally import Tally
 from torch import nn
 from torch.testing import assert_close
 

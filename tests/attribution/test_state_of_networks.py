@@ -4,10 +4,12 @@ import random
 
 import numpy as np
 import pytest
-import stateful_layers  # noqa: F401  # adds to NETWORKS
-import stateful_networks
 import torch
-from stateful_networks import NETWORKS, Net
+from support import (
+    stateful_layers,  # noqa: F401  # adds to NETWORKS
+    stateful_networks,
+)
+from support.stateful_networks import NETWORKS, Net
 from torch import nn
 
 from interpretable_training.attribution import Attribution, GradCAM, ScoreCAM, SmoothGrad, explain

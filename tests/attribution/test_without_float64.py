@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from support.without_float64 import DEVICE, Device, OnDevice, inner, to_device
 from torch import nn
 from torch.testing import assert_close
-from without_float64 import DEVICE, Device, OnDevice, inner, to_device
 
 from interpretable_training import attribution
 from interpretable_training.attribution import Attribution, ExpectedGradCAM

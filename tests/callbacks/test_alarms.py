@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.watched import Memory, Module, fit, loader, of_callback, record, trainer_of
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from watched import Memory, Module, fit, loader, of_callback, record, trainer_of
 
 from interpretable_training.attribution import Attribution, GradCAM, RandomMap
 from interpretable_training.callbacks import (

@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 
 import pytest
-from watched import Module, fit, small_network
+from support.watched import Module, fit, small_network
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import (

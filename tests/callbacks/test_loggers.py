@@ -10,8 +10,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.logger_adapters.logger import DummyLogger
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
 from interpretable_training.callbacks.watching import logger_adapters

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from watched import Memory, Module, fit, small_network
+from support.watched import Memory, Module, fit, small_network
 
 from interpretable_training.attribution import FakeCAM, GradCAM, Gradient
 from interpretable_training.attribution.core.base import Attribution

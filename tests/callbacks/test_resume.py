@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from support.watched import BATCHES, Module, fit, pictures, record, small_network
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
-from watched import BATCHES, Module, fit, pictures, record, small_network
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import (

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from support.watched import Memory, Module, fit, pictures, record, small_network
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.transforms import v2
-from watched import Memory, Module, fit, pictures, record, small_network
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import ExplanationLogger, InterpretabilityMetrics

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.watched import BATCHES, Module, Notes, fit, of_callback, pictures, record
 from torch.utils.data import DataLoader
-from watched import BATCHES, Module, Notes, fit, of_callback, pictures, record
 
 from interpretable_training.attribution import Attribution, GradCAM, LayerCAM
 from interpretable_training.callbacks import (

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.watched import BATCHES, Memory, Notes, fit, loader, looks, pictures, record
 from torch.nn import functional as F
-from watched import BATCHES, Memory, Notes, fit, loader, looks, pictures, record
 
 from interpretable_training.attribution import GradCAM, LayerCAM
 from interpretable_training.callbacks import (

@@ -4,9 +4,9 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from support.watched import BATCHES, Memory, Module, failures, fit, loader, looks, pictures, record, shown, trainer_of
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, IterableDataset
-from watched import BATCHES, Memory, Module, failures, fit, loader, looks, pictures, record, shown, trainer_of
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, InterpretabilityMetrics

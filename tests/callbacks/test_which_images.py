@@ -3,9 +3,9 @@
 import pytest
 import torch
 from PIL import Image
+from support.watched import Keyed, Memory, failures, fit, loader, pictures, record
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision import datasets
-from watched import Keyed, Memory, failures, fit, loader, pictures, record
 
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger
 from interpretable_training.callbacks.watching.image_panel import balanced, known_labels

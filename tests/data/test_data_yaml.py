@@ -1,7 +1,7 @@
 """Every data set is trained and measured on from the command line, by the short name of its class."""
 
 import pytest
-from trees import cub, folders, imagenet, voc
+from support.data_trees import cub, folders, imagenet, voc
 
 from interpretable_training import data as room
 from interpretable_training.cli import main

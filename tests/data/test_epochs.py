@@ -5,9 +5,9 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from support.data_trees import folders
 from torch import nn
 from torch.utils.data import DistributedSampler, RandomSampler
-from trees import folders
 
 from interpretable_training.data import ImageFolderDataModule, ShapesDataModule
 from interpretable_training.data.base import Shuffle, seeded

@@ -1,8 +1,8 @@
 from pathlib import Path
 
 import pytest
+from support.data_trees import folders, picture
 from torch.testing import assert_close
-from trees import folders, picture
 
 from interpretable_training.data import ImageFolderDataModule
 from interpretable_training.data.image_folder import divide

@@ -8,10 +8,10 @@ import inspect
 import re
 import shlex
 
-import pages
 import pytest
 import yaml
-from pages import PAGES, ROOT
+from support import pages
+from support.pages import PAGES, ROOT
 
 from interpretable_training import recipes
 from interpretable_training.cli.main import OWN, build_parser, main

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from every_metric import MAKE, WITHOUT_IMAGES, WITHOUT_MODEL, batch
+from support.every_metric import MAKE, WITHOUT_IMAGES, WITHOUT_MODEL, batch
 from torch import nn
 from torch.testing import assert_close
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from every_metric import MAKE, WITHOUT_MODEL, batch
+from support.every_metric import MAKE, WITHOUT_MODEL, batch
 
 from interpretable_training.metrics import AverageDrop, AverageGain, Complexity, Deletion, Insertion
 from interpretable_training.metrics.core.base import resolve

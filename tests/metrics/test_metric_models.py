@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from every_metric import MAKE, WITHOUT_MODEL, batch
+from support.every_metric import MAKE, WITHOUT_MODEL, batch
 from torch import nn
 from torch.testing import assert_close
 

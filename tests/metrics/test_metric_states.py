@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from every_metric import MAKE, batch, same_sums, sums, where
+from support.every_metric import MAKE, batch, same_sums, sums, where
 from torch import nn
 from torch.testing import assert_close
 from torchmetrics import MetricCollection

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from every_metric import MAKE
 from jsonargparse import ArgumentParser
+from support.every_metric import MAKE
 from torchmetrics import Metric
 
 import interpretable_training.metrics as metrics

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from every_metric import MAKE
-from passport_cases import CASES, NORMAL, M, S
+from support.every_metric import MAKE
+from support.passport_cases import CASES, NORMAL, M, S
 
 from interpretable_training.attribution import ExpectedGradients
 from interpretable_training.metrics import (

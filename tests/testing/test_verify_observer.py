@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.plugins.precision import MixedPrecision
-from observed_training import SHORT, Does, Small, loaders, one_ulp, trainers, verify
+from support.observed_training import SHORT, Does, Small, loaders, one_ulp, trainers, verify
 from torch import nn
 
 from interpretable_training.testing import verify_observer

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tally import Tally
+from support.tally import Tally
 from torch import Tensor, nn
 from torch.testing import assert_close
 

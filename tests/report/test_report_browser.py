@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from synthetic_journal import write_journal
+from support.synthetic_journal import write_journal
 from test_report import HOSTILE
 from torch.testing import assert_close
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from synthetic_journal import STEPS, write_journal
+from support.synthetic_journal import STEPS, write_journal
 
 from interpretable_training.report import parts
 from interpretable_training.report.film import Film, Pictures, evenly

@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from observed_training import Small, loaders, trainers
+from support.observed_training import Small, loaders, trainers
 
 from interpretable_training.testing import verify_observer
 

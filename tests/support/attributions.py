@@ -5,7 +5,6 @@ import random
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tally import Tally
 from torch import Tensor, nn
 
 import interpretable_training.attribution as attribution
@@ -46,6 +45,7 @@ from interpretable_training.attribution import (
     TransformerAttribution,
     XGradCAM,
 )
+from support.tally import Tally
 
 SIZE = (16, 24)
 ONE_PASS = [GradCAM(), GradCAMPlusPlus(), XGradCAM(), HiResCAM(), LayerCAM(), EigenCAM()]

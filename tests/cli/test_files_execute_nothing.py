@@ -16,7 +16,7 @@ from interpretable_training.models import TinyCNN
 from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
 from interpretable_training.modules.class_paths import check_configuration, check_hyper_parameters
 
-CONFIG = Path(__file__).parents[1] / "configs" / "baseline.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "baseline.yaml"
 DATA = [f"--data.{key}={value}" for key, value in {"image_size": 16, "n_train": 6, "n_val": 6, "n_test": 6}.items()]
 QUIET = [f"--trainer.{key}=false" for key in ("enable_progress_bar", "enable_model_summary", "logger")]
 QUIET += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]

@@ -16,7 +16,7 @@ from interpretable_training.data import ShapesDataModule
 from interpretable_training.models import TinyCNN
 from interpretable_training.modules import Classifier
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^\n]+) -->\n+)?^```(?P<kind>\w+)\n(?P<code>.*?)^```", re.M | re.S)
 CLASSES = 6  # of the generated shapes

@@ -94,7 +94,7 @@ def test_text_is_no_formula_in_a_spreadsheet(start):
     assert read == [f"'{start.replace(chr(13), ' ')}cmd|' /C calc'!A0", "-1.5", "-1.5", "plain", "", "1e-3"]
 
 
-CONFIG = Path(__file__).parents[1] / "configs" / "baseline.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "baseline.yaml"
 
 
 @pytest.mark.parametrize(

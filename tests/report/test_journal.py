@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from full_disk import files_of_at_most, small_disk
 from PIL import Image
+from support.full_disk import files_of_at_most, small_disk
 from torch.testing import assert_close
 
 from interpretable_training.report.journal import FILE, Journal, read_journal, safe_name

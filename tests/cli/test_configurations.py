@@ -16,7 +16,7 @@ from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.models import CIFARResNet18, TinyCNN
 from interpretable_training.models.build import OURS
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 FIT = ["--trainer.fast_dev_run=1", *QUIET]
 DRAWN = [f"--data.{key}={value}" for key, value in {"image_size": 16, "n_train": 12, "n_val": 12, "n_test": 12}.items()]
@@ -130,7 +130,7 @@ def test_the_word_on_is_a_key(folder, capsys):
     metrics = "{drop: {class_path: AverageDrop, init_args: {score: logit}}}"
     watch = f"{{class_path: InterpretabilityMetrics, init_args: {{on: [validate], metrics: {metrics}}}}}"
     (folder / "on.yaml").write_text(f"trainer: {{callbacks: [{watch}]}}")
-    baseline = Path(__file__).parents[1] / "configs" / "baseline.yaml"
+    baseline = Path(__file__).parents[2] / "configs" / "baseline.yaml"
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(baseline), "--config", "on.yaml", "--print_config"])
     (callback,) = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]

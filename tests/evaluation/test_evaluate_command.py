@@ -24,7 +24,7 @@ from interpretable_training.models import TinyCNN
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes import shortcut
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "shortcut.yaml")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "shortcut.yaml")
 SIZES = {"image_size": 16, "n_train": 12, "n_val": 12, "n_test": 8, "batch_size": 4}
 TINY = [f"--data.{key}={value}" for key, value in SIZES.items()]
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tally import Tally
+from support.tally import Tally
 from torch import nn
 from torch.testing import assert_close
 

@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from observed_training import SHORT, Does, Small, loaders, one_ulp, trainers, verify
+from support.observed_training import SHORT, Does, Small, loaders, one_ulp, trainers, verify
 
 from interpretable_training.callbacks import TrainingCurves
 from interpretable_training.testing import verify_observer

@@ -2,11 +2,12 @@
 
 import torch
 import torchmetrics
-from stateful_networks import Net, means, over
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
+
+from support.stateful_networks import Net, means, over
 
 # Buffers
 

@@ -15,7 +15,7 @@ from interpretable_training.models import TinyCNN
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes import shortcut
 
-BASELINE = Path(__file__).parents[1] / "configs" / "baseline.yaml"
+BASELINE = Path(__file__).parents[2] / "configs" / "baseline.yaml"
 TINY = [f"--data.{key}={value}" for key, value in {"image_size": 16, "n_train": 12, "n_val": 12, "n_test": 12}.items()]
 TINY += ["--trainer.accelerator", "cpu"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import lightning as L
 import torch
-from watched import Module, fit
 
 from interpretable_training.attribution import Attribution
 from interpretable_training.callbacks import (
@@ -16,6 +15,7 @@ from interpretable_training.callbacks import (
     RandomizationTest,
 )
 from interpretable_training.metrics import AverageDrop
+from support.watched import Module, fit
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import lightning as L
 import pytest
@@ -18,6 +19,7 @@ from interpretable_training.cli.lightning_commands import run
 from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.metrics.core.base import described
 from interpretable_training.models import build_network
+from interpretable_training.modules.plain_module import PlainModule
 from interpretable_training.recipes import Recipe, Study  # which makes our classes known by their names
 
 OPTIONS = ("target", "split", "max_images", "reference", "chunk_size", "seed")
@@ -70,7 +72,8 @@ def as_lists(text):
 def settings(recipe):
     """Everything that decides what a recipe does: data, weights, optimizer, schedule, files."""
     trainer, module, data = recipe[:3]
-    found = module.configure_optimizers()
+    with patch.object(PlainModule, "_number_of_epochs", lambda _: trainer.max_epochs):  # not yet attached
+        found = module.configure_optimizers()
     found = found if isinstance(found, dict) else {"optimizer": found}
     scheduler = found.get("lr_scheduler", {}).get("scheduler")
     plain = (int, float, str, bool, tuple, dict, type(None))

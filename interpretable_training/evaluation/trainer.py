@@ -158,7 +158,7 @@ def load(model: L.LightningModule, ckpt_path: str) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a file of Lightning holds; nothing in it is executed."""
+    """Return the tensors and plain values of a checkpoint; class paths among them are text, and not yet checked."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever another kind of file makes of torch.load

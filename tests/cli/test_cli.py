@@ -181,7 +181,7 @@ def test_an_output_folder_below_a_file_is_found_out_before_training(folder, mist
         (["demo", "--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
         (["demo", "--epochs", "0"], "expected 1 epoch or more, got 0"),
         (["--foo"], "expected a command before '--foo'"),
-        (["fit"], "required: fit.data, fit.model; name them in a file"),
+        (["fit"], "expected fit.data, fit.model, got none; name them in a file"),
     ],
     ids=str,
 )

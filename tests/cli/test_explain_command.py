@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from interpretable_training.cli import main
-from interpretable_training.cli.explain_pictures import from_checkpoint
+from interpretable_training.cli.explained_network import from_checkpoint
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.modules import Classifier
 
@@ -126,3 +128,54 @@ def test_checkpoints_of_others_are_refused(pictures, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["explain", "--model", str(tmp_path / "other.ckpt"), "--images", str(pictures)])
     assert "expected a checkpoint of ['Classifier', 'CAStreamClassifier'" in " ".join(capsys.readouterr().err.split())
+
+
+NETWORKS = """
+from torch import nn
+
+class MyNet(nn.Sequential):
+    def __init__(self, num_classes: int):
+        layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+        super().__init__(*layers)
+
+open("IMPORTED", "w")
+"""
+
+
+@pytest.fixture
+def checkpoint_of_own_network(pictures, tmp_path, monkeypatch):
+    """Of a network of a user's, in a module of the working folder that leaves a file when it is imported."""
+    (tmp_path / "my_networks.py").write_text(NETWORKS)
+    values = {"num_classes": 2, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    values["network"] = {"class_path": "my_networks.MyNet", "init_args": {"num_classes": 2}}
+    weights = {"4.weight": torch.zeros(2, 4), "4.bias": torch.zeros(2)}
+    weights |= {"0.weight": torch.ones(4, 3, 3, 3), "0.bias": torch.zeros(4)}
+    state = {f"network.{name}": value for name, value in weights.items()}
+    facts = {"module": "Classifier", "image_shape": [3, 16, 16]}
+    torch.save({"state_dict": state, "hyper_parameters": values, "pictures": facts}, tmp_path / "my.ckpt")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "my.ckpt"
+    sys.modules.pop("my_networks", None)
+
+
+def test_own_network_is_imported_by_name_only(checkpoint_of_own_network, pictures, capsys):
+    words = ["explain", "--model", checkpoint_of_own_network, "--images", str(pictures / "a.png")]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    text = " ".join(capsys.readouterr().err.split())
+    assert "expected the class path of an imported network" in text
+    assert "got 'my_networks.MyNet'; a checkpoint may name" in text
+    assert "If you trust the module, import it first (explain: --import MODULE," in text
+    assert not Path("IMPORTED").exists()
+    main([*words, "--import", "my_networks"])
+    assert Path("IMPORTED").exists()
+    assert Path("explanations/index.html").exists()
+
+
+@pytest.mark.parametrize("name", ["my_netwroks", "my-networks", ".my_networks", "my_networks.MyNet"])
+def test_module_that_cannot_be_imported_is_named(checkpoint_of_own_network, pictures, capsys, name):
+    words = ["--model", checkpoint_of_own_network, "--images", str(pictures / "a.png")]
+    with pytest.raises(SystemExit):
+        main(["explain", *words, "--import", name])
+    assert f"expected the name of a module for --import, got '{name}' (" in " ".join(capsys.readouterr().err.split())

@@ -12,7 +12,7 @@ from wandb.sdk.lib.config_util import dict_from_config_file
 
 from interpretable_training.cli import main
 from interpretable_training.sweeps.file import read_sweep
-from interpretable_training.sweeps.study import Study
+from interpretable_training.sweeps.study import SweepStudy
 
 LOSS = {"name": "loss", "goal": "minimize"}
 RUNS = Path("runs/sweeps/sweep")
@@ -74,7 +74,7 @@ def test_what_is_done_is_not_done_again(folder, capsys):
     assert sweep("--count", 2) == 0
     assert sweep("--count", 2) == 0
     assert len(ended()) == 2
-    assert "Going on: 2 of 2 runs were there, 0 are run once more." in capsys.readouterr().out
+    assert "Going on: 2 of 2 runs exist already, 0 are run again." in capsys.readouterr().out
     assert sweep("--count", 3) == 0  # runs in all
     assert len(ended()) == 3
 
@@ -149,7 +149,7 @@ def test_hyperband_ends_runs_with_all_that_they_started(folder, capsys, monkeypa
     halving = {"type": "hyperband", "min_iter": 1, "eta": 2}
     grid = parameters(0, 10, 20, waits_with_child=True, stubborn=stubborn)
     write_sweep(folder, metric=LOSS, parameters=grid, early_terminate=halving)
-    good = next(seed for seed in range(50) if Study(read_sweep("sweep.yaml"), seed).next(1).params["x"] == 0)
+    good = next(seed for seed in range(50) if SweepStudy(read_sweep("sweep.yaml"), seed).next(1).params["x"] == 0)
     assert sweep("--seed", good) == 0
     assert [(row["x"], row["state"]) for row in table()] == [
         ("0", "finished"),
@@ -171,7 +171,7 @@ def test_a_stopped_sweep_ends_its_runs_and_goes_on(folder, number, start_sweep):
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Stopping 2 runs. They are not lost, this goes on where it stopped:\n" in printed
+    assert "Stopping 2 runs. This command continues the sweep:\n" in printed
     assert "  interpretable-training sweep sweep.yaml --jobs 2\n" in printed
     assert "Traceback" not in printed
     assert not any(lives(pid) for _, _, pid in diary())
@@ -195,7 +195,7 @@ def test_a_killed_sweep_goes_on_with_nothing_lost_and_nothing_twice(folder, caps
     assert not any(lives(pid) for pid in orphans)  # ended before they were repeated
     assert ended() == [0, 1, 2, 3, 4, 5]
     assert [row["state"] for row in table()] == ["finished"] * 6
-    assert "2 are run once more" in capsys.readouterr().out
+    assert "2 are run again" in capsys.readouterr().out
 
 
 def test_processes_share_a_sweep(folder, start_sweep):
@@ -224,8 +224,8 @@ def test_a_dry_run_shows_the_commands_and_leaves_nothing(folder, capsys):
         ({"method": "walk"}, [], "got 'walk'"),
         ({"foo": 1}, [], "got ['foo'], which are not known here"),
         ({"command": ["${argh}"]}, [], "got '${argh}' in the command"),
-        ({}, ["--jobs", "0"], "expected a whole number >= 1 for '--jobs', got 0"),
-        ({}, ["--count", "0"], "expected a whole number >= 1 for '--count', got 0"),
+        ({}, ["--jobs", "0"], "expected a whole number from 1 to 4294967295 for '--jobs', got 0"),
+        ({}, ["--count", "0"], "expected a whole number from 1 to 4294967295 for '--count', got 0"),
         ({}, ["--foo"], "sweep does not accept ['--foo']"),
         ({}, ["--output", "sweep.yaml/x"], "expected an output folder that can be written"),
     ],

@@ -80,7 +80,7 @@ def test_command_lines_are_those_of_the_agent(agent, monkeypatch, tmp_path, comm
     ("word", "message"),
     [
         ("${arg}", r"expected a macro of .*, got '\$\{arg\}'"),
-        ("--config=${args_json_file}", "as a word of its own, got '--config="),
+        ("--config=${args_json_file}", "as a separate word, got '--config="),
         ("${envvar:NOT_SET_ANYWHERE}", "expected the environment variable 'NOT_SET_ANYWHERE', .* got none"),
     ],
 )
@@ -106,15 +106,15 @@ def test_the_agent_runs_the_sweeps_of_this_repository(agent, monkeypatch, tmp_pa
     import torch
 
     from interpretable_training.models import TinyCNN
+    from interpretable_training.sweeps._compat import wandb_rows
     from interpretable_training.sweeps.file import read_sweep
-    from interpretable_training.sweeps.metric import wandb_rows
-    from interpretable_training.sweeps.study import Study
+    from interpretable_training.sweeps.study import SweepStudy
 
     sweep = read_sweep(path)
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     (tmp_path / "runs" / "ca_stream").mkdir(parents=True)
     torch.save(TinyCNN(6).state_dict(), tmp_path / "runs" / "ca_stream" / "tiny_cnn.pt")
-    study = Study(sweep, seed=0)
+    study = SweepStudy(sweep, seed=0)
     values = study.values(study.next(1))
     words = agent([AT_HAND.get(word, word) for word in sweep.command], values)
     words += SMALL + ([] if "digits" in " ".join(words) else FEW)

@@ -92,7 +92,7 @@ def test_a_damaged_study_is_a_paragraph_and_stays_as_it_is(study, capfd, kind):
 def test_what_is_no_file_is_a_paragraph(study, capfd, kind):
     study.unlink()
     study.mkdir() if kind == "folder" else os.mkfifo(study)
-    assert "this is no file" in refused(capfd)
+    assert "not a file" in refused(capfd)
 
 
 @pytest.mark.parametrize(("share", "left"), [(0.0, 0), (0.5, 1), (0.95, 1)], ids=["empty", "half", "nearly all"])

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from interpretable_training.sweeps.command import argument_macros
-from interpretable_training.sweeps.file import DISTRIBUTIONS, Choice, Halving, Range, read_sweep
+from interpretable_training.sweeps.file import Halving, read_sweep
+from interpretable_training.sweeps.parameters import DISTRIBUTIONS, Choice, Interval
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
 METRIC = {"name": "val/loss"}
@@ -42,17 +43,17 @@ def domain(read):
         ({"values": [1, "a", [2], {"b": True}]}, Choice((1, "a", [2], {"b": True}))),
         ({"values": [1], "distribution": "categorical"}, Choice((1,))),
         ({"value": 3, "distribution": "constant"}, Choice((3,))),
-        ({"min": 1, "max": 5}, Range(1, 5, q=1)),
-        ({"min": 1, "max": 5.0}, Range(1, 5)),
-        ({"min": 1, "max": 5, "distribution": "uniform"}, Range(1, 5)),
-        ({"min": 1, "max": 5, "distribution": "int_uniform"}, Range(1, 5, q=1)),
-        ({"min": 0.1, "max": 10, "distribution": "log_uniform_values"}, Range(0.1, 10, log=True)),
-        ({"min": 0.1, "max": 10, "distribution": "inv_log_uniform_values"}, Range(0.1, 10, log=True)),
-        ({"min": 0, "max": 1, "distribution": "log_uniform"}, Range(1, math.e, log=True)),
-        ({"min": 0, "max": 1, "distribution": "inv_log_uniform"}, Range(math.exp(-1), 1, log=True)),
-        ({"min": 1, "max": 10, "q": 4, "distribution": "q_uniform"}, Range(4, 8, q=4)),
-        ({"min": 0.1, "max": 0.7, "q": 0.1, "distribution": "q_uniform"}, Range(0.1, 0.7, q=0.1)),
-        ({"min": 1, "max": 10, "q": 4, "distribution": "q_log_uniform_values"}, Range(4, 8, log=True, q=4)),
+        ({"min": 1, "max": 5}, Interval(1, 5, q=1)),
+        ({"min": 1, "max": 5.0}, Interval(1, 5)),
+        ({"min": 1, "max": 5, "distribution": "uniform"}, Interval(1, 5)),
+        ({"min": 1, "max": 5, "distribution": "int_uniform"}, Interval(1, 5, q=1)),
+        ({"min": 0.1, "max": 10, "distribution": "log_uniform_values"}, Interval(0.1, 10, log=True)),
+        ({"min": 0.1, "max": 10, "distribution": "inv_log_uniform_values"}, Interval(0.1, 10, log=True)),
+        ({"min": 0, "max": 1, "distribution": "log_uniform"}, Interval(1, math.e, log=True)),
+        ({"min": 0, "max": 1, "distribution": "inv_log_uniform"}, Interval(math.exp(-1), 1, log=True)),
+        ({"min": 1, "max": 10, "q": 4, "distribution": "q_uniform"}, Interval(4, 8, q=4)),
+        ({"min": 0.1, "max": 0.7, "q": 0.1, "distribution": "q_uniform"}, Interval(0.1, 0.7, q=0.1)),
+        ({"min": 1, "max": 10, "q": 4, "distribution": "q_log_uniform_values"}, Interval(4, 8, log=True, q=4)),
     ],
     ids=str,
 )
@@ -125,14 +126,18 @@ def test_the_sweeps_of_this_repository_can_be_read(path):
         ({"metric": METRIC, "early_terminate": {"type": "median"}}, "got 'median'"),
         ({"metric": METRIC, "early_terminate": {"type": "hyperband"}}, "expected 'min_iter', or 'max_iter' and 's'"),
         ({"metric": METRIC, "early_terminate": {"type": "hyperband", "max_iter": 9}}, "expected 's' beside 'max_iter'"),
-        ({"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 0}}, ">= 1 for 'min_iter', got 0"),
+        (
+            {"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 0}},
+            "from 1 to 4294967295 for 'min_iter', got 0",
+        ),
         ({"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 1.5}}, "for 'eta', got 1.5"),
         ({"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 1, "strict": True}}, "['strict']"),
         (
             {"metric": METRIC, "early_terminate": {"type": "hyperband", "max_iter": 2, "s": 1}},
             "expected max_iter >= eta",
         ),
-        ({"run_cap": 0}, "expected a whole number >= 1 for 'run_cap', got 0"),
+        ({"run_cap": 10**20}, f"for 'run_cap', got {10**20}; write one."),
+        ({"run_cap": 0}, "expected a whole number from 1 to 4294967295 for 'run_cap', got 0"),
         ({"program": None}, "expected the key 'program', got none"),
         ({"program": 3}, "expected a file name for 'program', got 3"),
         ({"command": "python train.py"}, "expected a list of words for 'command', got 'python train.py'"),
@@ -143,6 +148,7 @@ def test_the_sweeps_of_this_repository_can_be_read(path):
         ({"parameters": {"a": 1}}, "of the parameter 'a', got 1"),
         ({"parameters": {"a.b": {"value": 1}, "a": {"parameters": {"b": {"value": 1}}}}}, "['a.b'] more than once"),
         ({"method": "grid", "parameters": {"a": {"min": 0.0, "max": 1.0}}}, "with the method grid, got uniform"),
+        ({"method": "grid", "parameters": {"a": {"min": 0, "max": 10**9}}}, "at most 100000 values of 'a' on a grid"),
     ],
     ids=str,
 )
@@ -163,7 +169,7 @@ def test_what_is_wrong_or_unknown_is_named(read, keys, message):
         ({"value": 1, "values": [1]}, "expected ['value'] for 'x' with constant, got ['value', 'values']"),
         ({"values": [1], "min": 0}, "got ['min', 'values']"),
         ({"values": [1, 2], "probabilities": [0.5, 0.5]}, "got ['probabilities'], which are not known"),
-        ({"distribution": "normal"}, "got 'normal', which Optuna has no equal of"),
+        ({"distribution": "normal"}, "got 'normal', which Optuna does not have"),
         ({"distribution": "normal", "mu": 1}, "got ['mu'], which are not known"),
         ({"distribution": "q_beta"}, "got 'q_beta'"),
         ({"min": 1, "max": 1}, "expected min < max for 'x', got 1 and 1"),
@@ -175,6 +181,7 @@ def test_what_is_wrong_or_unknown_is_named(read, keys, message):
         ({"min": 0.5, "max": 2.5, "distribution": "int_uniform"}, "expected whole numbers"),
         ({"min": 1, "max": 2, "q": 0, "distribution": "q_uniform"}, "expected q > 0"),
         ({"min": 1, "max": 2, "q": 5, "distribution": "q_uniform"}, "expected a multiple of q"),
+        ({"min": 1, "max": 10**20}, f"expected a number for 'max' of 'x', got {10**20}; write one of at most {2**53}"),
     ],
     ids=str,
 )
@@ -186,8 +193,28 @@ def test_a_wrong_parameter_is_named(domain, keys, message):
 
 def test_the_trap_of_macros_in_a_flow_list_is_named(tmp_path):
     (tmp_path / "s.yaml").write_text("program: a\nmethod: grid\ncommand: [${env}, ${args}]\n")
-    with pytest.raises(ValueError, match=r"expected a sweep in YAML, got .*one below the other behind a dash"):
+    with pytest.raises(ValueError, match=r"expected a sweep in YAML, got .*on a line each, after a dash"):
         read_sweep(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "\n".join(["x0: &x0 [1, 1]", *(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 9))]),
+            "at most",
+        ),
+        ("parameters: &x {a: {parameters: *x}}", "expected YAML of at most 100000 values"),
+        ("[" * 900 + "]" * 900, "expected YAML of few levels"),
+        ("name: é".encode("latin-1"), "expected a sweep in UTF-8, got"),
+        ("- 1", "expected keys"),
+    ],
+)
+def test_files_that_are_no_sweep_are_refused(tmp_path, content, message):
+    (tmp_path / "s.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"expected .* got") as caught:
+        read_sweep(tmp_path / "s.yaml")
+    assert message in str(caught.value)
 
 
 def test_the_page_about_sweeps_is_right(tmp_path):

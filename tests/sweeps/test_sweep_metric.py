@@ -8,7 +8,8 @@ import yaml
 from support.sweep_cases import sweep, table, written
 
 from interpretable_training.cli import main
-from interpretable_training.sweeps.metric import BLOCK, FILE, Reports, wandb_records, wandb_rows
+from interpretable_training.sweeps._compat import BLOCK, wandb_records, wandb_rows
+from interpretable_training.sweeps.metric import FILE, Reports
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = ["--trainer.max_epochs=2", "--data.image_size=16", "--data.n_train=12", "--data.n_val=12"]

@@ -102,6 +102,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "baseline.yaml"
     [
         (["--config", "bomb.yaml"], "expected YAML of at most"),
         (["--config", "itself.yaml"], "expected YAML of at most"),
+        (["--config", "deep.yaml"], "expected YAML of at most 50 levels"),
         (["--config", "latin.yaml"], "expected files in UTF-8, got ['latin.yaml']"),
         (["--config", str(CONFIG), "--seed_everything", "-1"], "expected seed_everything from 0 to 4294967295, got -1"),
         (["--config", str(CONFIG), "--seed_everything", "9" * 30], "expected seed_everything from 0"),
@@ -113,6 +114,7 @@ def test_a_file_or_number_that_cannot_be_meant_is_one_paragraph(folder, mistake,
     levels = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 9)]
     (folder / "bomb.yaml").write_text("\n".join(["x0: &x0 [1, 1]", *levels]))
     (folder / "itself.yaml").write_text("model: &x [1, *x]")
+    (folder / "deep.yaml").write_text("[" * 900 + "]" * 900)
     (folder / "latin.yaml").write_bytes("seed_everything: 0 # é".encode("latin-1"))
     (folder / "folder.ckpt").mkdir()
     assert said in mistake("test", *words)

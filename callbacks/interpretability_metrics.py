@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.batching import in_chunks
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.batches.read import Picked
@@ -25,7 +25,6 @@ from interpretable_training.evaluation.runner import EvaluationRun, scaling
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
 from interpretable_training.metrics.core.base import ImageMetric
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
 
 

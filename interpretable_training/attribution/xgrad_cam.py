@@ -17,7 +17,11 @@ from .grad_cam_plusplus import away_from_zero
 
 @dataclass(frozen=True)
 class XGradCAM(GradientCAM):
-    """Channels of `layer`, each weighted by its gradient where it is active."""
+    """Weight the channels of a layer by their mean gradient, where each cell counts with its activation.
+
+    >>> XGradCAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
+    """
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         active = A.flatten(2).sum(2)

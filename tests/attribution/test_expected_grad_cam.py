@@ -14,7 +14,7 @@ from interpretable_training.attribution import (
     cache_baselines,
     sample_baselines,
 )
-from interpretable_training.attribution.expected_grad_cam import draw
+from interpretable_training.attribution.expected_grad_cam import draw_paths
 
 close = partial(assert_close, rtol=0, atol=1e-9)
 Raw = partial(ExpectedGradCAM, relu=False, upsample=False)
@@ -27,7 +27,7 @@ def baselines():
 
 def paths(cam, images):
     """x[s] and x'[s] of every draw for one image after the other, (S, B, C, ...)."""
-    index, a = draw(cam)
+    index, a = draw_paths(cam)
     base = cam.baselines[index][:, None].expand(-1, *images.shape)
     return base + a.reshape(-1, *[1] * images.ndim) * (images - base), base
 
@@ -109,14 +109,14 @@ def test_the_network_itself_as_layer_gives_expected_gradients(function, images, 
 
 def test_draws(baselines):
     cam = ExpectedGradCAM(baselines=baselines, n=3, batches=2)
-    assert draw(replace(cam, draws="sequential"))[0].tolist() == [0, 1, 2, 3, 4, 0]
-    assert draw(replace(cam, draws=[4, 2]))[0].tolist() == [4, 2, 4, 2, 4, 2]
-    assert draw(replace(cam, draws=[4, 2], one_baseline_per_batch=True))[0].tolist() == [4, 4, 4, 2, 2, 2]
-    assert draw(replace(cam, alpha="linspace"))[1].tolist() == [0, 0.5, 1] * 2
-    index, a = draw(replace(cam, n=2000))
+    assert draw_paths(replace(cam, draws="sequential"))[0].tolist() == [0, 1, 2, 3, 4, 0]
+    assert draw_paths(replace(cam, draws=[4, 2]))[0].tolist() == [4, 2, 4, 2, 4, 2]
+    assert draw_paths(replace(cam, draws=[4, 2], one_baseline_per_batch=True))[0].tolist() == [4, 4, 4, 2, 2, 2]
+    assert draw_paths(replace(cam, alpha="linspace"))[1].tolist() == [0, 0.5, 1] * 2
+    index, a = draw_paths(replace(cam, n=2000))
     assert (index.bincount(minlength=5) > 4000 / 5 * 0.8).all()
     assert 0 <= a.min() < 0.01 < 0.99 < a.max() < 1
-    assert not torch.equal(draw(replace(cam, seed=1))[1], draw(cam)[1])
+    assert not torch.equal(draw_paths(replace(cam, seed=1))[1], draw_paths(cam)[1])
 
 
 def test_kept_features_give_the_same_map_and_those_of_other_weights_are_refused(network, images, baselines):

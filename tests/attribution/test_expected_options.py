@@ -19,7 +19,7 @@ from interpretable_training.attribution import (
     explain,
     normalize,
 )
-from interpretable_training.attribution.expected_grad_cam import draw
+from interpretable_training.attribution.expected_grad_cam import draw_paths
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_with_a_bias_only_the_encoded_difference_is_another_one(images, base):
     }
     S = {name: cam(net, images, 1) for name, cam in cams.items()}
     assert_close(S["tangent"], S["layer_diff"])
-    index, a = draw(cams["tangent"])
+    index, a = draw_paths(cams["tangent"])
     A, more = net.conv(images).detach(), 0
     for i, share in zip(index.tolist(), a):
         at = net.conv(base[i] + share * (images - base[i])).detach().requires_grad_()
@@ -74,7 +74,7 @@ def test_with_a_bias_only_the_encoded_difference_is_another_one(images, base):
 def test_convergence_is_what_loops_find(one, network, images, base):
     cam = ExpectedGradCAM("0", baselines=base, n=6, batches=2, difference="tangent", one_baseline_per_batch=one)
     found = cam.convergence(network, images, torch.tensor([0, 2]), tolerance=0.6)
-    index, a = draw(cam)
+    index, a = draw_paths(cam)
     for b, c in enumerate((0, 2)):
         grads, phi, ends = [], 0.0, []
         for i, share in zip(index.tolist(), a):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExpectedGradCAM, FullGrad, Occlusion, normalize
-from interpretable_training.attribution.expected_grad_cam import draw
+from interpretable_training.attribution.expected_grad_cam import draw_paths
 
 pytestmark = pytest.mark.slow
 TARGET = [3, 7]
@@ -64,7 +64,7 @@ def test_expected_grad_cam_weighs_with_what_captum_attributes_to_the_layer(image
     model = Amplified(torchvision.models.vgg11(num_classes=10, weights=None)).eval()
     base = torch.randn(1, 3, 64, 64)
     cam = ExpectedGradCAM("model.features.19", baselines=base, n=6, relu=False, upsample=False)
-    monkeypatch.setattr(np.random, "uniform", lambda *_: draw(cam)[1].float().numpy())
+    monkeypatch.setattr(np.random, "uniform", lambda *_: draw_paths(cam)[1].float().numpy())
     shap = LayerGradientShap(model, model.model.features[19])
     volume = shap.attribute(images[:1], base, n_samples=6, stdevs=0.0, target=TARGET[0])
     A = model.model.features[:20](images[:1]).detach()

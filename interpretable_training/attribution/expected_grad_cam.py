@@ -70,13 +70,11 @@ class Convergence(NamedTuple):
 class ExpectedGradCAM(GradientCAM):
     """Weight the channels of a layer by gradients times feature differences, averaged over paths from baselines.
 
-    >>> baselines = torch.zeros(2, 3, 16, 16)
-    >>> ExpectedGradCAM(baselines=baselines, n=4)(network, images, target).shape
+    >>> ExpectedGradCAM(baselines=torch.zeros(2, 3, 16, 16), n=4)(network, images, target).shape
     torch.Size([4, 16, 16])
 
     Args:
-        baselines: images (N, C, ...) from the training data, normalized like the images, or the result of
-            `cache_baselines`.
+        baselines: images (N, C, ...) of the training data, normalized like `images`, or from `cache_baselines`.
         n: draws in a mini-batch.
         batches: number of mini-batches; their maps are averaged.
         draws: "iid"; "sequential", one baseline after the other; or a list of indices of baselines, repeated in order.
@@ -232,8 +230,7 @@ def _at_layer_and_input(
         grads = gradients(y, {"A": A, "x": x})
     grid = grid_of(prepared, x, layer, A, target)
     if grid.prefix and not grid.read(grads["A"]).any():
-        # raises an error if no token of a patch reaches the score
-        capture(prepared, x.detach(), [layer], target, score=cam.score)
+        capture(prepared, x.detach(), [layer], target, score=cam.score)  # refuses patch tokens that are not read
     return full(grid.read(A.detach())), full(grid.read(grads["A"])), full(grads["x"])
 
 

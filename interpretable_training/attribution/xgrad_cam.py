@@ -3,7 +3,7 @@
     w[k] = sum over i, j of A[k, i, j] dy/dA[k, i, j] / sum over i, j of A[k, i, j]    (1)
     S    = relu(sum over k of w[k] A[k])                                               (2)
 
-A: activations of `layer`. y: logit. A channel whose activations sum to zero has w[k] = 0.
+A: activations of `layer`. y: logit. Activations of a channel that sum to zero give w[k] = 0.
 """
 
 from dataclasses import dataclass

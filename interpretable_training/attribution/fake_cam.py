@@ -2,7 +2,7 @@
 
     S = 1 everywhere but 0 at the top left    (1)
 
-A map that explains nothing and scores well under metrics that can be fooled.
+The map depends on nothing, but scores well under metrics that can be fooled.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,11 @@ from .core.targets import Resolved
 
 @dataclass(frozen=True)
 class FakeCAM(Attribution):
-    """The same map for every image and model."""
+    """Return the same map for every image and model: a control.
+
+    >>> FakeCAM()(network, images).shape
+    torch.Size([4, 16, 16])
+    """
 
     @property
     def final(self) -> bool:

@@ -7,6 +7,7 @@ What a method gains over it is what it knows.
 
 import zlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,15 @@ from .core.targets import Resolved
 
 @dataclass(frozen=True)
 class RandomMap(Attribution):
-    """Noise, another for every image, which the image and the seed decide."""
+    """Draw noise for each image, which the bits of the image and the seed decide, also for an image of NaN.
+
+    No model runs, so the number of classes is unknown: every class from 0 on is accepted.
+
+    >>> RandomMap(seed=1)(network, images).shape
+    torch.Size([4, 16, 16])
+    """
+
+    ignores_model: ClassVar[bool] = True
 
     seed: int = 0
 

@@ -72,7 +72,7 @@ def test_the_identity_around_a_relu_is_not_filtered(guided):
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_reused_module_is_guided_each_time(inplace, guided):
-    """10 - 2 relu(x): scored at the outer relu is positive, at the inner one -2."""
+    """10 - 2 relu(x): evidence at the outer relu is positive, at the inner one -2."""
     act = nn.ReLU(inplace)
     assert guided(lambda x, act: act(10 - 2 * act(x * 1)), 2.0, act=act) == 0
     assert guided(lambda x, act: act(10 + 2 * act(x * 1)), 2.0, act=act) == 2

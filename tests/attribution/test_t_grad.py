@@ -61,7 +61,7 @@ def test_without_a_positive_contribution_the_map_is_zero():
     net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), head)
     x = torch.rand(2, 1, 2, 2, dtype=torch.float64)
     assert not TGrad()(net, x, 1).any()
-    assert_close(TGrad()(net, x, 0).sum((1, 2)), (2 * x + 1).sum((1, 2, 3)))  # the scored for class 0 is -y
+    assert_close(TGrad()(net, x, 0).sum((1, 2)), (2 * x + 1).sum((1, 2, 3)))  # the evidence for class 0 is -y
 
 
 def test_other_options_are_refused():

@@ -82,7 +82,7 @@ class GradientCAM(Attribution):
 
     Args:
         layer: "auto" (the last spatial layer), a dotted name, or several names.
-        relu: keep positive scored only; else the map is signed.
+        relu: keep positive values only; else the map is signed.
         normalize: bring each map into [0, 1] "before" or "after" upsampling, or not at all; metrics do not scale it
             again then.
         upsample: to image resolution; else the map stays at the layer's (one layer only).

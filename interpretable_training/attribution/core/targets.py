@@ -3,7 +3,7 @@
 `target` is None or "pred" (the predicted class), "least" (the least likely), "label" is the caller's to turn into
 labels; an int (one class for all), a list or tensor (B,) of classes, "topk:3" or a tensor (B, T) for several maps per
 image, or a callable from the model's output to scores (B,). A model with one logit is explained by that logit; with a
-target of 0 by its negative, the scored for class 0.
+target of 0 by its negative, the evidence for class 0.
 """
 
 from collections.abc import Callable, Sequence

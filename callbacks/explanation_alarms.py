@@ -24,8 +24,9 @@ from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explained import Look, check_target, joined
 from interpretable_training.callbacks.watching.explaining import explain_panel
-from interpretable_training.callbacks.watching.saved_state import Saved, each, map_stack, named, text
+from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
 from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.report.value_readers import list_of, mapping_of, read_text
 
 log = logging.getLogger("lightning.pytorch.alarms")  # shown where Lightning's own messages are
 RING = 0.1  # of the image's height and width at each side
@@ -140,8 +141,8 @@ class ExplanationAlarms(Watcher):
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
-        self.above = set(saved.read("above", each(text), []))
-        self.before = saved.read("before", named(map_stack), {})
+        self.above = set(saved.read("above", list_of(read_text), []))
+        self.before = saved.read("before", mapping_of(map_stack), {})
 
 
 def alike(S: Tensor) -> float:

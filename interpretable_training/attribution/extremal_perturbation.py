@@ -149,10 +149,10 @@ class ExtremalPerturbation(Attribution):
                 "expected class indices as target with contrastive=True, got a callable; pass contrastive=False."
             )
         logits = pick_logits(output, prepared.output)
-        y = score_of(logits, target, self.score)
+        y = score_of(logits, target, self.score, prepared.span)
         binary = logits.shape[1] == 1  # one logit stands for two classes
         other = 1 - target if binary else logits.scatter(1, target[:, None], -torch.inf).argmax(1)
-        return y - score_of(logits, other, self.score)
+        return y - score_of(logits, other, self.score, prepared.span)
 
 
 def _pyramid(images: Tensor, levels: int, sigma: float, borders: Borders) -> Tensor:

@@ -6,6 +6,7 @@ The map depends on nothing, but scores well under metrics that can be fooled.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,11 +17,15 @@ from .core.targets import Resolved
 
 @dataclass(frozen=True)
 class FakeCAM(Attribution):
-    """Return the same map for every image and model: a control.
+    """Return the same map for every image and model, also for an image of NaN.
 
-    >>> FakeCAM()(network, images).shape
-    torch.Size([4, 16, 16])
+    No model runs, so the number of classes is unknown: every class from 0 on is accepted.
+
+    >>> FakeCAM()(network, images).sum((1, 2))
+    tensor([255., 255., 255., 255.])
     """
+
+    ignores_model: ClassVar[bool] = True
 
     @property
     def final(self) -> bool:

@@ -7,6 +7,7 @@ A method is informative only where its metrics are better than those of this map
 
 import zlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,11 +19,15 @@ from .core.targets import Resolved
 
 @dataclass(frozen=True)
 class RandomMap(Attribution):
-    """Return noise that depends on the image and the seed only: a control.
+    """Draw noise for each image, which the bits of the image and the seed decide, also for an image of NaN.
 
-    >>> RandomMap()(network, images).shape
+    No model runs, so the number of classes is unknown: every class from 0 on is accepted.
+
+    >>> RandomMap(seed=1)(network, images).shape
     torch.Size([4, 16, 16])
     """
+
+    ignores_model: ClassVar[bool] = True
 
     seed: int = 0
 

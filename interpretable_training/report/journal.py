@@ -30,12 +30,12 @@ from PIL import Image
 from torch import Tensor
 
 from interpretable_training.files import write_whole
+from interpretable_training.visual.map_levels import map_levels, map_scales
 
 from .journal_lines import read_line
 
 FILE = "journal.jsonl"
 MAP_SIDE = 56  # pixels: the grids of common networks are smaller, and a report of 200 epochs stays below 30 MB
-TOP = 0.99  # quantile of a map that becomes 255, so that single pixels do not darken the others
 SAFE = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}")
 RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d")  # on Windows, whatever the extension
 Line = dict[str, Any]
@@ -246,23 +246,9 @@ def shrink(maps: Tensor) -> Tensor:
     return (F.interpolate(maps[:, None].float(), size, mode="area")[:, 0] if share < 1 else maps.float()).cpu()
 
 
-def ends(maps: Tensor) -> Tensor:
-    """The scale of each map (n, H, W), from its least value to one that a percent of the pixels exceed, (n, 2)."""
-    values = maps.flatten(1)
-    lo, top = values.amin(1), values.quantile(TOP, 1)
-    return torch.stack([lo, torch.where(top > lo, top, values.amax(1))], 1)
-
-
-def levels(maps: Tensor, scale: Tensor) -> Tensor:
-    """Maps (n, h, w) in [0, 1] between the ends (n, 2) of their scales; zero where a scale has no extent."""
-    lo, hi = scale[:, :1, None], scale[:, 1:, None]
-    extent = hi - lo
-    return ((maps - lo) / torch.where(extent > 0, extent, torch.inf)).clamp(0, 1)
-
-
 def quantize(maps: Tensor) -> tuple[Tensor, list[tuple[float, float]]]:
     """Maps (n, h, w) as uint8, and the values that became 0 and 255; zeros where a value is not finite."""
     finite = maps.isfinite().all(2).all(1)[:, None, None]
     maps = torch.where(finite, maps, 0.0)
-    scale = ends(maps)
-    return levels(maps, scale).mul(255).round().byte(), [(float(lo), float(hi)) for lo, hi in scale]
+    scales = map_scales(maps)
+    return map_levels(maps, scales).mul(255).round().byte(), [(float(lo), float(hi)) for lo, hi in scales]

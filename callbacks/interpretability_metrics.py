@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.batching import in_chunks
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.batches.read import Picked
@@ -26,7 +26,6 @@ from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncr
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.report.value_readers import list_of, mapping_of, read_number, read_text
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
 
 

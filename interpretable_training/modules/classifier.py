@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
@@ -49,6 +50,7 @@ class Classifier(PlainModule):
         loss: Function of logits and target; by default cross-entropy, binary if multilabel.
         optimizer: Function from parameters to an optimizer.
         scheduler: Function from an optimizer to a scheduler that steps after each epoch.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly to that of the optimizer.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Classifier(PlainModule):
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
+        warmup_steps: int = 0,
     ) -> None:
         super().__init__()
         objects = {k: v for k, v in {"network": network, "loss": loss}.items() if isinstance(v, nn.Module)}
@@ -80,7 +83,9 @@ class Classifier(PlainModule):
             )
         self.network, self.num_classes, self.multilabel = network, num_classes, multilabel
         self.loss = loss or (nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss())
-        self.optimizer, self.scheduler = optimizer, scheduler
+        if warmup_steps < 0:
+            raise ValueError(f"expected warmup_steps >= 0, got {warmup_steps}; pass 0 for no warm-up.")
+        self.optimizer, self.scheduler, self.warmup_steps = optimizer, scheduler, warmup_steps
         self.image_shape: tuple[int, ...] | None = None  # of the last batch
         metrics = build_metrics(num_classes, multilabel)
         self.train_metrics, self.val_metrics, self.test_metrics = (
@@ -142,13 +147,16 @@ class Classifier(PlainModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        scheduler = self.scheduler(optimizer)
-        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        configs: list[dict[str, Any]] = []
+        if self.scheduler is not None:
+            scheduler = self.scheduler(optimizer)
+            configs.append({"scheduler": scheduler, "interval": "epoch"})
+            if isinstance(scheduler, ReduceLROnPlateau):
+                configs[0]["monitor"] = scheduler.monitor
+        if self.warmup_steps > 1:  # the first step has 1 / warmup_steps of the rate, the last one all of it
+            rise = LinearLR(optimizer, 1 / self.warmup_steps, total_iters=self.warmup_steps - 1)
+            configs.append({"scheduler": rise, "interval": "step"})
+        return [optimizer], configs
 
 
 def forget_pretrained(hparams: Any) -> None:

@@ -70,23 +70,30 @@ def as_lists(text):
 def settings(recipe):
     """Everything that decides what a recipe does: data, weights, optimizer, schedule, files."""
     trainer, module, data = recipe[:3]
-    found = module.configure_optimizers()
-    found = found if isinstance(found, dict) else {"optimizer": found}
-    scheduler = found.get("lr_scheduler", {}).get("scheduler")
+    optimizer, schedules = optimizer_and_schedules(module)
     plain = (int, float, str, bool, tuple, dict, type(None))
     return {
         "data": {k: v for k, v in vars(data).items() if isinstance(v, plain) and not k.startswith("_")},
         "changes": [repr(getattr(data, f"{split}_transform", None)) for split in ("train", "eval")],
         "weights": {k: v.tolist() for k, v in module.state_dict().items()},
         "loss": repr(module.loss),
-        "optimizer": (type(found["optimizer"]), found["optimizer"].defaults),
-        "scheduler": scheduler and (type(scheduler), scheduler.state_dict()),
+        "optimizer": (type(optimizer), optimizer.defaults),
+        "schedules": [(type(s["scheduler"]), s["scheduler"].state_dict(), s["interval"]) for s in schedules],
         "epochs": trainer.max_epochs,
         "logger": (type(trainer.logger), trainer.logger.save_dir, trainer.logger.name),
         "checkpoint": (trainer.checkpoint_callback.monitor, trainer.checkpoint_callback.mode),
         "callbacks": [type(c).__name__ for c in trainer.callbacks if not isinstance(c, SaveConfigCallback)],
         "watched": [as_lists(repr(c.settings())) for c in trainer.callbacks if isinstance(c, Watcher)],
     }
+
+
+def optimizer_and_schedules(module):
+    """The optimizer of a module, and when its schedulers step."""
+    configured = module.configure_optimizers()
+    if isinstance(configured, tuple):
+        (optimizer,), schedules = configured
+        return optimizer, schedules
+    return configured["optimizer"], [configured["lr_scheduler"]]  # of a regressor
 
 
 @pytest.fixture

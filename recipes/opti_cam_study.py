@@ -33,7 +33,7 @@ from interpretable_training.attribution import (
     XGradCAM,
 )
 from interpretable_training.attribution.core.base import Attribution
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.files import whole_file
@@ -177,7 +177,7 @@ def cams(mean: Sequence[float], std: Sequence[float], layer: str = "auto") -> di
 def seconds(study: Study) -> dict[str, float]:
     """What each method takes for 8 images, as in Tables 2.1 and 2.2, the second time that it is called."""
     study.data.setup("validate")
-    parts = [images_and_target(batch) for batch in islice(study.data.val_dataloader(), 8)]
+    parts = [pick(batch, strict=True).pair() for batch in islice(study.data.val_dataloader(), 8)]
     device = study.module.device
     images, target = (torch.cat(part)[:8].to(device) for part in zip(*parts))
     took = {}

@@ -39,7 +39,7 @@ from interpretable_training.attribution import (
     TGrad,
 )
 from interpretable_training.attribution.core.base import Attribution
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.callbacks import RandomizationTest, TrainingCurves
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.files import write_whole
@@ -150,9 +150,9 @@ def check(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> SanityTa
     """
     model, data = recipe.module.eval(), recipe.data
     data.setup("fit")
-    train = [images_and_target(batch) for batch in data.train_dataloader()]
+    train = [pick(batch, strict=True).pair() for batch in data.train_dataloader()]
     images, target = (torch.cat(part)[:by_heart].to(model.device) for part in zip(*train))
-    test = [images_and_target(batch) for batch in data.val_dataloader()]
+    test = [pick(batch, strict=True).pair() for batch in data.val_dataloader()]
     shown, label = (torch.cat(part)[:explained].to(model.device) for part in zip(*test))
     by_labels = DataRandomization()
     twin = twin_of(recipe).to(model.device)

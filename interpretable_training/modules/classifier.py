@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LinearLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.models import build_network
 
 from .checks import check_datamodule, check_logits, check_range, check_target
@@ -34,8 +34,9 @@ def build_metrics(num_classes: int, multilabel: bool) -> MetricCollection:
 class Classifier(PlainModule):
     """Trains a network to classify images.
 
-    Batches are pairs (images, target) or dicts with `image` and `target`. Logged as `train/...`, `val/...` and
-    `test/...`: `loss`, `accuracy` and, from ten classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
+    Batches are pairs (images, target), or dicts, dataclasses and named tuples with entries such as `image` and `target`
+    or `pixel_values` and `labels`. Logged as `train/...`, `val/...` and `test/...`: `loss`, `accuracy` and, from ten
+    classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
 
     A checkpoint of a network given by name rebuilds it: `Classifier.load_from_checkpoint(path)`, with the default
     optimizer unless one is passed. Of a network given as an object it knows the weights only; pass the object again:
@@ -108,7 +109,7 @@ class Classifier(PlainModule):
 
     def step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> Tensor:
         """Loss of a batch, logged together with the metrics."""
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         logits = self(images)
         loss = self.criterion(logits, target, batch_idx)
@@ -142,7 +143,7 @@ class Classifier(PlainModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Probability of each class (B, num_classes); batches may be images alone."""
-        logits = self(batch if isinstance(batch, Tensor) else images_and_target(batch)[0])
+        logits = self(pick(batch, strict=True).images)
         return logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
 
     def configure_optimizers(self) -> Any:

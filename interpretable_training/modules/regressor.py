@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, Reduce
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.models import build_network
 
 from .class_paths import PlainModule
@@ -110,7 +110,7 @@ class Regressor(PlainModule):
 
     def step(self, batch: Any, metrics: MetricCollection) -> Tensor:
         """Loss of a batch, logged together with the metrics."""
-        series, target = images_and_target(batch)
+        series, target = pick(batch, strict=True).pair()
         estimate = self(series)
         if target.shape != estimate.shape:
             raise ValueError(
@@ -137,7 +137,7 @@ class Regressor(PlainModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Estimates (B,); batches may be series alone."""
-        return self(batch if isinstance(batch, Tensor) else images_and_target(batch)[0])
+        return self(pick(batch, strict=True).images)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

@@ -24,7 +24,10 @@ Reduce = Literal["max_abs", "abs_sum", "l2", "signed_sum", "abs_of_sum", "none"]
 
 @dataclass(frozen=True)
 class Gradient(Attribution):
-    """How much the score changes with each pixel.
+    """Reduce the gradient of the score with respect to the image to one value per pixel.
+
+    >>> Gradient()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         reduce: of the channels: "max_abs" (2), "abs_sum" (sum of |g|), "l2", "signed_sum", "abs_of_sum", or "none" for
@@ -49,7 +52,7 @@ def input_gradient(
     rule: Rule = "plain",
     scope: Scope = "all",
 ) -> Tensor:
-    """The gradient of the score with respect to the images, (B, C, ...)."""
+    """Return the gradient of the score with respect to the images, (B, C, ...)."""
     with torch.enable_grad(), gates(rule, scope, prepared.module) as mode:
         x = images.detach().requires_grad_()
         with mode or nullcontext():
@@ -60,9 +63,9 @@ def input_gradient(
 
 
 def refuse_hidden(prepared: PreparedModel, images: Tensor) -> None:
-    """Called where the score depends on nothing: an error if gradients are off somewhere inside the model."""
+    """Raise an error if a part of the model turns gradients off; called if the score depends on no input."""
 
-    # The score depends on nothing: either the model is constant, or a part of it runs without gradients.
+    # A score without gradient has two causes: the model is constant, or a part of it runs without gradients.
     def hook(module: nn.Module, args: Any) -> None:
         refuse_no_grad(f"the model's {type(module).__name__}")
 
@@ -75,7 +78,7 @@ def refuse_hidden(prepared: PreparedModel, images: Tensor) -> None:
 
 
 def reduce_channels(volume: Tensor, reduce: Reduce) -> Tensor:
-    """A map (B, ...) of a volume (B, C, ...)."""
+    """Return the map (B, ...) of a volume (B, C, ...)."""
     if reduce == "none":
         return volume
     if reduce == "max_abs":

@@ -24,7 +24,7 @@ class Recipe(NamedTuple):
     data: L.LightningDataModule
 
 
-class Study(NamedTuple):
+class EvaluationRecipe(NamedTuple):
     """A measurement, ready: `study.run()`.
 
     Attributes:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.models import build_network
 
 from .checks import check_datamodule, check_logits, check_num_classes, check_range, check_target_shape
@@ -35,8 +35,9 @@ class Classifier(PlainModule):
     >>> Classifier("tiny_cnn", num_classes=6)(images).shape
     torch.Size([4, 6])
 
-    Batches are pairs (images, target) or dicts with `image` and `target`. Logged as `train/...`, `val/...` and
-    `test/...`: `loss`, `accuracy` and, from ten classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
+    Batches are pairs (images, target), or dicts, dataclasses and named tuples with entries such as `image` and `target`
+    or `pixel_values` and `labels`. Logged as `train/...`, `val/...` and `test/...`: `loss`, `accuracy` and, from ten
+    classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
 
     `Classifier.load_from_checkpoint(path)` rebuilds a network given by name, with the default optimizer unless one is
     passed. Checkpoints hold only the weights of a network given as an object; pass the object again:
@@ -105,7 +106,7 @@ class Classifier(PlainModule):
 
     def step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> Tensor:
         """Return the loss of a batch; log it and the metrics."""
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         logits = self(images)
         loss = self.criterion(logits, target, batch_idx)
@@ -139,7 +140,7 @@ class Classifier(PlainModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the probability of each class (B, num_classes); batches may be images alone."""
-        logits = self(batch if isinstance(batch, Tensor) else images_and_target(batch)[0])
+        logits = self(pick(batch, strict=True).images)
         return logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
 
 

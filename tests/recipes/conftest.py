@@ -20,7 +20,7 @@ from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.metrics.core.base import described
 from interpretable_training.models import build_network
 from interpretable_training.modules.plain_module import PlainModule
-from interpretable_training.recipes import Recipe, Study  # which makes our classes known by their names
+from interpretable_training.recipes import EvaluationRecipe, Recipe  # which makes our classes known by their names
 
 OPTIONS = ("target", "split", "max_images", "reference", "chunk_size", "seed")
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -47,7 +47,7 @@ def read_study(stem, monkeypatch):
 
     @functools.wraps(EvaluationTrainer.evaluate)  # whose arguments are the options of the command
     def remember(trainer, model, datamodule, ckpt_path=None, **options):
-        seen.append(Study(trainer, model, datamodule, options))
+        seen.append(EvaluationRecipe(trainer, model, datamodule, options))
 
     with monkeypatch.context() as patch:
         patch.setattr(EvaluationTrainer, "evaluate", remember)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 from torchmetrics import MetricCollection
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.models import CAStream, build_network
 
 from ._compat import INSTANTIATOR, attached_trainer
@@ -98,7 +98,7 @@ class CAStreamClassifier(Classifier):
         return self.network(images, target)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         if self.network.class_specific:
             check_range(target, self.num_classes)
@@ -115,7 +115,7 @@ class CAStreamClassifier(Classifier):
 
     def compare(self, batch: Any, batch_idx: int, metrics: MetricCollection, gap_metrics: MetricCollection) -> None:
         """Log the metrics of the stream and of average pooling, and entropy and coverage of the attention."""
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         seen = self.network.look(images)
         loss = self.criterion(seen.logits, target, batch_idx)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.models import build_network
 
 from ._compat import attached_trainer
@@ -36,8 +36,9 @@ class Classifier(PlainModule):
     >>> Classifier("tiny_cnn", num_classes=6)(images).shape
     torch.Size([4, 6])
 
-    Batches are pairs (images, target) or dicts with `image` and `target`. Logged as `train/...`, `val/...` and
-    `test/...`: `loss`, `accuracy` and, from ten classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
+    Batches are pairs (images, target), or dicts, dataclasses and named tuples with entries such as `image` and `target`
+    or `pixel_values` and `labels`. Logged as `train/...`, `val/...` and `test/...`: `loss`, `accuracy` and, from ten
+    classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
 
     `Classifier.load_from_checkpoint(path)` rebuilds a network given by name, with the default optimizer unless one is
     passed. Checkpoints hold only the weights of a network given as an object; pass the object again:
@@ -53,6 +54,7 @@ class Classifier(PlainModule):
         optimizer: Function from parameters to an optimizer.
         scheduler: Function from an optimizer to a scheduler that steps after each epoch. `CosineAnnealingLR` without
             `T_max` ends with the training, at `max_epochs` of the trainer.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly to that of the optimizer.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Classifier(PlainModule):
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: SchedulerCallable | None = None,
+        warmup_steps: int = 0,
     ) -> None:
         super().__init__()
         self.save_arguments(network=network, loss=loss)
@@ -79,7 +82,9 @@ class Classifier(PlainModule):
             )
         self.network, self.num_classes, self.multilabel = network, num_classes, multilabel
         self.loss = loss or (nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss())
-        self.optimizer, self.scheduler = optimizer, scheduler
+        if warmup_steps < 0:
+            raise ValueError(f"expected warmup_steps >= 0, got {warmup_steps}; pass 0 for no warm-up.")
+        self.optimizer, self.scheduler, self.warmup_steps = optimizer, scheduler, warmup_steps
         self.image_shape: tuple[int, ...] | None = None  # of the last batch
         metrics = build_metrics(num_classes, multilabel)
         self.train_metrics, self.val_metrics, self.test_metrics = (
@@ -102,7 +107,7 @@ class Classifier(PlainModule):
 
     def step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> Tensor:
         """Return the loss of a batch; log it and the metrics."""
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         logits = self(images)
         loss = self.criterion(logits, target, batch_idx)
@@ -136,7 +141,7 @@ class Classifier(PlainModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the probability of each class (B, num_classes); batches may be images alone."""
-        logits = self(batch if isinstance(batch, Tensor) else images_and_target(batch)[0])
+        logits = self(pick(batch, strict=True).images)
         return logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
 
 

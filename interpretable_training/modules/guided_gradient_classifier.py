@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.regularization import GuidedGradientRegularizer, Parts, both_gradients
 from interpretable_training.regularization.errors import cosine
 from interpretable_training.regularization.regularizer import mean_norm
@@ -56,7 +56,7 @@ class GuidedGradientClassifier(Classifier):
         self.reported = False
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         criterion = partial(self.criterion, batch_idx=batch_idx)
         options: dict[str, Any] = {"step": self.global_step, "scale": grad_scale(attached_trainer(self))}
@@ -70,7 +70,7 @@ class GuidedGradientClassifier(Classifier):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         options: dict[str, Any] = {"at": self.regularizer.at, "scope": self.regularizer.scope}
         d, d2 = both_gradients(self.network, images, target, partial(self.criterion, batch_idx=batch_idx), **options)

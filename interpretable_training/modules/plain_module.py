@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from ._compat import INSTANTIATOR, attached_trainer, saved_hyper_parameters
 from .class_paths import check_hyper_parameters
@@ -24,6 +24,7 @@ class PlainModule(L.LightningModule):
 
     optimizer: OptimizerCallable
     scheduler: SchedulerCallable | None
+    warmup_steps: int = 0  # of the optimizer, over which the learning rate rises
 
     @classmethod
     def load_from_checkpoint(
@@ -61,14 +62,17 @@ class PlainModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        build: Callable[..., Any] = self.scheduler
-        scheduler = build(optimizer, T_max=self._number_of_epochs()) if lacks_epochs(build) else build(optimizer)
-        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        configs: list[dict[str, Any]] = []
+        if self.scheduler is not None:
+            build: Callable[..., Any] = self.scheduler
+            scheduler = build(optimizer, T_max=self._number_of_epochs()) if lacks_epochs(build) else build(optimizer)
+            configs.append({"scheduler": scheduler, "interval": "epoch"})
+            if isinstance(scheduler, ReduceLROnPlateau):
+                configs[0]["monitor"] = scheduler.monitor
+        if self.warmup_steps > 1:  # the first step has 1 / warmup_steps of the rate, the last one all of it
+            rise = LinearLR(optimizer, 1 / self.warmup_steps, total_iters=self.warmup_steps - 1)
+            configs.append({"scheduler": rise, "interval": "step"})
+        return [optimizer], configs
 
     def _number_of_epochs(self) -> int:
         """Return max_epochs of the trainer, at which the schedule ends."""

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.models import build_network
 
 from .plain_module import PlainModule, SchedulerCallable
@@ -106,7 +106,7 @@ class Regressor(PlainModule):
 
     def step(self, batch: Any, metrics: MetricCollection) -> Tensor:
         """Return the loss of a batch; log it and the metrics."""
-        series, target = images_and_target(batch)
+        series, target = pick(batch, strict=True).pair()
         estimate = self(series)
         if target.shape != estimate.shape:
             raise ValueError(
@@ -134,4 +134,4 @@ class Regressor(PlainModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return estimates (B,); batches may be series alone."""
-        return self(batch if isinstance(batch, Tensor) else images_and_target(batch)[0])
+        return self(pick(batch, strict=True).images)

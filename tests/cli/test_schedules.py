@@ -74,7 +74,7 @@ def test_configurations_give_no_length_of_a_cosine(path):
 def test_cosine_of_recipe_ends_with_its_training(recipe, tmp_path):
     trainer, module, _ = recipe(max_epochs=5, output=str(tmp_path))
     module.trainer = trainer
-    assert module.configure_optimizers()["lr_scheduler"]["scheduler"].T_max == 5
+    assert module.configure_optimizers()[1][0]["scheduler"].T_max == 5
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_length_is_added_where_it_is_missing(scheduler, lacks):
     assert lacks_epochs(scheduler) is lacks
     module = Classifier("tiny_cnn", 3, scheduler=scheduler)
     module.trainer = L.Trainer(max_epochs=7, logger=False, enable_checkpointing=False, accelerator="cpu")
-    built = module.configure_optimizers()["lr_scheduler"]["scheduler"]
+    built = module.configure_optimizers()[1][0]["scheduler"]
     assert getattr(built, "T_max", 3) == (7 if lacks else 3)
 
 

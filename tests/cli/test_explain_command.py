@@ -44,7 +44,7 @@ def pictures(tmp_path, monkeypatch):
     return folder
 
 
-def test_it_writes_overlays_a_sheet_and_a_page(checkpoint, pictures, capsys):
+def test_explain_writes_overlays_sheet_and_page(checkpoint, pictures, capsys):
     words = ["--images", str(pictures), "--methods", "gradcam", "LayerCAM", "--output", "out"]
     main(["explain", "--model", str(checkpoint), *words])
     out = pictures.parent / "out"
@@ -65,7 +65,7 @@ def test_it_writes_overlays_a_sheet_and_a_page(checkpoint, pictures, capsys):
     assert len(re.findall(r"^  \S.*\.(?:png|jpg)  \w+ 0\.\d\d", printed.out, re.M)) == 3
 
 
-def test_a_checkpoint_knows_classes_and_colors(checkpoint):
+def test_checkpoint_has_classes_and_colors(checkpoint):
     subject = from_checkpoint(checkpoint, None)
     assert subject.class_names == ["circle", "square", "triangle", "star", "cross", "ring"]
     assert subject.shape == (3, 32, 48)
@@ -76,7 +76,7 @@ def test_a_checkpoint_knows_classes_and_colors(checkpoint):
     torch.testing.assert_close(subject.prepare(Image.fromarray(drawn)), image, atol=1e-5, rtol=0)
 
 
-def test_pictures_are_covered_and_cut_in_the_middle(checkpoint):
+def test_pictures_are_scaled_and_cropped_at_center(checkpoint):
     """40 x 48 is cut to 32 x 48: four rows go at each side."""
     values = np.zeros((40, 48, 3), np.uint8)
     values[4:36] = 255
@@ -84,7 +84,7 @@ def test_pictures_are_covered_and_cut_in_the_middle(checkpoint):
     assert float(image.std()) < 1e-6
 
 
-def test_a_class_can_be_asked_for_by_name(checkpoint, pictures):
+def test_target_can_be_name_of_class(checkpoint, pictures):
     words = ["--images", str(pictures / "a.png"), "--target", "ring", "--output", "out"]
     main(["explain", "--model", str(checkpoint), *words])
     lines = (pictures.parent / "out" / "journal" / "journal.jsonl").read_text().splitlines()
@@ -92,7 +92,7 @@ def test_a_class_can_be_asked_for_by_name(checkpoint, pictures):
     assert maps["rows"][0]["target"] == 5
 
 
-def test_a_model_of_timm_has_random_weights_unless_asked_otherwise(pictures, capsys):
+def test_timm_model_has_random_weights_by_default(pictures, capsys):
     main(["explain", "--model", "test_resnet", "--images", str(pictures / "a.png"), "--output", "out"])
     assert "test_resnet has random weights; pass --pretrained" in capsys.readouterr().err
     assert len(list((pictures.parent / "out").glob("a-gradcam.png"))) == 1
@@ -116,14 +116,14 @@ def test_a_model_of_timm_has_random_weights_unless_asked_otherwise(pictures, cap
         (["--images", "pictures", "--model", "resnet81"], "expected the name of a network, got 'resnet81'"),
     ],
 )
-def test_mistakes_end_in_a_paragraph(checkpoint, pictures, capsys, words, message):
+def test_mistakes_of_explain_are_one_paragraph(checkpoint, pictures, capsys, words, message):
     with pytest.raises(SystemExit) as ended:
         main(["explain", "--model", str(checkpoint), *words, "--output", "out"])
     assert ended.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_checkpoints_of_others_are_refused(pictures, tmp_path, capsys):
+def test_foreign_checkpoints_are_refused(pictures, tmp_path, capsys):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(SystemExit):
         main(["explain", "--model", str(tmp_path / "other.ckpt"), "--images", str(pictures)])

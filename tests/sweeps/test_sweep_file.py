@@ -1,11 +1,19 @@
+"""Sweep files, and the command lines of their runs: what is read, expanded and refused."""
+
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+from wandb.wandb_agent import Agent
 
-from interpretable_training.sweeps.command import argument_macros
+from interpretable_training.sweeps.command import argument_macros, command_line
 from interpretable_training.sweeps.file import Halving, read_sweep
 from interpretable_training.sweeps.parameters import DISTRIBUTIONS, Choice, Interval
 
@@ -61,7 +69,7 @@ def test_parameters_mean_what_they_mean_in_wandb(domain, keys, expected):
     assert domain(**keys) == expected
 
 
-def test_a_grid_counts_whole_numbers_to_max_and_steps_of_q_to_before_it_as_wandb_does(domain, read):
+def test_grid_counts_values_as_wandb_does(domain, read):
     assert domain("grid", min=2, max=4) == Choice((2, 3, 4))
     assert domain("grid", min=2, max=5, q=1.5, distribution="q_uniform") == Choice((2, 3.5))
     parameters = {"a": {"values": [1, 2, 3]}, "b": {"value": 1}, "c": {"min": 0, "max": 1}}
@@ -86,7 +94,7 @@ def test_nested_parameters_have_a_path(read):
     ],
     ids=str,
 )
-def test_hyperband_begins_and_ends_with_the_bands_of_wandb(read, keys, expected):
+def test_hyperband_has_bands_of_wandb(read, keys, expected):
     assert read(metric=METRIC, early_terminate={"type": "hyperband", **keys}).halving == expected
 
 
@@ -104,7 +112,7 @@ def test_the_rest_of_a_file(read):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_sweeps_of_this_repository_can_be_read(path):
+def test_sweeps_of_repository_can_be_read(path):
     sweep = read_sweep(path)
     assert sweep.metric.startswith("val/")
     assert min(sweep.points, sweep.run_cap or math.inf) < math.inf
@@ -152,7 +160,7 @@ def test_the_sweeps_of_this_repository_can_be_read(path):
     ],
     ids=str,
 )
-def test_what_is_wrong_or_unknown_is_named(read, keys, message):
+def test_wrong_and_unknown_keys_are_named(read, keys, message):
     with pytest.raises(ValueError, match=r"expected .* got") as caught:
         read(**keys)
     assert message in str(caught.value)
@@ -185,13 +193,13 @@ def test_what_is_wrong_or_unknown_is_named(read, keys, message):
     ],
     ids=str,
 )
-def test_a_wrong_parameter_is_named(domain, keys, message):
+def test_wrong_parameter_is_named(domain, keys, message):
     with pytest.raises(ValueError, match=r"expected .* got") as caught:
         domain(**keys)
     assert message in str(caught.value)
 
 
-def test_the_trap_of_macros_in_a_flow_list_is_named(tmp_path):
+def test_macros_in_brackets_are_explained(tmp_path):
     (tmp_path / "s.yaml").write_text("program: a\nmethod: grid\ncommand: [${env}, ${args}]\n")
     with pytest.raises(ValueError, match=r"expected a sweep in YAML, got .*on a line each, after a dash"):
         read_sweep(tmp_path / "s.yaml")
@@ -217,7 +225,7 @@ def test_files_that_are_no_sweep_are_refused(tmp_path, content, message):
     assert message in str(caught.value)
 
 
-def test_the_page_about_sweeps_is_right(tmp_path):
+def test_documentation_page_matches_code(tmp_path):
     page = (CONFIGS[0].parents[2] / "docs" / "sweeps.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "s.yaml").write_text(example)
@@ -226,3 +234,119 @@ def test_the_page_about_sweeps_is_right(tmp_path):
     assert named == {*argument_macros({}), "env", "interpreter", "program", "args_json_file"}
     assert re.findall(r"^\| `distribution` \| (.*) \|$", page, re.MULTILINE)[0].split(", ") == DISTRIBUTIONS
     assert {path.name for path in CONFIGS} == set(re.findall(r"^\| `(\w+\.yaml)` \|", page, re.MULTILINE))
+
+
+VALUES = {
+    "lr": 1e-05,
+    "model.width": 8,
+    "flag": True,
+    "off": False,
+    "none": None,
+    "text": "a b=c",
+    "list": [1, "x"],
+    "nested": {"a": {"b": 0.5}, "c": False},
+    "empty": "",
+    "one": 1,
+    "zero": 0,
+}
+
+
+@pytest.fixture
+def agent(monkeypatch, tmp_path):
+    """The command line that W&B's agent runs, without a server."""
+    seen = []
+
+    class Process:
+        def __init__(self, command, **_):
+            seen.append(command)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+        monkeypatch.setenv(name, "")  # the agent sets them
+    monkeypatch.setattr("wandb.wandb_agent.AgentProcess", Process)
+
+    def run(command, values):
+        (tmp_path / "wandb" / "sweep-s").mkdir(parents=True, exist_ok=True)
+        agent = Agent(api=None, queue=None)
+        agent._sweep_command = list(command)
+        args = {name: {"value": value} for name, value in values.items()}
+        agent._command_run({"run_id": "r", "program": "train.py", "args": args})
+        return [sys.executable if word == "python" else word for word in seen[-1]]
+
+    return run
+
+
+def test_forms_of_arguments_equal_those_of_wandb():
+    oracle = create_sweep_command_args({"args": {name: {"value": value} for name, value in VALUES.items()}})
+    oracle.pop("args_dict")  # is no list of words
+    assert argument_macros(VALUES) == oracle
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["${env}", "${interpreter}", "${program}", "${args}"],
+        ["${env}", "FOO=1", "torchrun", "--nproc", 2, "${program}", "fit", "${args_no_hyphens}", "${args_json}"],
+        ["${interpreter}", "-m", "${envvar:MODULE}", "--x=${envvar:MODULE}/${envvar:OTHER}", "${args_no_equals}"],
+        ["${program}", "${args_no_boolean_flags}", "${args_append_hydra}", "${args_override_hydra}"],
+        ["${program}", "--config", "${args_json_file}", "hydra.dir=${now}"],
+    ],
+    ids=lambda command: command[-1],
+)
+def test_command_lines_are_those_of_the_agent(agent, monkeypatch, tmp_path, command):
+    monkeypatch.setenv("MODULE", "package.train")
+    monkeypatch.setenv("OTHER", "b c")
+    json_file = tmp_path / "wandb/sweep-s/config-r.json"
+    assert command_line(command, "train.py", VALUES, json_file) == agent(command, VALUES)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("${arg}", r"expected a macro of .*, got '\$\{arg\}'"),
+        ("--config=${args_json_file}", "as a separate word, got '--config="),
+        ("${envvar:NOT_SET_ANYWHERE}", "expected the environment variable 'NOT_SET_ANYWHERE', .* got none"),
+    ],
+)
+def test_words_that_agent_ignores_are_refused(word, message):
+    with pytest.raises(ValueError, match=message):
+        command_line([word], "", {}, Path())
+
+
+REPOSITORY = Path(__file__).parents[2]
+AT_HAND = {  # the same experiment where nothing has to be downloaded
+    "configs/guided_gradient_cifar100.yaml": "configs/guided_gradient_digits.yaml",
+    "configs/ca_stream.yaml": "configs/ca_stream_shapes.yaml",
+}
+SMALL = ["--trainer.max_epochs=1", "--data.image_size=16", "--trainer.accelerator=cpu"]
+SMALL += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]
+FEW = ["--data.n_train=12", "--data.n_val=12"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_agent_runs_sweeps_of_repository(agent, monkeypatch, tmp_path, path):
+    import torch
+
+    from interpretable_training.models import TinyCNN
+    from interpretable_training.sweeps._compat import wandb_rows
+    from interpretable_training.sweeps.file import read_sweep
+    from interpretable_training.sweeps.study import SweepStudy
+
+    sweep = read_sweep(path)
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    (tmp_path / "runs" / "ca_stream").mkdir(parents=True)
+    torch.save(TinyCNN(6).state_dict(), tmp_path / "runs" / "ca_stream" / "tiny_cnn.pt")
+    study = SweepStudy(sweep, seed=0)
+    values = study.values(study.next(1))
+    words = agent([AT_HAND.get(word, word) for word in sweep.command], values)
+    words += SMALL + ([] if "digits" in " ".join(words) else FEW)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    with (tmp_path / "log").open("w") as log:
+        done = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, check=False)
+    assert done.returncode == 0, (tmp_path / "log").read_text()[-3000:]
+    (file,) = (tmp_path / "runs").glob("wandb/offline-run-*-r/*.wandb")
+    assert any(sweep.metric in row for row, _ in wandb_rows(file))  # where W&B finds it

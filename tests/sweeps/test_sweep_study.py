@@ -49,7 +49,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["file", "memory"])
-def test_a_grid_is_run_exactly_and_values_come_back_as_they_were(sweep, tmp_path, kept):
+def test_grid_points_are_run_once_with_their_values(sweep, tmp_path, kept):
     grid = sweep(PARAMETERS)
     expected = [
         {"a": a, "n": {"flag": flag, "fixed": [3]}, "i": i}
@@ -62,7 +62,7 @@ def test_a_grid_is_run_exactly_and_values_come_back_as_they_were(sweep, tmp_path
     assert study.next(grid.points) is None
 
 
-def test_processes_that_share_a_grid_get_different_points(sweep, tmp_path):
+def test_processes_of_one_grid_get_different_points(sweep, tmp_path):
     grid = sweep({"x": {"values": [*range(20)]}})
     studies = [SweepStudy(grid, 0, tmp_path / "out") for _ in range(3)]
     found = [study.values(study.next(grid.points))["x"] for _ in range(6) for study in studies]
@@ -95,7 +95,7 @@ def test_ranges_are_kept_and_filled(sweep, method):
     assert sum(value <= 20 for value in columns["ql"]) > 50  # half of 5..100 in decades: up to 22
 
 
-def test_random_values_depend_on_seed_and_number_alone(sweep, tmp_path):
+def test_random_values_depend_on_seed_and_number_only(sweep, tmp_path):
     random = sweep(RANGES, "random")
     together = drawn(SweepStudy(random, 3), 6)
     first = [SweepStudy(random, 3, tmp_path / "out") for _ in range(2)]
@@ -115,7 +115,7 @@ def test_bayes_comes_closer_to_the_best_value(sweep):
     assert sum(distance[-20:]) / 20 < sum(distance[:10]) / 20  # half as far away as the first ten, which are random
 
 
-def test_runs_of_a_process_that_is_gone_are_repeated_once(sweep, tmp_path):
+def test_runs_of_ended_process_are_repeated_once(sweep, tmp_path):
     grid = sweep({"x": {"values": [0, 1, 2, 3, 4]}})
     gone = SweepStudy(grid, 0, tmp_path / "out")
     trials = [gone.next(5) for _ in range(3)]
@@ -134,7 +134,7 @@ def test_runs_of_a_process_that_is_gone_are_repeated_once(sweep, tmp_path):
     assert not gone.finish(trials[1].number, TrialState.COMPLETE, 1.0)  # it was not gone after all: too late
 
 
-def test_runs_of_a_process_that_lives_are_left_alone(sweep, tmp_path):
+def test_runs_of_live_process_are_not_repeated(sweep, tmp_path):
     grid = sweep({"x": {"values": [0, 1]}})
     busy = SweepStudy(grid, 0, tmp_path / "out")
     busy.next(2)
@@ -142,7 +142,7 @@ def test_runs_of_a_process_that_lives_are_left_alone(sweep, tmp_path):
 
 
 @pytest.mark.parametrize(("age", "lost"), [(10, 0), (1000, 1)])
-def test_a_process_of_another_machine_is_gone_when_it_gives_no_sign_of_life(sweep, tmp_path, age, lost):
+def test_silent_process_of_other_machine_counts_as_ended(sweep, tmp_path, age, lost):
     grid = sweep({"x": {"values": [0, 1]}})
     busy = SweepStudy(grid, 0, tmp_path / "out")
     busy.next(2)
@@ -153,7 +153,7 @@ def test_a_process_of_another_machine_is_gone_when_it_gives_no_sign_of_life(swee
 
 
 @pytest.mark.parametrize("proc", ["/proc", "/no/proc"], ids=["linux", "macos"])
-def test_a_process_that_has_ended_is_known_to_be_gone(monkeypatch, proc):
+def test_ended_process_is_recognized(monkeypatch, proc):
     monkeypatch.setattr(sweep_workers, "PROC", Path(proc))
     process = subprocess.Popen(["sleep", "60"])
     alive = sweep_workers.born(process.pid)
@@ -163,7 +163,7 @@ def test_a_process_that_has_ended_is_known_to_be_gone(monkeypatch, proc):
     assert sweep_workers.born(process.pid) is None
 
 
-def test_a_process_killed_while_it_recovers_leaves_nothing_twice(sweep, tmp_path, monkeypatch):
+def test_kill_during_recovery_repeats_nothing(sweep, tmp_path, monkeypatch):
     grid = sweep({"x": {"values": [0, 1]}})
     gone = SweepStudy(grid, 0, tmp_path / "out")
     gone.next(2)
@@ -193,7 +193,7 @@ def test_failed_runs_are_repeated_when_asked_for(sweep, tmp_path):
     assert drawn(study, 2) == [study.values(failed)]
 
 
-def test_half_a_line_that_a_killed_process_left_is_cut_off(sweep, tmp_path):
+def test_incomplete_last_line_is_cut_off(sweep, tmp_path):
     grid = sweep({"x": {"values": [0, 1, 2]}})
     study = SweepStudy(grid, 0, tmp_path / "out")
     first = study.values(study.next(3))
@@ -248,7 +248,7 @@ def test_hyperband_compares_runs_at_the_bands(sweep, goal):
     assert kept(study, [[sign * value for value in run] for run in runs]) == [None, 0, 1, 3, None]
 
 
-def test_hyperband_stops_to_compare_after_the_last_band(sweep):
+def test_hyperband_compares_up_to_last_band(sweep):
     halving = {"type": "hyperband", "max_iter": 4, "s": 2, "eta": 2}  # bands 1 and 2
     study = SweepStudy(sweep({"x": {"min": 0.0, "max": 1.0}}, "random", metric=METRIC, early_terminate=halving), 0)
     assert kept(study, [[1, 1, 1, 1], [0, 0, 9, 9], [2]]) == [None, None, 0]

@@ -1,7 +1,12 @@
-"""Checkpoints and configurations that try to run something: each attempt would leave the file `RAN`."""
+"""Files that attack: none executes anything (each attempt would leave the file `RAN`), and each costs one paragraph."""
 
 import copy
+import csv
+import io
 import json
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import lightning as L
@@ -15,6 +20,7 @@ from interpretable_training.cli import main
 from interpretable_training.models import TinyCNN
 from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
 from interpretable_training.modules.class_paths import check_configuration, check_hyper_parameters
+from interpretable_training.text_tables import csv_text
 
 CONFIG = Path(__file__).parents[2] / "configs" / "baseline.yaml"
 DATA = [f"--data.{key}={value}" for key, value in {"image_size": 16, "n_train": 6, "n_val": 6, "n_test": 6}.items()]
@@ -91,14 +97,14 @@ def attempt(function, *args, **kwargs):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("cls", [Classifier, GuidedGradientClassifier, CAStreamClassifier])
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec['class_path']} {[*spec][1]}")
-def test_loading_a_checkpoint_executes_nothing(spec, cls, place):
+def test_loading_checkpoint_executes_nothing(spec, cls, place):
     assert attempt(cls.load_from_checkpoint, written(placed(spec, place)), weights_only=True).startswith("expected ")
 
 
 @pytest.mark.parametrize("written_by", [json.dumps, yaml.safe_dump, lambda spec: json.dumps([spec])])
 @pytest.mark.parametrize("place", ["optimizer", "scheduler"])
 @pytest.mark.parametrize("path", ["os.system", "timeit.timeit", "torch.hub.load"])
-def test_a_class_path_in_a_text_executes_nothing(path, place, written_by):
+def test_class_path_in_text_executes_nothing(path, place, written_by):
     """jsonargparse reads texts as YAML, after the hyper-parameters have been looked at."""
     values = placed(written_by({"class_path": path, "init_args": PAYLOADS[path]}), place)
     assert attempt(Classifier.load_from_checkpoint, written(values), weights_only=True).startswith("expected ")
@@ -106,7 +112,7 @@ def test_a_class_path_in_a_text_executes_nothing(path, place, written_by):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec['class_path']} {[*spec][1]}")
-def test_explaining_with_a_checkpoint_executes_nothing(spec, place):
+def test_explain_with_checkpoint_executes_nothing(spec, place):
     words = ["--model", written(placed(spec, place)), "--images", "picture.png"]
     attempt(main, ["explain", *words])
 
@@ -116,7 +122,7 @@ def test_explaining_with_a_checkpoint_executes_nothing(spec, place):
 @pytest.mark.parametrize(
     "path", ["os.system", "subprocess.Popen", "torch.save", "timeit.timeit", "code_of_theirs.Network"]
 )
-def test_a_command_with_a_checkpoint_executes_nothing(path, place, command):
+def test_command_with_checkpoint_executes_nothing(path, place, command):
     values = placed({"class_path": path, "init_args": PAYLOADS[path]}, place)
     written({**values, "_class_path": "interpretable_training.modules.Classifier"})
     more = ["--max_images=2"] if command == "evaluate" else []
@@ -126,7 +132,7 @@ def test_a_command_with_a_checkpoint_executes_nothing(path, place, command):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("spec", SPECS[: len(PAYLOADS) - 1], ids=lambda spec: spec["class_path"])
-def test_a_configuration_executes_nothing(spec, place, capsys):
+def test_configuration_executes_nothing(spec, place, capsys):
     config = yaml.safe_load(CONFIG.read_text())
     values = {key: value for key, value in placed(spec, place).items() if key != "_instantiator"}
     config["model"] = {"class_path": "Classifier", "init_args": values}
@@ -137,7 +143,7 @@ def test_a_configuration_executes_nothing(spec, place, capsys):
 
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.eval", "code_of_theirs.call", "torch.os.system", "pty.spawn"])
-def test_a_name_of_a_function_is_no_plain_value(name):
+def test_name_of_function_is_refused_as_plain_value(name):
     """jsonargparse takes it for the function where an argument may be any callable."""
     for values in ({"optimizer": name}, {"network": {"class_path": "TinyCNN", "init_args": {"act": [name]}}}):
         with pytest.raises(ValueError, match=rf"expected .*, got '{name}'"):
@@ -145,7 +151,7 @@ def test_a_name_of_a_function_is_no_plain_value(name):
     assert not Path("RAN").exists()
 
 
-def test_files_that_a_network_would_read_or_download_are_refused():
+def test_further_files_of_networks_are_refused():
     for key in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"):
         with pytest.raises(ValueError, match="expected no further file"):
             check_hyper_parameters({"network": "resnet10t", "network_kwargs": {key: "theirs.pth"}})
@@ -174,12 +180,12 @@ class MyOptimizer(torch.optim.SGD):
     ],
     ids=str,
 )
-def test_what_a_training_writes_may_stand_in_a_file(values):
+def test_class_paths_that_trainings_write_are_accepted(values):
     check_hyper_parameters(values)
     check_configuration(values)
 
 
-def test_a_checkpoint_of_the_command_line_rebuilds_itself_with_all_its_classes(folder):
+def test_checkpoint_of_command_line_is_rebuilt_with_all_classes(folder):
     config = yaml.safe_load(CONFIG.read_text())
     config["model"]["init_args"] |= {
         "network": {"class_path": "TinyCNN", "init_args": {"num_classes": 6, "width": 4}},
@@ -198,3 +204,106 @@ def test_a_checkpoint_of_the_command_line_rebuilds_itself_with_all_its_classes(f
     main(["test", *words, "--ckpt_path", path])
     main(["explain", "--model", path, "--images", "picture.png"])
     assert Path("explanations/index.html").exists()
+
+
+ESC = "\x1b]0;theirs\x07\x1b[31m"
+
+
+def checkpoint(**changes):
+    """Of a network for images of 16 x 16, whose class names would move a cursor."""
+    module = Classifier("tiny_cnn", 2)
+    told = {"module": "Classifier", "image_shape": [3, 16, 16], "class_names": [f"{ESC}one", f"{ESC}two"]}
+    values = {"network": "tiny_cnn", "num_classes": 2, **changes}
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": values, "pictures": told}, "some.ckpt")
+    return "some.ckpt"
+
+
+def huge_png(side):
+    """A PNG of a few kilobytes that claims side x side pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(10_000_000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Runs a command that has to fail, and returns what it says in one paragraph."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return said.strip().splitlines()[-1]
+
+    return run
+
+
+def test_explain_leaves_out_unreadable_pictures(folder, capsys):
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (20, 20)).save(pictures / f"good{ESC}.png")
+    Image.new("RGB", (20, 20)).save(pictures / "other.png")
+    (pictures / "huge.png").write_bytes(huge_png(60000))
+    (pictures / "empty.png").write_bytes(b"")
+    (pictures / "cut.png").write_bytes((pictures / "other.png").read_bytes()[:45])
+    (pictures / "text.jpg").write_text("<svg/>")
+    os.mkfifo(pictures / "pipe.png")
+    (pictures / "folder.png").mkdir()
+    (pictures / "endless.png").symlink_to("/dev/zero")
+    (pictures / "loop.png").symlink_to("loop.png")
+    main(["explain", "--model", checkpoint(), "--images", "pictures", "pictures/pipe.png", "--output", "out"])
+    said = capsys.readouterr()
+    for name in ("huge.png", "empty.png", "cut.png", "text.jpg", "pipe.png", "endless.png", "loop.png"):
+        assert f"left out pictures/{name}: " in said.err
+    assert len([path for path in (folder / "out").glob("*.png") if path.name != "sheet.png"]) == 2
+    assert "other.png" in said.out
+    assert "one" in said.out + said.err or "two" in said.out + said.err
+    assert not {"\x1b", "\x07"} & {*said.out, *said.err}
+
+
+def test_paragraph_has_no_control_characters(mistake):
+    said = mistake("explain", "--model", f"{ESC}.ckpt", "--images", checkpoint())
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_csv_text_is_no_formula(start):
+    rows = [[f"{start}cmd|' /C calc'!A0", -1.5, "-1.5", "plain", None, "1e-3"]]
+    read = next(csv.reader(io.StringIO(csv_text(rows), newline="")))
+    assert read == [f"'{start.replace(chr(13), ' ')}cmd|' /C calc'!A0", "-1.5", "-1.5", "plain", "", "1e-3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config", "bomb.yaml"], "expected YAML of at most"),
+        (["--config", "itself.yaml"], "expected YAML of at most"),
+        (["--config", "deep.yaml"], "expected YAML of at most 50 levels"),
+        (["--config", "latin.yaml"], "expected files in UTF-8, got ['latin.yaml']"),
+        (["--config", str(CONFIG), "--seed_everything", "-1"], "expected seed_everything from 0 to 4294967295, got -1"),
+        (["--config", str(CONFIG), "--seed_everything", "9" * 30], "expected seed_everything from 0"),
+        (["--config", str(CONFIG), "--ckpt_path", "folder.ckpt"], "got 'folder.ckpt', which is a folder"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_unusable_file_or_seed_is_one_paragraph(folder, mistake, words, said):
+    levels = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (folder / "bomb.yaml").write_text("\n".join(["x0: &x0 [1, 1]", *levels]))
+    (folder / "itself.yaml").write_text("model: &x [1, *x]")
+    (folder / "deep.yaml").write_text("[" * 900 + "]" * 900)
+    (folder / "latin.yaml").write_bytes("seed_everything: 0 # é".encode("latin-1"))
+    (folder / "folder.ckpt").mkdir()
+    assert said in mistake("test", *words)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 10**9, 2**70, "many", None])
+def test_explain_refuses_impossible_number_of_classes(folder, mistake, number):
+    Image.new("RGB", (20, 20)).save(folder / "a.png")
+    said = mistake("explain", "--model", checkpoint(num_classes=number), "--images", "a.png")
+    assert "expected a checkpoint of 1 to 1000000 classes" in said

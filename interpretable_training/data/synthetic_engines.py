@@ -46,7 +46,7 @@ class EnginesDataModule(CMAPSSDataModule):
 
     Attributes:
         channel_names: Name of each channel of a series.
-        telling: Which channels are changed by wear.
+        worn_sensors: Which channels are changed by wear.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class EnginesDataModule(CMAPSSDataModule):
         )
         at_least(1, n_train=n_train, n_test=n_test)
         self.counts = {"train": n_train, "val": n_val, "test": n_test}
-        self.telling = [sensor - 1 for sensor in TRENDS]
+        self.worn_sensors = [sensor - 1 for sensor in TRENDS]
 
     def engines(self, split: str) -> list[Engine]:
         return [self.draw(split, i) for i in range(self.counts[split])]

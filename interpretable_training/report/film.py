@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .journal import JournalRun, Line
-from .parts import Axis, during_training, rounded
+from .parts import Axis, during_training, round_for_page
 
 SIDE = 224  # pixels of a picture on the page
 EXACT = 96  # pictures up to this size are stored without loss
@@ -129,11 +129,11 @@ def _strip(line: Line) -> dict[str, Any]:
     """Return a strip of maps with the numbers of each map, column by column."""
     rows = line["rows"]
     columns: dict[str, Sequence[Any]] = {"id": [str(row["id"]) for row in rows]}
-    columns |= {end: [rounded(row.get(end)) or 0.0 for row in rows] for end in ("lo", "hi")}
+    columns |= {end: [round_for_page(row.get(end)) or 0.0 for row in rows] for end in ("lo", "hi")}
     for name in COLUMNS:
         values = [row.get(name) for row in rows]
         if any(value is not None for value in values):
-            columns[name] = values if name in INTEGERS else [rounded(value, 4) for value in values]
+            columns[name] = values if name in INTEGERS else [round_for_page(value, 4) for value in values]
     facts = {"h": line["h"], "w": line["w"], "weights": line.get("weights", "raw")}
     return {"src": _data_url(Path(line["file"]).read_bytes()), **facts, "rows": columns}
 

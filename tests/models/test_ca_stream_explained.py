@@ -167,7 +167,7 @@ def test_raw_attention_of_class_queries_follows_the_target(tiny, images):
 
 
 def test_raw_attention_names_the_available_blocks(tiny, images):
-    with pytest.raises(ValueError, match="expected a block from -3 to 2, .* got 3"):
+    with pytest.raises(ValueError, match=r"expected a block from -3 to 2, .* got 3"):
         RawAttention(block=3)(tiny(), images)
 
 

@@ -43,7 +43,7 @@ def build_network(name: str, num_classes: int, pretrained: bool = False, **kwarg
 
 def _build_timm(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     """Build a model of timm; errors say what to do."""
-    import timm  # here, because it takes seconds and the tiny networks do not need it
+    import timm  # imported late, because it takes seconds and the tiny networks do not need it
 
     if not timm.is_model(name):
         names = [*OURS, *timm.list_models()]

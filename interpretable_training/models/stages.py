@@ -103,15 +103,15 @@ def dissect(
         names = _find_stages(backbone, maps, images) if stages is None else _check_stages(backbone, stages, maps, ran)
         made = {r.name: r for r in ran}
         last = made[names[-1]]
-        found = _find_head(backbone, head, ran, logits, last)
-        _check_pooling(backbone, found, last, made[found.name].input if found.name else None, logits)
-        modules, _ = _run_modules(backbone, last.output.mean((2, 3)), found)
+        part = _find_head(backbone, head, ran, logits, last)
+        _check_pooling(backbone, part, last, made[part.name].input if part.name else None, logits)
+        modules, _ = _run_modules(backbone, last.output.mean((2, 3)), part)
         _check_linear(backbone, modules)
-        found = Head(found.name, found.cells, frozenset(r.name for r in modules))
+        part = Head(part.name, part.cells, frozenset(r.name for r in modules))
     taps = tuple(next(r.name for r in reversed(ran) if r.output is made[name].output) for name in names)
     runs = tuple(sum(r.name == tap for r in ran) for tap in taps)
     dims = tuple(made[name].output.shape[1] for name in names)
-    return Anatomy(names, taps, runs, dims, found, logits.shape[1])
+    return Anatomy(names, taps, runs, dims, part, logits.shape[1])
 
 
 def _probe_image(backbone: nn.Module, image_size: int | None) -> Tensor:

@@ -185,12 +185,12 @@ def test_film_keeps_the_steps_that_fit(tmp_path):
     film = Film(record, "panel", parts.Axis(record), EmbeddedPictures(record))
     whole = film.size()
     film.thin(whole)
-    assert len(film.kept) == 9
+    assert len(film.shown) == 9
     film.thin(0.6 * whole)
     assert film.size() <= 0.6 * whole
-    assert [event[0] for event in film.kept][:: len(film.kept) - 1] == [0, 8]
+    assert [event[0] for event in film.shown][:: len(film.shown) - 1] == [0, 8]
     film.thin(0)
-    assert film.kept == []
+    assert film.shown == []
     assert film.part()["scales"].keys() == {0, 1}  # of the whole run, also where nothing is shown
 
 

@@ -51,7 +51,7 @@ def found(folder, callback, **options):
         (AfterBatches, "after step 0 (epoch 0, batch 1) in on_validation_epoch_end"),
     ],
 )
-def test_grad_cam_in_the_middle_of_an_accumulation_changes_what_is_learned(tmp_path, callback, moment):
+def test_peer_gradcam_in_an_accumulation_changes_the_weights(tmp_path, callback, moment):
     differences = found(tmp_path, callback, accumulate_grad_batches=4, val_check_interval=2)
     first = {(each.kind, each.name): each for each in differences if each.moment == moment}
     assert differences[0].moment == moment  # nothing before
@@ -62,7 +62,7 @@ def test_grad_cam_in_the_middle_of_an_accumulation_changes_what_is_learned(tmp_p
     assert "values differ, by up to" in learned[0].at_end
 
 
-def test_grad_cam_after_an_epoch_leaves_the_network_in_eval_mode(tmp_path):
+def test_peer_gradcam_after_an_epoch_leaves_eval_mode(tmp_path):
     differences = found(tmp_path, AfterTraining)
     flags = {each.name: each for each in differences if each.kind == "training"}
     assert flags["network.7"].moment == "after step 6 (epoch 0, batch 5) in on_train_epoch_end"
@@ -70,7 +70,7 @@ def test_grad_cam_after_an_epoch_leaves_the_network_in_eval_mode(tmp_path):
     assert {"weight", "buffer", "hooks", "gradient"} <= {each.kind for each in differences}
 
 
-def test_hooks_and_gradients_are_found_where_no_weight_changes(tmp_path):
+def test_peer_gradcam_leaves_hooks_and_gradients(tmp_path):
     """With validation at the end of an epoch the accident stays without consequences, until somebody accumulates."""
     differences = found(tmp_path, InBatches, max_epochs=1)
     assert {each.kind for each in differences} == {"gradient", "hooks"}

@@ -30,6 +30,12 @@ from .parameter_randomization import Methods
 class DataRandomization:
     """Compares each method's maps of a network and of one that learned random labels (1).
 
+    >>> import copy
+    >>> from interpretable_training.attribution import GradCAM
+    >>> twin = copy.deepcopy(network)  # trained on DataRandomization().shuffled(target)
+    >>> [check.passed for check in DataRandomization()(network, twin, GradCAM(), images)]
+    [False]
+
     Args:
         similarity: which similarities are measured.
         decided_by: the one that decides.
@@ -65,7 +71,7 @@ class DataRandomization:
         *,
         output: Output = None,
     ) -> list[Check]:
-        """One `Check` per method.
+        """Return one `Check` per method.
 
         Args:
             model: learned the labels.
@@ -102,6 +108,9 @@ def memorize(
     **options: Any,
 ) -> float:
     """Train until the network knows a share of the images by heart; returns that share, in eval mode.
+
+    >>> memorize(nn.Linear(2, 2), torch.eye(2), torch.tensor([0, 1]), learning_rate=0.1)
+    1.0
 
     Args:
         network: is trained in place.

@@ -15,8 +15,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.callbacks.explanation_drift import compare, small
 from interpretable_training.callbacks.watching import logger_adapters
@@ -24,10 +24,10 @@ from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explained import Look, check_target, joined
 from interpretable_training.callbacks.watching.explaining import explain_panel
-from interpretable_training.callbacks.watching.saved_state import Saved, each, map_stack, named, text
+from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
 from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.report.value_readers import list_of, mapping_of, read_text
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 log = logging.getLogger("lightning.pytorch.alarms")  # shown where Lightning's own messages are
 RING = 0.1  # of the image's height and width at each side
 MEANINGS = {
@@ -141,8 +141,8 @@ class ExplanationAlarms(Watcher):
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
-        self.above = set(saved.read("above", each(text), []))
-        self.before = saved.read("before", named(map_stack), {})
+        self.above = set(saved.read("above", list_of(read_text), []))
+        self.before = saved.read("before", mapping_of(map_stack), {})
 
 
 def alike(S: Tensor) -> float:

@@ -12,31 +12,29 @@ from typing import Any, Literal
 import lightning as L
 from torch import Tensor
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explained import Explained, Look, check_target, joined
 from interpretable_training.callbacks.watching.explaining import explain_panel
-from interpretable_training.callbacks.watching.saved_state import (
-    Saved,
-    count,
-    each,
-    integer,
-    map_stack,
-    maybe,
-    named,
-    number,
-)
+from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
 from interpretable_training.callbacks.watching.schedule import Moment
 from interpretable_training.callbacks.watching.startup_report import probe
 from interpretable_training.metrics.core.similarity import spearman
 from interpretable_training.report.journal import shrink
-from interpretable_training.visual.drift import draw_drift
+from interpretable_training.report.value_readers import (
+    list_of,
+    mapping_of,
+    optional,
+    read_count,
+    read_integer,
+    read_number,
+)
+from interpretable_training.visual.drift_curves import draw_drift
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 REFERENCES = ("previous", "first", "best")
 Maps = dict[str, Tensor]  # method -> small maps (n, h, w)
 
@@ -174,14 +172,14 @@ class ExplanationDrift(Watcher):
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
-        self.ids = saved.read("ids", each(integer), [])
+        self.ids = saved.read("ids", list_of(read_integer), [])
         self.kept = saved.read("kept", self.references, {})
-        self.best = saved.read("best", maybe(number), None)
-        self.history = saved.read("history", each(look), [])
+        self.best = saved.read("best", optional(read_number), None)
+        self.history = saved.read("history", list_of(look), [])
 
     def references(self, kept: Any) -> dict[str, Maps]:
         """The maps of a checkpoint, which belong to the images and to each other."""
-        found = named(named(map_stack))(kept)
+        found = mapping_of(mapping_of(map_stack))(kept)
         shapes = {(name, S.shape) for reference in found.values() for name, S in reference.items()}
         if len(shapes) > len({name for name, _ in shapes}) or any(len(self.ids) != shape[0] for _, shape in shapes):
             raise ValueError(f"expected maps of {len(self.ids)} images, of one shape for each method, got {shapes}.")
@@ -190,7 +188,10 @@ class ExplanationDrift(Watcher):
 
 def look(value: Any) -> dict[str, Any]:
     """An entry of the history."""
-    return {**{key: count(value[key]) for key in ("epoch", "step")}, "values": named(number)(value["values"])}
+    return {
+        **{key: read_count(value[key]) for key in ("epoch", "step")},
+        "values": mapping_of(read_number)(value["values"]),
+    }
 
 
 def small(found: Explained) -> Maps:

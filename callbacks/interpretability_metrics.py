@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.batching import in_chunks
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.batches.read import Picked
@@ -18,15 +18,15 @@ from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.errors import Failure
-from interpretable_training.callbacks.watching.saved_state import Saved, each, named, number, text
+from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import Moment
 from interpretable_training.evaluation.cache import Part
 from interpretable_training.evaluation.evaluate import CONTROLS, name_metrics
 from interpretable_training.evaluation.runner import EvaluationRun, scaling
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
 from interpretable_training.metrics.core.base import ImageMetric
+from interpretable_training.report.value_readers import list_of, mapping_of, read_number, read_text
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
 
 
@@ -161,8 +161,8 @@ class InterpretabilityMetrics(Watcher):
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
-        self.best = saved.read("best", named(number), {})
-        self.told = set(saved.read("told", each(text), []))
+        self.best = saved.read("best", mapping_of(read_number), {})
+        self.told = set(saved.read("told", list_of(read_text), []))
 
 
 class Measured:

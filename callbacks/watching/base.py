@@ -17,7 +17,7 @@ from interpretable_training.callbacks.watching.budget import Budget, BudgetContr
 from interpretable_training.callbacks.watching.context import Images, RunContext, options_of
 from interpretable_training.callbacks.watching.errors import Failure, attempt, attempt_for
 from interpretable_training.callbacks.watching.records import Records, address, watchers
-from interpretable_training.callbacks.watching.saved_state import Saved, count, maybe, named, pair
+from interpretable_training.callbacks.watching.saved_state import Saved, epoch_and_step
 from interpretable_training.callbacks.watching.scenery import Scenery
 from interpretable_training.callbacks.watching.schedule import (
     Moment,
@@ -27,6 +27,7 @@ from interpretable_training.callbacks.watching.schedule import (
     this_moment,
     validates_now,
 )
+from interpretable_training.report.value_readers import mapping_of, optional, read_count
 
 
 class Watcher(L.Callback):
@@ -305,8 +306,8 @@ class Watcher(L.Callback):
 
     def restore(self, saved: Saved) -> None:
         """Take over the state of a checkpoint."""
-        self.looked = saved.read("looked", maybe(pair), None)
-        self.looked_in = saved.read("looked_in", maybe(count), None)
-        self.reasons = Counter(saved.read("reasons", named(count), {}))
+        self.looked = saved.read("looked", optional(epoch_and_step), None)
+        self.looked_in = saved.read("looked_in", optional(read_count), None)
+        self.reasons = Counter(saved.read("reasons", mapping_of(read_count), {}))
         self.thrift.restore(saved.part("thrift"))
-        self.records.resumed = saved.read("journal", maybe(address), None)
+        self.records.resumed = saved.read("journal", optional(address), None)

@@ -7,8 +7,9 @@ from typing import Any
 
 import lightning as L
 
-from interpretable_training.callbacks.watching.saved_state import Saved, count
+from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import gather
+from interpretable_training.report.value_readers import read_count
 
 FEWEST = 4  # images: below that it is better to look less often
 HIGHEST = 64  # level
@@ -98,7 +99,7 @@ class BudgetController:
         return {"level": self.level}
 
     def restore(self, saved: Saved) -> None:
-        self.level = min(saved.read("level", count, 0), HIGHEST)
+        self.level = min(saved.read("level", read_count, 0), HIGHEST)
 
 
 def at_least_one(**counts: int | None) -> None:

@@ -18,10 +18,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from interpretable_training.attribution.core.state import StateWarning
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.folders import claim_page, run_folder
-from interpretable_training.callbacks.watching.saved_state import text
 from interpretable_training.callbacks.watching.schedule import Moment
 from interpretable_training.callbacks.watching.together import check_together
 from interpretable_training.report.journal import Journal
+from interpretable_training.report.value_readers import read_text
 
 if TYPE_CHECKING:
     from interpretable_training.callbacks.watching.base import Watcher
@@ -212,7 +212,7 @@ class Records:
 
 def address(value: Any) -> dict[str, str]:
     """Return folder and run of the journal that a checkpoint names."""
-    found = {name: text(value[name]) for name in ("folder", "run")}
+    found = {name: read_text(value[name]) for name in ("folder", "run")}
     if not found["folder"] or "\0" in found["folder"] or not re.fullmatch(r"[\w-]{1,64}", found["run"]):
         raise ValueError(f"expected a folder and the name of a run, got {found}.")
     return found

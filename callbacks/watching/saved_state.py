@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from interpretable_training.report.value_readers import Reader, read_count
+
 T = TypeVar("T")
-Read = Callable[[Any], T]  # returns a value as it must be, or raises
-LARGEST = 2**53  # of numbers of steps, images and failures
 
 
 class Saved:
@@ -26,7 +26,7 @@ class Saved:
         self.lost: list[str] = [] if lost is None else lost
         self.place = place
 
-    def read(self, name: str, convert: Read[T], default: T) -> T:
+    def read(self, name: str, convert: Reader[T], default: T) -> T:
         """The value of a name as `convert` returns it; the default where that fails."""
         try:
             return convert(self.state[name])
@@ -48,69 +48,14 @@ class Saved:
             )
 
 
-def integer(value: Any) -> int:
-    """A whole number."""
-    if type(value) is not int or abs(value) > LARGEST:
-        raise TypeError(value)
-    return value
-
-
-def count(value: Any) -> int:
-    """A number of things."""
-    if integer(value) < 0:
-        raise ValueError(value)
-    return int(value)
-
-
-def pair(value: Any) -> tuple[int, int]:
-    """Epoch and step."""
+def epoch_and_step(value: Any) -> tuple[int, int]:
+    """Return epoch and step."""
     epoch, step = value
-    return count(epoch), count(step)
-
-
-def number(value: Any) -> float:
-    """A number, also one that is not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(value)
-    return float(value)
-
-
-def text(value: Any) -> str:
-    """A text."""
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
+    return read_count(epoch), read_count(step)
 
 
 def map_stack(value: Any) -> Tensor:
-    """Maps (n, h, w)."""
+    """Return maps (n, h, w) in float32 on the CPU."""
     if not isinstance(value, Tensor) or value.ndim != 3 or not value.is_floating_point():
         raise TypeError(value)
     return value.to("cpu", torch.float32)
-
-
-def maybe(convert: Read[T]) -> Read[T | None]:
-    """None, or what `convert` reads."""
-    return lambda value: None if value is None else convert(value)
-
-
-def each(convert: Read[T]) -> Read[list[T]]:
-    """A list of what `convert` reads."""
-
-    def read(value: Any) -> list[T]:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError(value)
-        return [convert(item) for item in value]
-
-    return read
-
-
-def named(convert: Read[T], name: Callable[[Any], Any] = text) -> Read[dict[Any, T]]:
-    """A mapping from names to what `convert` reads."""
-
-    def read(value: Any) -> dict[Any, T]:
-        if not isinstance(value, Mapping):
-            raise TypeError(value)
-        return {name(key): convert(item) for key, item in value.items()}
-
-    return read

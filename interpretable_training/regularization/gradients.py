@@ -1,7 +1,7 @@
 """The gradient of a loss with respect to images, plain and guided, both of one forward pass.
 
     d  = dL/dx                                                              (1)
-    d' = dL/dx, where each activation lets pass positive scored only      (2)
+    d' = dL/dx, where each activation lets pass positive values only      (2)
 
 x: images (B, C, H, W), or the output of a layer. L: loss of a batch. The rule of (2) is `attribution.rules`'.
 """

@@ -367,7 +367,7 @@ def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():
 
 
 def test_rows_of_one_image_do_not_make_the_interval_narrower():
-    """Each image ten times is no more scored than once."""
+    """Each image ten times is no more evidence than once."""
     x, ten = normal(30, 1), torch.arange(30).repeat(10)
     once = interval(BootstrapDraws(torch.arange(30), 200).means(x)[:, 0])
     assert interval(BootstrapDraws(ten, 200).means(x.repeat(10, 1))[:, 0]) == pytest.approx(once)

@@ -129,7 +129,7 @@ def test_collapse_is_warned_of(tmp_path, similarity, message):
 
 
 class Positive(nn.Module):
-    """Only class 0 has a positive weight, so that with targets of class 1 all scored is positive."""
+    """Only class 0 has a positive weight, so that with targets of class 1 all evidence is positive."""
 
     def __init__(self):
         super().__init__()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interpretable_training.attribution.core.base import explain, name_methods
+from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model, unwrap
 from interpretable_training.attribution.core.ranges import COUNT, SHARE, Range
@@ -23,7 +23,6 @@ from interpretable_training.attribution.core.targets import Target, in_range
 
 from ..core.inputs import shape_of
 from .checks import SIMILARITIES, Check, Rule, Similarity, mean, similarities
-from .parameter_randomization import Methods
 
 
 @dataclass(frozen=True)

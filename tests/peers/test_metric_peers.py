@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from support.metric_fixtures import curves  # noqa: F401 (a fixture)
 from torch import nn
 from torch.testing import assert_close
 
@@ -211,7 +212,7 @@ def quantus(name, facts, softmax=True, explain_func=None, **options):
 
 
 @pytest.mark.parametrize("g", [1, 10, 25])
-def test_the_deletion_curve_equals_the_pixel_flipping_of_quantus(gray, curves, g):
+def test_the_deletion_curve_equals_the_pixel_flipping_of_quantus(gray, curves, g):  # noqa: F811
     """Whose curve lacks the clean image; "black" is zero where it is given as the number."""
     theirs = quantus("PixelFlipping", gray, features_in_step=g, perturb_baseline=0.0)
     ours = curves(Deletion(100 // g), **gray)["deletion"]
@@ -226,7 +227,7 @@ def test_aopc_is_the_mean_of_quantus_region_perturbation(gray):
     assert_close(ours.float(), 100 * theirs.sum(1) / 7, rtol=0, atol=1e-3)
 
 
-def test_road_after_the_most_salient_equals_quantus(gray, curves):
+def test_road_after_the_most_salient_equals_quantus(gray, curves):  # noqa: F811
     """It reports the accuracy after each percentage, without noise here."""
     percentages = [1, 5, 20, 50, 80, 99]
     with torch.no_grad():

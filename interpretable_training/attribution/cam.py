@@ -46,7 +46,7 @@ class CAM(GradientCAM):
         captured = capture(prepared, images, [layer], target, gradient=False)
         A = full(captured.A[layer])
         if not isinstance(captured.target, Tensor):
-            raise TypeError("expected class indices as target: CAM reads the weights of a class, a callable has none.")
+            raise TypeError("expected class indices as target, since CAM reads the weights of a class, got a callable.")
         S = behind_stream(prepared, images, captured.target, A, self.attended)
         W = linear_head(prepared, A, captured.output) if S is None and not self.attended else None
         if W is not None:
@@ -54,8 +54,8 @@ class CAM(GradientCAM):
         if S is None:
             pooling = "attention" if self.attended else "global average"
             raise ValueError(
-                f"expected {pooling} pooling and one linear layer behind {layer!r}, but the logits of "
-                f"{type(prepared.module).__name__} are not such for any of its layers; use GradCAM."
+                f"expected {pooling} pooling and one linear layer behind {layer!r}, got logits of "
+                f"{type(prepared.module).__name__} that none of its layers computes in this way; use GradCAM."
             )
         return S
 

@@ -42,7 +42,7 @@ class CaptumAttribution(Attribution):
 
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         if callable(target):
-            raise TypeError("expected class indices as target: captum takes no callable.")
+            raise TypeError("expected class indices as target, since captum takes no other, got a callable.")
         in_range(target, prepared(images[:1]).shape[1])
         model = _Logits(prepared)
         args: list[Any] = [model]
@@ -93,5 +93,5 @@ class _Logits(nn.Module):
         self.module, self.prepared = prepared.module, prepared
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.prepared(images)
+        logits = self.prepared.logits_in(self.prepared.run(images))
         return torch.cat([-logits, logits], 1) if logits.shape[1] == 1 else logits  # as `score` reads one logit

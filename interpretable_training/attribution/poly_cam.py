@@ -72,7 +72,7 @@ class PolyCAM(Attribution):
             found = [c.name for c in scale_layers(prepared, images, target)]
             if not found:
                 raise ValueError(
-                    f"expected a model with a layer whose output is a grid that reaches the score, found none in "
+                    f"expected a model with a layer whose output is a grid that reaches the score, got none in "
                     f"{type(prepared.module).__name__}; pass layers= with their names."
                 )
             return found

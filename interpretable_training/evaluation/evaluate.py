@@ -1,7 +1,7 @@
 """`evaluate`: methods x metrics over a data set, every pass once."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from interpretable_training.attribution import FakeCAM, RandomMap
 from interpretable_training.attribution.core.base import Attribution, name_methods, of_package
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_options
 from interpretable_training.attribution.core.prepared_model import Output, same_generators
 from interpretable_training.attribution.core.sharded_parameters import is_sharded
 from interpretable_training.batches.source import BatchSource, Split
@@ -23,6 +24,14 @@ from .ranks import Peers
 from .runner import EvaluationRun
 from .table import Table
 
+HINTS: dict[str, Any] = {
+    **dict.fromkeys(("max_images", "chunk_size"), int | None),
+    **dict.fromkeys(("resamples", "seed"), int),
+    **dict.fromkeys(("controls", "progress"), bool),
+    **dict.fromkeys(("mean", "std"), Sequence[float] | None),
+    "multilabel": bool | None,
+    "cache": str | Path | None,
+}
 CONTROLS: dict[str, Attribution] = {"fakecam": FakeCAM(), "random": RandomMap()}
 
 
@@ -79,8 +88,9 @@ def evaluate(
         progress: whether to show a progress bar.
     """
     one_of("target", target, "label", "pred", "least")
-    if resamples < 1:
-        raise ValueError(f"expected resamples of at least 1, got {resamples}.")
+    numbers = {"max_images": max_images, "chunk_size": chunk_size, "resamples": resamples, "seed": seed}
+    switches = {"controls": controls, "progress": progress, "multilabel": multilabel, "cache": cache}
+    check_options("evaluate", {**numbers, **switches, "mean": mean, "std": std}, HINTS)
     if cache is not None and is_sharded(model):
         raise ValueError(
             "expected cache=None for a model whose parameters are spread over processes, which all measure the same "
@@ -154,7 +164,8 @@ def name_metrics(
     if isinstance(metrics, (Mapping, MetricCollection)):
         named = dict(metrics.items())
     else:
-        listed = [metrics] if isinstance(metrics, (Metric, type)) else list(metrics)
+        several = isinstance(metrics, Iterable) and not isinstance(metrics, (str, bytes, type, torch.Tensor, Metric))
+        listed = list(metrics) if several else [metrics]  # type: ignore[arg-type]
         kinds = [metric if isinstance(metric, type) else type(metric) for metric in listed]
         names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower() for kind in kinds]
         named = dict(zip(names, listed))

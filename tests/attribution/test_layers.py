@@ -220,7 +220,7 @@ def test_an_option_that_is_none_is_refused(option):
 
 def test_a_network_without_a_grid_is_named():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 24, 4))
-    with pytest.raises(ValueError, match="found none in Sequential"):
+    with pytest.raises(ValueError, match="got none in Sequential"):
         GradCAM()(net, toy_images())
     with pytest.raises(ValueError, match="no layer with such a grid"):
         GradCAM(layer="1")(net, toy_images())

@@ -123,9 +123,9 @@ def test_wrong_images_and_options_are_refused_with_the_word_that_helps(linear, p
         InputInvariance()(linear, Gradient(), photos.long())
     with pytest.raises(ValueError, match=r"expected images .* as a tensor, got list"):
         InputInvariance()(linear, Gradient(), [1, 2])
-    with pytest.raises(ValueError, match="expected share as a part of the images, above 0 and at most 1, got 50"):
+    with pytest.raises(ValueError, match="expected share as a number above 0 and up to 1 for InputInvariance, got 50"):
         InputInvariance(share=50)
-    with pytest.raises(ValueError, match="expected similarity to be one of"):
+    with pytest.raises(ValueError, match=r"expected InputInvariance\.similarity to be one of"):
         InputInvariance(similarity=("rank",))
 
 

@@ -15,8 +15,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.callbacks.explanation_drift import compare, small
 from interpretable_training.callbacks.watching import logger_adapters
@@ -28,7 +28,6 @@ from interpretable_training.callbacks.watching.saved_state import Saved, map_sta
 from interpretable_training.callbacks.watching.schedule import Moment
 from interpretable_training.report.value_readers import list_of, mapping_of, read_text
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 log = logging.getLogger("lightning.pytorch.alarms")  # shown where Lightning's own messages are
 RING = 0.1  # of the image's height and width at each side
 MEANINGS = {

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import lightning as L
 from torch import Tensor
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
@@ -33,9 +33,8 @@ from interpretable_training.report.value_readers import (
     read_integer,
     read_number,
 )
-from interpretable_training.visual.drift import draw_drift
+from interpretable_training.visual.drift_curves import draw_drift
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 REFERENCES = ("previous", "first", "best")
 Maps = dict[str, Tensor]  # method -> small maps (n, h, w)
 

@@ -6,8 +6,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
@@ -18,8 +18,6 @@ from interpretable_training.callbacks.watching.image_logging import Gallery
 from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import Moment
 from interpretable_training.callbacks.watching.startup_report import probe
-
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 
 
 class ExplanationLogger(Watcher):

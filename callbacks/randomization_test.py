@@ -6,16 +6,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.schedule import Moment, this_moment
 from interpretable_training.metrics.sanity.checks import Check, SanityTable
 from interpretable_training.metrics.sanity.parameter_randomization import ParameterRandomization
-
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 
 
 class RandomizationTest(Watcher):

@@ -69,10 +69,3 @@ def protocol(
         callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), TrainingCurves()],
     )
     return Recipe(trainer, module, data)
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    recipe = auto_cli(guided_gradient_cifar100)
-    recipe.trainer.fit(recipe.module, recipe.data)

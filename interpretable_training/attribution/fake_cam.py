@@ -2,7 +2,7 @@
 
     S = 1 everywhere but 0 at the top left    (1)
 
-A map that explains nothing and scores well under metrics that can be fooled.
+The map depends on nothing, but scores well under metrics that can be fooled.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
     S[p] ~ U(0, 1) at each pixel p    (1)
 
-What a method gains over it is what it knows.
+A method is informative only where its metrics are better than those of this map.
 """
 
 import zlib
@@ -35,7 +35,7 @@ class RandomMap(Attribution):
         return torch.stack([self._noise(image) for image in images])
 
     def _noise(self, image: Tensor) -> Tensor:
-        # Seeded by the pixels, so that neither the batch nor the order of the images matters.
+        # The pixels seed the noise, so that the map depends neither on the batch nor on its order.
         content = image.detach().cpu().float().contiguous().numpy().tobytes()
         generator = torch.Generator().manual_seed(zlib.crc32(content, self.seed))
         return torch.rand(image.shape[1:], generator=generator).to(image.device)  # (1)

@@ -66,6 +66,9 @@ class Attribution(ABC):
         """Maps (B, H, W) of a prepared model: `prepared(images)` are logits, `target` is one class per image."""
 
 
+Methods = Attribution | Mapping[str, Attribution] | Sequence[Attribution]
+
+
 @dataclass(frozen=True)
 class GradientCAM(Attribution):
     """A map made of the features of a layer, or of several.
@@ -144,7 +147,7 @@ class GradientCAM(Attribution):
 
 
 def explain(
-    methods: Attribution | Mapping[str, Attribution] | Sequence[Attribution],
+    methods: Methods,
     model: nn.Module,
     images: Tensor,
     target: Target = None,
@@ -185,9 +188,7 @@ def explain(
         return {name: full(maps[name] if create_graph else maps[name].detach()) for name in named}
 
 
-def name_methods(
-    methods: Attribution | Mapping[str, Attribution] | Sequence[Attribution],
-) -> dict[str, Attribution]:
+def name_methods(methods: Methods) -> dict[str, Attribution]:
     """name -> method; a list gets the names of the classes in lower case."""
     if isinstance(methods, Mapping):
         named = dict(methods)

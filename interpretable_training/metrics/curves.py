@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 
 from .core.base import Fact, ImageMetric, RescoringMetric, as_tuple, resolve
 from .core.perturbation import Replacement, Substrate, Ties, rank_pixels
@@ -66,11 +67,7 @@ class Curve:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        one_of("auc", self.auc, "trapezoid", "mean")
-        one_of("ties", self.ties, "index", "reverse", "random")
-        one_of("x_axis", self.x_axis, "steps", "fraction")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"expected steps of at least 1, got {self.steps}.")
+        check_fields(self)
 
     def with_normalization(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> "Curve":
         """Return the same with the mean and std of the data, where none were given."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.targets import Target
 
 from .core.base import Fact, ImageMetric, resolve
@@ -96,6 +97,7 @@ class Boxing:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         one_of("connectivity", self.connectivity, 4, 8)
 
     def box(self, scored: ScoredBatch) -> Tensor:

@@ -275,9 +275,9 @@ def test_input_invariance_refuses_wrong_images_and_options(faint, photos):
         InputInvariance()(faint, Gradient(), photos.long())
     with pytest.raises(ValueError, match=r"expected images .* as a tensor, got list"):
         InputInvariance()(faint, Gradient(), [1, 2])
-    with pytest.raises(ValueError, match="expected share as a part of the images, above 0 and at most 1, got 50"):
+    with pytest.raises(ValueError, match="expected share as a number above 0 and up to 1 for InputInvariance, got 50"):
         InputInvariance(share=50)
-    with pytest.raises(ValueError, match="expected similarity to be one of"):
+    with pytest.raises(ValueError, match=r"expected InputInvariance\.similarity to be one of"):
         InputInvariance(similarity=("rank",))
 
 

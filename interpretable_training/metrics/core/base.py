@@ -15,8 +15,8 @@ from torchmetrics import Metric
 
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.attribution.core.checksum import checksum
+from interpretable_training.attribution.core.options import with_checked_options
 from interpretable_training.attribution.core.precision import on_device
-from interpretable_training.attribution.core.ranges import checked
 from interpretable_training.attribution.core.targets import Target
 
 from .inputs import check_inputs, check_names
@@ -51,7 +51,7 @@ class ImageMetric(Metric):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = with_checked_options(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, **kwargs: Any) -> None:
         """Set up the states. Call it after the options are set: the passport is made of them."""

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.core.map_operations import mask_images, one_of
-from interpretable_training.attribution.core.ranges import check_ranges
+from interpretable_training.attribution.core.map_operations import mask_images
+from interpretable_training.attribution.core.options import check_fields
 
 from .base import Fact, joined_numbers
 from .perturbation import rank_pixels
@@ -39,8 +39,7 @@ class Masking:
     topk: float | None = None
 
     def __post_init__(self) -> None:
-        one_of("space", self.space, "pixel", "normalized")
-        check_ranges("Masking", vars(self), ["topk"])
+        check_fields(self)
 
     def __call__(self, images: Tensor, mask: Tensor) -> Tensor:
         """Return `images` (B, C, *spatial) through what `mask_of` made of the maps."""

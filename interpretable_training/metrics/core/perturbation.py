@@ -10,14 +10,14 @@ replaces a pixel.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpretable_training.attribution.core.map_operations import blur, mask_images, one_of, smooth
-from interpretable_training.attribution.core.ranges import check_ranges
+from interpretable_training.attribution.core.map_operations import blur, mask_images, smooth
+from interpretable_training.attribution.core.options import check_fields
 
 from .base import Fact, described, joined_numbers
 
@@ -80,9 +80,7 @@ class Replacement:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.substrate, str):
-            one_of("substrate", self.substrate, *get_args(Substrate))
-        check_ranges("Replacement", vars(self))
+        check_fields(self)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return r (B, C, *spatial) of `images`."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model, unwrap
 from interpretable_training.attribution.core.ranges import COUNT, SHARE, Range
 from interpretable_training.attribution.core.targets import Target, in_range
@@ -50,8 +51,7 @@ class DataRandomization:
     name = "data randomization"
 
     def __post_init__(self) -> None:
-        for kind in self.similarity:
-            one_of("similarity", kind, *SIMILARITIES)
+        check_fields(self)
         one_of("decided_by", self.decided_by, *self.similarity)
 
     def shuffled(self, target: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
-from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.precision import wide
 from interpretable_training.attribution.core.prepared_model import (
     Output,
@@ -66,11 +66,7 @@ class InputInvariance:
     name = "input invariance"
 
     def __post_init__(self) -> None:
-        one_of("undo", self.undo, "input", "bias")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"expected share as a part of the images, above 0 and at most 1, got {self.share}.")
-        for kind in self.similarity:
-            one_of("similarity", kind, *SIMILARITIES)
+        check_fields(self)
 
     def __call__(
         self, model: nn.Module, methods: Methods, images: Tensor, target: Target = None, *, output: Output = None

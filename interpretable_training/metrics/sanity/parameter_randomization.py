@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.prepared_model import (
     Output,
     PreparedModel,
@@ -67,15 +68,10 @@ class ParameterRandomization:
     name = "parameter randomization"
 
     def __post_init__(self) -> None:
-        one_of("mode", self.mode, "cascading", "independent")
-        one_of("running_stats", self.running_stats, "reset", "keep")
-        for kind in self.similarity:
-            one_of("similarity", kind, *SIMILARITIES)
+        check_fields(self)
         one_of("decided_by", self.decided_by, None, *self.similarity)
         if not self.similarity:
             raise ValueError("expected at least one similarity, got none.")
-        if self.stages not in (None, "last") and not (isinstance(self.stages, int) and self.stages >= 1):
-            raise ValueError(f"expected stages of at least 1, 'last' or None, got {self.stages!r}.")
 
     def __call__(
         self, model: nn.Module, methods: Methods, images: Tensor, target: Target = None, *, output: Output = None

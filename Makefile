@@ -20,7 +20,9 @@ test-all: $(VENV)/.tests  ## run all tests, the slow ones too
 lint: $(VENV)/.lints  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	rm -rf build/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
+	cd build/installed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml interpretable_training
 
 format: $(VENV)/.lints  ## bring the code into shape
 	$(BIN)/ruff format .

@@ -40,18 +40,18 @@ from interpretable_training.metrics import (
 LAYER = "layer4"
 # torchcam's metrics explain the probability, and normalize before they upsample.
 METHODS = {
-    "gradcam": GradCAM(LAYER, on="prob", normalize="before"),
-    "gradcamplusplus": GradCAMPlusPlus(LAYER, on="prob", normalize="before"),
-    "xgradcam": XGradCAM(LAYER, on="prob", normalize="before"),
-    "layercam": LayerCAM(LAYER, on="prob", normalize="before"),
-    "hirescam": HiResCAM(LAYER, on="prob", normalize="before"),
+    "gradcam": GradCAM(LAYER, score="prob", normalize="before"),
+    "gradcamplusplus": GradCAMPlusPlus(LAYER, score="prob", normalize="before"),
+    "xgradcam": XGradCAM(LAYER, score="prob", normalize="before"),
+    "layercam": LayerCAM(LAYER, score="prob", normalize="before"),
+    "hirescam": HiResCAM(LAYER, score="prob", normalize="before"),
 }
 THEIRS = {"gradcam": "GradCAM", "gradcamplusplus": "GradCAMpp", "xgradcam": "XGradCAM", "layercam": "LayerCAM"}
 CURVES = {"insertion": Insertion(20, "torchcam"), "deletion": Deletion(20, "torchcam")}
 SEVEN = {
-    "average_drop": AverageDrop("torchcam", on="prob"),
-    "average_increase": AverageIncrease(preset="torchcam", on="prob"),
-    "average_gain": AverageGain(preset="torchcam", on="prob"),
+    "average_drop": AverageDrop("torchcam", score="prob"),
+    "average_increase": AverageIncrease(preset="torchcam", score="prob"),
+    "average_gain": AverageGain(preset="torchcam", score="prob"),
     **CURVES,
     "coherency": Coherency(),
     "complexity": Complexity(),

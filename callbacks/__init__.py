@@ -3,14 +3,14 @@
 from interpretable_training.callbacks.explanation_alarms import ExplanationAlarms
 from interpretable_training.callbacks.explanation_drift import ExplanationDrift
 from interpretable_training.callbacks.explanation_logger import ExplanationLogger
-from interpretable_training.callbacks.guided_gradient import GuidedGradientRegularization
+from interpretable_training.callbacks.guided_gradient_regularization import GuidedGradientRegularization
 from interpretable_training.callbacks.interpretability_metrics import InterpretabilityMetrics
 from interpretable_training.callbacks.objective import Objective
 from interpretable_training.callbacks.randomization_test import RandomizationTest
-from interpretable_training.callbacks.thrift import Budget
 from interpretable_training.callbacks.training_curves import TrainingCurves
 from interpretable_training.callbacks.warm_up import LearningRateWarmUp
-from interpretable_training.callbacks.watcher import Watcher
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.budget import Budget
 
 __all__ = [
     "Budget",

@@ -15,19 +15,19 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.attribution.maps import degenerate
-from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.explained import Look, check_target, joined
-from interpretable_training.callbacks.explaining import explain_panel
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
+from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.callbacks.explanation_drift import compare, small
-from interpretable_training.callbacks.moments import Moment
-from interpretable_training.callbacks.saved import Saved, each, map_stack, named, text
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import RunContext
+from interpretable_training.callbacks.watching.explained import Look, check_target, joined
+from interpretable_training.callbacks.watching.explaining import explain_panel
+from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
+from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.report.value_readers import list_of, mapping_of, read_text
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 log = logging.getLogger("lightning.pytorch.alarms")  # shown where Lightning's own messages are
 RING = 0.1  # of the image's height and width at each side
 MEANINGS = {
@@ -53,7 +53,7 @@ class ExplanationAlarms(Watcher):
         outside: for the share of mass outside of the object; batches need a `mask` or `boxes`.
         border: for the share of mass in the outer tenth of the image, 0.36 for a map that is even.
         drift: for the share of mass that has moved since the look before.
-        on: stages in which to look.
+        stages: stages in which to look.
         **watch: when to look and how to read batches; see `Watcher`.
     """
 
@@ -67,10 +67,10 @@ class ExplanationAlarms(Watcher):
         outside: float | None = None,
         border: float | None = None,
         drift: float | None = None,
-        on: tuple[str, ...] | list[str] = ("fit",),
+        stages: tuple[str, ...] | list[str] = ("fit",),
         **watch: Any,
     ) -> None:
-        super().__init__(n_images, images, on=on, **watch)
+        super().__init__(n_images, images, stages=stages, **watch)
         check_target(target)
         given = {"alike": alike, "outside": outside, "border": border, "drift": drift}
         self.thresholds = {kind: limit for kind, limit in given.items() if limit is not None}
@@ -86,10 +86,10 @@ class ExplanationAlarms(Watcher):
         told = {"methods": {name: repr(method) for name, method in self.methods.items()}, "target": self.target}
         return {**told, "thresholds": self.thresholds, **super().settings()}
 
-    def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
         return [("alarms", ", ".join(f"{kind} > {limit:g}" for kind, limit in self.thresholds.items()))]
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         if scene is None:
             return None
         found = explain_panel(trainer, scene, self.methods, self.target, self.thrift.keep(self.n))
@@ -134,15 +134,15 @@ class ExplanationAlarms(Watcher):
                 told = {"name": key, "value": value, "threshold": limit, "message": message}
                 self.records.write(trainer, "alarm", moment, **told)
                 log.warning(f"{message}, epoch {moment.epoch}, step {moment.step}")
-                loggers.alert(trainer, MEANINGS[kind], f"{message}, epoch {moment.epoch}, step {moment.step}")
+                logger_adapters.alert(trainer, MEANINGS[kind], f"{message}, epoch {moment.epoch}, step {moment.step}")
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "above": sorted(self.above), "before": self.before}
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
-        self.above = set(saved.read("above", each(text), []))
-        self.before = saved.read("before", named(map_stack), {})
+        self.above = set(saved.read("above", list_of(read_text), []))
+        self.before = saved.read("before", mapping_of(map_stack), {})
 
 
 def alike(S: Tensor) -> float:

@@ -12,22 +12,29 @@ from typing import Any, Literal
 import lightning as L
 from torch import Tensor
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.explained import Explained, Look, check_target, joined
-from interpretable_training.callbacks.explaining import explain_panel
-from interpretable_training.callbacks.moments import Moment
-from interpretable_training.callbacks.probe import probe
-from interpretable_training.callbacks.saved import Saved, count, each, integer, map_stack, maybe, named, number
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
-from interpretable_training.journal import shrink
-from interpretable_training.metrics.similarity import spearman
-from interpretable_training.visual.drift import draw_drift
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import RunContext
+from interpretable_training.callbacks.watching.explained import Explained, Look, check_target, joined
+from interpretable_training.callbacks.watching.explaining import explain_panel
+from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
+from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.startup_report import probe
+from interpretable_training.metrics.core.similarity import spearman
+from interpretable_training.report.journal import shrink
+from interpretable_training.report.value_readers import (
+    list_of,
+    mapping_of,
+    optional,
+    read_count,
+    read_integer,
+    read_number,
+)
+from interpretable_training.visual.drift_curves import draw_drift
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 REFERENCES = ("previous", "first", "best")
 Maps = dict[str, Tensor]  # method -> small maps (n, h, w)
 
@@ -47,7 +54,7 @@ class ExplanationDrift(Watcher):
         monitor: name of the value that says which look was the best; by default that of the project's checkpoint
             callback. Without one there is no best.
         mode: whether the smallest ("min") or largest ("max") of it is the best; by default the checkpoint callback's.
-        on: stages in which to look.
+        stages: stages in which to look.
         **watch: when to look and how to read batches; see `Watcher`.
     """
 
@@ -61,10 +68,10 @@ class ExplanationDrift(Watcher):
         target: str | int = "label",
         monitor: str | None = None,
         mode: Literal["min", "max"] | None = None,
-        on: tuple[str, ...] | list[str] = ("fit",),
+        stages: tuple[str, ...] | list[str] = ("fit",),
         **watch: Any,
     ) -> None:
-        super().__init__(n_images, images, on=on, **watch)
+        super().__init__(n_images, images, stages=stages, **watch)
         check_target(target)
         if monitor is not None:
             one_of("mode", mode, "min", "max")
@@ -80,10 +87,10 @@ class ExplanationDrift(Watcher):
         told = {"methods": {name: repr(method) for name, method in self.methods.items()}, "target": self.target}
         return {**told, "monitor": self.monitor, **super().settings()}
 
-    def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
         return probe(trainer, scene, self.methods, self.target, self.n)
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         if scene is None:
             return None
         return Look({"panel": explain_panel(trainer, scene, self.methods, self.target, self.n)})
@@ -154,7 +161,9 @@ class ExplanationDrift(Watcher):
             picture = draw_drift(self.history, list(self.methods))
             moment = self.history[-1]
             images = {"xai/drift": ([picture], ["explanations compared with earlier ones"])}
-            loggers.log_images(trainer, images, loggers.logged_step(trainer), moment["epoch"], file_type="png")
+            logger_adapters.log_images(
+                trainer, images, logger_adapters.logged_step(trainer), moment["epoch"], file_type="png"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         kept = {ref: {name: S.half() for name, S in maps.items()} for ref, maps in self.kept.items()}
@@ -163,14 +172,14 @@ class ExplanationDrift(Watcher):
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
-        self.ids = saved.read("ids", each(integer), [])
+        self.ids = saved.read("ids", list_of(read_integer), [])
         self.kept = saved.read("kept", self.references, {})
-        self.best = saved.read("best", maybe(number), None)
-        self.history = saved.read("history", each(look), [])
+        self.best = saved.read("best", optional(read_number), None)
+        self.history = saved.read("history", list_of(look), [])
 
     def references(self, kept: Any) -> dict[str, Maps]:
         """The maps of a checkpoint, which belong to the images and to each other."""
-        found = named(named(map_stack))(kept)
+        found = mapping_of(mapping_of(map_stack))(kept)
         shapes = {(name, S.shape) for reference in found.values() for name, S in reference.items()}
         if len(shapes) > len({name for name, _ in shapes}) or any(len(self.ids) != shape[0] for _, shape in shapes):
             raise ValueError(f"expected maps of {len(self.ids)} images, of one shape for each method, got {shapes}.")
@@ -179,7 +188,10 @@ class ExplanationDrift(Watcher):
 
 def look(value: Any) -> dict[str, Any]:
     """An entry of the history."""
-    return {**{key: count(value[key]) for key in ("epoch", "step")}, "values": named(number)(value["values"])}
+    return {
+        **{key: read_count(value[key]) for key in ("epoch", "step")},
+        "values": mapping_of(read_number)(value["values"]),
+    }
 
 
 def small(found: Explained) -> Maps:

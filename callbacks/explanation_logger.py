@@ -6,20 +6,18 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.callbacks.explained import Look, check_target, joined
-from interpretable_training.callbacks.explaining import explain_images, explain_panel
-from interpretable_training.callbacks.gallery import Gallery
-from interpretable_training.callbacks.moments import Moment
-from interpretable_training.callbacks.probe import probe
-from interpretable_training.callbacks.saved import Saved
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
-from interpretable_training.callbacks.worst import Worst
-
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import RunContext
+from interpretable_training.callbacks.watching.explained import Look, check_target, joined
+from interpretable_training.callbacks.watching.explaining import explain_images, explain_panel
+from interpretable_training.callbacks.watching.hardest_images import Worst
+from interpretable_training.callbacks.watching.image_logging import Gallery
+from interpretable_training.callbacks.watching.saved_state import Saved
+from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.startup_report import probe
 
 
 class ExplanationLogger(Watcher):
@@ -63,7 +61,7 @@ class ExplanationLogger(Watcher):
         told = {"methods": {name: repr(method) for name, method in self.methods.items()}, "target": self.target}
         return {**told, "worst": self.worst.k, "scale": self.gallery.scale, **super().settings()}
 
-    def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
         return probe(trainer, scene, self.methods, self.target, self.n)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -92,7 +90,7 @@ class ExplanationLogger(Watcher):
         self.worst.stop()
         super().on_exception(trainer, pl_module, exception)
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         if scene is None:
             return None
         parts = {"panel": explain_panel(trainer, scene, self.methods, self.target, self.thrift.keep(self.n))}

@@ -9,23 +9,24 @@ import lightning as L
 import torch
 
 from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.attribution.chunks import in_chunks
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.batch import Picked
-from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.failure import Failure
-from interpretable_training.callbacks.moments import Moment
-from interpretable_training.callbacks.saved import Saved, each, named, number, text
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
+from interpretable_training.attribution.core.base import Methods, name_methods
+from interpretable_training.attribution.core.batching import in_chunks
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.batches.read import Picked
+from interpretable_training.batches.source import annotations_of
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import RunContext
+from interpretable_training.callbacks.watching.errors import Failure
+from interpretable_training.callbacks.watching.saved_state import Saved
+from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.evaluation.cache import Part
+from interpretable_training.evaluation.evaluate import CONTROLS, name_metrics
+from interpretable_training.evaluation.runner import EvaluationRun, scaling
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
-from interpretable_training.metrics.base import ImageMetric
-from interpretable_training.metrics.cache import Part
-from interpretable_training.metrics.evaluate import CONTROLS, name_metrics
-from interpretable_training.metrics.work import Work, scaling
+from interpretable_training.metrics.core.base import ImageMetric
+from interpretable_training.report.value_readers import list_of, mapping_of, read_number, read_text
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
 
 
@@ -82,32 +83,32 @@ class InterpretabilityMetrics(Watcher):
         maps = {name: scaling(method) for name, method in self.methods.items()}
         return {"methods": methods, "maps": maps, "metrics": passports, "target": self.target, **super().settings()}
 
-    def adapted(self, scene: Scene) -> dict[str, ImageMetric]:
+    def adapted(self, scene: RunContext) -> dict[str, ImageMetric]:
         """The metrics, which mask in the colors of the images where these are known."""
         mean, std = scene.colors.mean, scene.colors.std
         if mean is None and not scene.colors.guessed:
             mean, std = (0.0,), (1.0,)
         return {name: metric.adapted(mean, std, scene.multilabel) for name, metric in self.metrics.items()}
 
-    def begun(self, trainer: L.Trainer, scene: Scene) -> None:
+    def begun(self, trainer: L.Trainer, scene: RunContext) -> None:
         passports = {name: metric.passport() for name, metric in self.adapted(scene).items()}
         for name, passport in passports.items():
             if name not in self.told:
                 self.records.write(trainer, "passport", None, metric=name, facts=passport)
         self.told |= set(passports)
-        loggers.log_facts(trainer, {"passports": passports})
+        logger_adapters.log_facts(trainer, {"passports": passports})
 
-    def facts(self, trainer: L.Trainer, scene: Scene) -> list[tuple[str, str]]:
+    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
         n = min(self.n, scene.size(trainer))
         start, found = time.perf_counter(), self.rows(trainer, scene, FEW)
         seconds = (time.perf_counter() - start) * n / max(1, min(FEW, n))
         failed = [("failed", str(why)) for why in found.errors.values()]
         return [*failed, ("a look", f"about {seconds:.2g} s for {n} images")]
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         return None if scene is None else self.rows(trainer, scene, self.thrift.keep(self.n))
 
-    def rows(self, trainer: L.Trainer, scene: Scene, n: int) -> "Measured":
+    def rows(self, trainer: L.Trainer, scene: RunContext, n: int) -> "Measured":
         """The numbers of this process's images among the first `n`."""
         found, metrics = Measured(), self.adapted(scene)
         for ids, picked in scene.batches(trainer, n):
@@ -115,7 +116,7 @@ class InterpretabilityMetrics(Watcher):
             options = target, scene.multilabel, scene.options.output, self.chunk_size
 
             def measure(methods: dict[str, Attribution], *seen: Any, options: Any = options) -> None:
-                work = Work(scene.network, methods, metrics, *options)
+                work = EvaluationRun(scene.network, methods, metrics, *options)
                 found.measure(work, *seen)
 
             with suppress(Exception):  # which of the methods it was shows when each is alone
@@ -153,15 +154,15 @@ class InterpretabilityMetrics(Watcher):
                     self.best[key] = better(self.best.get(key, values[key]), values[key])
 
     def finish(self, trainer: L.Trainer) -> None:
-        loggers.log_summary(trainer, {f"best/{key}": value for key, value in self.best.items()})
+        logger_adapters.log_summary(trainer, {f"best/{key}": value for key, value in self.best.items()})
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best": self.best, "told": sorted(self.told)}
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
-        self.best = saved.read("best", named(number), {})
-        self.told = set(saved.read("told", each(text), []))
+        self.best = saved.read("best", mapping_of(read_number), {})
+        self.told = set(saved.read("told", list_of(read_text), []))
 
 
 class Measured:
@@ -171,14 +172,15 @@ class Measured:
         self.parts: list[Part] = []
         self.errors: dict[str, Failure] = {}
 
-    def measure(self, work: Work, ids: list[int], picked: Picked) -> None:
+    def measure(self, work: EvaluationRun, ids: list[int], picked: Picked) -> None:
         """Add those of a batch; in halves, where memory does not suffice."""
         parts: list[Part] = []
 
         def some(rows: slice) -> None:
             few = picked.rows(rows)
             check = not self.parts and not parts
-            parts.append(work.measure(len(self.parts), ids[rows], few.images, few.target, check, few.rest))
+            where = annotations_of(few.rest)
+            parts.append(work.measure(len(self.parts), ids[rows], few.images, few.target, check, where))
 
         in_chunks(some, len(ids), len(ids), picked.images)
         self.parts += parts

@@ -6,16 +6,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from interpretable_training.attribution import Attribution, GradCAM
-from interpretable_training.attribution.base import name_methods
-from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.moments import Moment, this_moment
-from interpretable_training.callbacks.scene import Scene
-from interpretable_training.callbacks.watcher import Watcher
-from interpretable_training.metrics.randomization import ParameterRandomization
-from interpretable_training.metrics.sanity import Check, SanityTable
-
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
+from interpretable_training.attribution import GradCAM
+from interpretable_training.attribution.core.base import Methods, name_methods
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.context import RunContext
+from interpretable_training.callbacks.watching.schedule import Moment, this_moment
+from interpretable_training.metrics.sanity.checks import Check, SanityTable
+from interpretable_training.metrics.sanity.parameter_randomization import ParameterRandomization
 
 
 class RandomizationTest(Watcher):
@@ -39,7 +37,7 @@ class RandomizationTest(Watcher):
         test: ParameterRandomization | None = None,
         **watch: Any,
     ) -> None:
-        super().__init__(n_images, images, every_n_epochs=None, on=("fit",), **watch)
+        super().__init__(n_images, images, every_n_epochs=None, stages=("fit",), **watch)
         self.methods = name_methods(GradCAM() if methods is None else methods)
         self.test = test or ParameterRandomization(stages=2, similarity=("ssim", "spearman_abs"))
 
@@ -47,7 +45,7 @@ class RandomizationTest(Watcher):
         methods = {name: repr(method) for name, method in self.methods.items()}
         return {"methods": methods, "images": self.n, "test": repr(self.test)}
 
-    def measure(self, trainer: L.Trainer, scene: Scene | None, moment: Moment) -> Any:
+    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
         return None
 
     def finish(self, trainer: L.Trainer) -> None:
@@ -64,6 +62,6 @@ class RandomizationTest(Watcher):
         self.records.write(trainer, "randomization", this_moment(trainer), rows=rows)
         values = {f"xai/{c.method}/randomization_{kind}": v for c in checks for kind, v in c.similarity.items()}
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=loggers.logged_step(trainer))
+            logger.log_metrics(values, step=logger_adapters.logged_step(trainer))
         rank_zero_info(str(SanityTable(checks)))
         return checks

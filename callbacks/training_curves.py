@@ -6,8 +6,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from interpretable_training.callbacks.folders import run_folder
-from interpretable_training.callbacks.saved import Saved, count, named, number
+from interpretable_training.callbacks.watching.folders import run_folder
+from interpretable_training.callbacks.watching.saved_state import Saved
+from interpretable_training.report.value_readers import mapping_of, read_count, read_number
 from interpretable_training.visual import draw_curves
 
 
@@ -59,4 +60,4 @@ class TrainingCurves(L.Callback):
 
     def restore(self, saved: Saved) -> None:
         """Take over the state of a checkpoint."""
-        self.epochs = saved.read("epochs", named(named(number), count), {})
+        self.epochs = saved.read("epochs", mapping_of(mapping_of(read_number), read_count), {})

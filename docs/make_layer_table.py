@@ -8,8 +8,8 @@ from pathlib import Path
 import timm
 import torch
 
-from interpretable_training.attribution.choose import candidates, choose_layer, scale_layers
-from interpretable_training.attribution.observe import observe, prepare
+from interpretable_training.attribution.core.auto_layer import candidates, choose_layer, scale_layers
+from interpretable_training.attribution.core.prepared_model import prepare, prepare_model
 
 FILE = Path(__file__).parent / "layers.md"
 MODELS = """
@@ -38,11 +38,11 @@ def describe(name: str) -> str:
     """The line of one model."""
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False, num_classes=10)
-    with observe(model) as observed:
-        images = prepare(observed, torch.randn(1, *model.pretrained_cfg["input_size"]))
-        layer = choose_layer(observed, images)
-        scales = ", ".join(f"`{candidate.name}`" for candidate in scale_layers(observed, images))
-        found = {candidate.name: candidate for candidate in candidates(observed, images)}
+    with prepare_model(model) as prepared:
+        images = prepare(prepared, torch.randn(1, *model.pretrained_cfg["input_size"]))
+        layer = choose_layer(prepared, images)
+        scales = ", ".join(f"`{candidate.name}`" for candidate in scale_layers(prepared, images))
+        found = {candidate.name: candidate for candidate in candidates(prepared, images)}
     names = list(found)
     skipped = ", ".join(f"`{name}`" for name in names[: names.index(layer)])
     return f"| {name} | `{layer}` | {found[layer].grid} | {found[layer].grid.prefix or ''} | {skipped} | {scales} |"

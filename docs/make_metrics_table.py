@@ -55,7 +55,7 @@ def variants(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, dict[
             "`tgrad`, 28 steps": kind(STEPS, "tgrad"),
             "`torchcam`, 28 steps": kind(STEPS, "torchcam"),
             'substrate="black"': kind(STEPS, substrate="black", **space),
-            'on="logit"': kind(STEPS, on="logit"),
+            'score="logit"': kind(STEPS, score="logit"),
         }
         for kind in (Insertion, Deletion)
     }
@@ -87,7 +87,7 @@ def variants(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, dict[
             'substrate="mean"': AOPC(8, substrate="mean"),
             'substrate="uniform"': AOPC(8, substrate="uniform"),
         },
-        "ROAD": {"default": ROAD(), 'on="accuracy"': ROAD(on="accuracy"), "noise=0": ROAD(noise=0.0)},
+        "ROAD": {"default": ROAD(), 'score="accuracy"': ROAD(score="accuracy"), "noise=0": ROAD(noise=0.0)},
         "Coherency": {
             "default": Coherency(CAM),
             "rescale=False": Coherency(CAM, rescale=False),

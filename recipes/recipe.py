@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from interpretable_training.attribution import explain
-from interpretable_training.attribution.base import Attribution
-from interpretable_training.batch import images_and_target
-from interpretable_training.evaluation import Trainer
+from interpretable_training.attribution.core.base import Attribution
+from interpretable_training.batches.read import pick
+from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.files import save_picture
 from interpretable_training.metrics import Table
 from interpretable_training.visual import denormalize, draw_sheet, overlay
@@ -24,17 +24,17 @@ class Recipe(NamedTuple):
     data: L.LightningDataModule
 
 
-class Study(NamedTuple):
+class EvaluationRecipe(NamedTuple):
     """A measurement, ready: `study.run()`.
 
     Attributes:
         trainer: ours, which evaluates.
         module: the network, trained.
         data: the images.
-        options: what is measured: the arguments of `Trainer.evaluate`, such as `methods` and `metrics`.
+        options: what is measured: the arguments of `EvaluationTrainer.evaluate`, such as `methods` and `metrics`.
     """
 
-    trainer: Trainer
+    trainer: EvaluationTrainer
     module: L.LightningModule
     data: L.LightningDataModule
     options: dict[str, Any]
@@ -52,7 +52,7 @@ class Study(NamedTuple):
         self.data.setup("validate")
         items: dict[int, dict[str, Any]] = {}
         for batch in self.data.val_dataloader():
-            images, target = images_and_target(batch)
+            images, target = pick(batch, strict=True).pair()
             told = batch if isinstance(batch, dict) else {}
             for i, c in enumerate(target.tolist()):
                 if len(items) < count:

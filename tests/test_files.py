@@ -6,17 +6,17 @@ import sys
 
 import pytest
 import torch
-from full_disk import files_of_at_most
 from PIL import Image
+from support.full_disk import files_of_at_most
 from torch import nn
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.files import save_figure, save_picture, whole_file, write_whole
-from interpretable_training.journal import Journal
 from interpretable_training.metrics import Deletion, evaluate
+from interpretable_training.report.journal import Journal
+from interpretable_training.report.page import write_report
 from interpretable_training.visual import draw_curves, draw_faithfulness, draw_series
-from interpretable_training.visual.report import write_report
-from interpretable_training.visual.sweep import Scale, draw_sweep
+from interpretable_training.visual.sweep_plots import Scale, draw_sweep
 
 NOISE = Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(3 * 64 * 64))
 

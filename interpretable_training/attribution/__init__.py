@@ -1,4 +1,4 @@
-"""Given a model and images, saliency maps. One paper, one file; every method is called alike.
+"""Saliency methods. Each file implements one paper, and every method has the same call.
 
 saliency = GradCAM(layer="layer4")(model, images, target)    # (B, H, W), raw
 maps = explain({"gradcam": GradCAM(), "layercam": LayerCAM()}, model, images, target)
@@ -6,10 +6,11 @@ maps = explain({"gradcam": GradCAM(), "layercam": LayerCAM()}, model, images, ta
 
 from .ablation_cam import AblationCAM
 from .attention_rollout import AttentionRollout
-from .base import Attribution, GradientCAM, explain
-from .baselines import Baselines, cache_baselines, sample_baselines
 from .cam import CAM
 from .captum_attribution import CaptumAttribution
+from .core.base import Attribution, GradientCAM, explain
+from .core.baselines import Baselines, cache_baselines, sample_baselines
+from .core.map_operations import degenerate, mask_images, normalize
 from .deconv_net import DeconvNet
 from .eigen_cam import EigenCAM
 from .expected_grad_cam import ExpectedGradCAM
@@ -29,7 +30,6 @@ from .hyper_expected_grad_cam import HyperExpectedGradCAM
 from .input_x_gradient import InputXGradient
 from .integrated_gradients import IntegratedGradients
 from .layer_cam import LayerCAM
-from .maps import degenerate, mask_images, normalize
 from .occlusion import Occlusion
 from .opti_cam import OptiCAM
 from .poly_cam import PolyCAM

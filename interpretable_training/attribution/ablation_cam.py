@@ -4,8 +4,8 @@
     S    = relu(sum over k of w[k] A[k])       (2)
 
 A: activations of `layer`. y: logit. y[without k]: with A[k] set to zero. With pooling and one linear layer W behind
-`layer`, y - y[without k] = W[c, k] mean(A[k]) needs no pass at all.
-Differs from the paper: (1) divides by |y|, since a negative logit would turn the map around.
+`layer`, y - y[without k] = W[c, k] mean(A[k]) needs no further pass.
+Differs from the paper: (1) divides by |y|, because division by a negative logit changes the sign of the map.
 """
 
 from collections.abc import Iterator
@@ -16,45 +16,48 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import GradientCAM, full
 from .cam import linear_head
-from .capture import capture, get_layer
-from .chunks import in_chunks
+from .core.base import GradientCAM, full
+from .core.batching import in_chunks
+from .core.capture import capture, get_layer
+from .core.feature_grids import Grid, first_tensor, with_first
+from .core.precision import wide
+from .core.prepared_model import PreparedModel
+from .core.targets import Resolved, class_weights, take
 from .grad_cam_plusplus import away_from_zero
-from .grids import Grid, first_tensor, with_first
-from .observe import Observed
-from .targets import Resolved, class_weights, take
-from .wide import wide
 
 
 class _Place(NamedTuple):
     layer: str
     grid: Grid
-    runs: int  # in one pass
+    runs: int  # of the layer in one pass
 
 
 @dataclass(frozen=True)
 class AblationCAM(GradientCAM):
-    """Channels of `layer`, each weighted by how much the score falls without it.
+    """Weight the channels of a layer by how much the score falls without each of them.
+
+    >>> AblationCAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        denominator: of (1): |y| ("absolute"), y ("signed") or 1 ("none"). Only the sign of the map depends on it.
-        chunk_size: ablated features per pass through the part above the layer.
+        denominator: of (1): |y| ("absolute"), y ("signed") or 1 ("none"). It changes the sign and the scale of the map.
+        chunk_size: ablated channels per pass through the layers above `layer`.
     """
 
     denominator: Literal["absolute", "signed", "none"] = "absolute"
     chunk_size: int = 256
 
-    def layer_map(self, observed: Observed, images: Tensor, target: Resolved, layer: str) -> Tensor:
-        captured = capture(observed, images, [layer], target, gradient=False)
+    def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        captured = capture(prepared, images, [layer], target, gradient=False)
         A = full(captured.A[layer])
-        y = full(observed.score_in(captured.output, target, self.on))
-        W = linear_head(observed, A, captured.output) if self.on == "logit" else None
+        y = full(prepared.score_in(captured.output, target, self.score))
+        W = linear_head(prepared, A, captured.output) if self.score == "logit" else None
         if W is not None and isinstance(target, Tensor):
             drop = class_weights(W, target) * A.flatten(2).mean(2)
         else:
             place = _Place(layer, captured.grids[layer], captured.runs[layer])
-            drop = y[:, None] - self._without(observed, images, target, place, A)
+            drop = y[:, None] - self._without(prepared, images, target, place, A)
         w = drop / self._divisor(y)[:, None]  # (1)
         return torch.einsum("bk,bk...->b...", w, A)  # (2)
 
@@ -64,41 +67,41 @@ class AblationCAM(GradientCAM):
         return away_from_zero(y.abs() if self.denominator == "absolute" else y)
 
     @torch.no_grad()
-    def _without(self, observed: Observed, images: Tensor, target: Resolved, place: _Place, A: Tensor) -> Tensor:
-        """y[without k], (B, K); a pass is spent on channels that are not zero anyway."""
+    def _without(self, prepared: PreparedModel, images: Tensor, target: Resolved, place: _Place, A: Tensor) -> Tensor:
+        """Return y[without k], (B, K); channels that are zero already need no pass."""
         y = A.new_zeros(A.shape[:2])
-        splits = _splits(observed, images[:1], place)
+        splits = _splits(prepared, images[:1], place)
         for i, used in enumerate(A.flatten(2).any(2)):
             channels = torch.cat([(~used).nonzero()[:1, 0], used.nonzero()[:, 0]])
             one = slice(i, i + 1)
-            scores = self._run(observed, images[one], take(target, one), place, channels, splits)
-            y[i] = scores[0].to(y)  # without a channel that is zero: the score itself
+            scores = self._run(prepared, images[one], take(target, one), place, channels, splits)
+            y[i] = scores[0].to(y)  # removing a channel of zeros leaves the score
             y[i, channels] = scores.to(y)
         return y
 
     def _run(
-        self, observed: Observed, image: Tensor, target: Resolved, place: _Place, channels: Tensor, splits: bool
+        self, prepared: PreparedModel, image: Tensor, target: Resolved, place: _Place, channels: Tensor, splits: bool
     ) -> Tensor:
-        """Scores of one image without each of the channels, (len(channels),)."""
+        """Return the scores of one image without each of `channels`, (len(channels),)."""
         scores = image.new_zeros(len(channels), dtype=wide(image))
 
         def run(rows: slice) -> None:
             k = channels[rows]
             inputs = image if splits else image.expand(len(k), *image.shape[1:])
-            with _ablated(observed, place, k):
+            with _ablated(prepared, place, k):
                 part = target.expand(len(k)) if isinstance(target, Tensor) else target
-                output = observed.run(inputs)
-                observed.rows[0] = len(k)  # the batch may have grown at the layer
-                scores[rows] = observed.score_in(output, part, self.on).to(scores)
+                output = prepared.run(inputs)
+                prepared.rows[0] = len(k)  # the layer may have enlarged the batch
+                scores[rows] = prepared.score_in(output, part, self.score).to(scores)
 
         in_chunks(run, len(channels), self.chunk_size, image)
         return scores
 
 
 @contextmanager
-def _ablated(observed: Observed, place: _Place, channels: Tensor) -> Iterator[None]:
-    # The layer returns one copy of its output for each channel, without it, the last time that it runs. If the model
-    # was given one image, what lies below the layer runs for one image and what lies above it for all copies.
+def _ablated(prepared: PreparedModel, place: _Place, channels: Tensor) -> Iterator[None]:
+    # At its last run, the layer returns one copy of its output per channel, with that channel set to zero. For an input
+    # of one image, the layers below process one image and the layers above process all copies.
     count = 0
 
     def ablate(_: Any, args: Any, output: Any) -> Any:
@@ -111,21 +114,21 @@ def _ablated(observed: Observed, place: _Place, channels: Tensor) -> Iterator[No
         place.grid.read(A)[torch.arange(len(channels), device=A.device), channels] = 0
         return with_first(output, A)
 
-    handle = get_layer(observed.module, place.layer).register_forward_hook(ablate)
+    handle = get_layer(prepared.module, place.layer).register_forward_hook(ablate)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _splits(observed: Observed, image: Tensor, place: _Place) -> bool:
-    # Whether a batch may grow at the layer. Concatenation with features from below it fails then.
+def _splits(prepared: PreparedModel, image: Tensor, place: _Place) -> bool:
+    # Return whether the batch may grow at the layer; a later concatenation with features from below it prevents that.
     channels = torch.tensor([0, 0], device=image.device)
-    with _ablated(observed, place, channels):
-        whole = observed(image.expand(2, *image.shape[1:]))
+    with _ablated(prepared, place, channels):
+        whole = prepared(image.expand(2, *image.shape[1:]))
     try:
-        with _ablated(observed, place, channels):
-            grown = observed(image)
+        with _ablated(prepared, place, channels):
+            grown = prepared(image)
     except RuntimeError:
         return False
     return grown.shape == whole.shape and bool(torch.allclose(grown, whole, rtol=1e-3, atol=1e-3))

@@ -12,24 +12,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attention import attention_of, on_patches
-from .base import Attribution, full
-from .maps import resize
-from .observe import Observed
+from .core.attention import attention_of, on_patches
+from .core.base import Attribution, full
+from .core.map_operations import resize
+from .core.prepared_model import PreparedModel
+from .core.targets import Resolved
 from .raw_attention import Heads, fuse_heads
-from .targets import Resolved
 
 
 @dataclass(frozen=True)
 class AttentionRollout(Attribution):
-    """How attention flows from the patches to the class token through all blocks, whatever the class.
+    """Follow attention from the patches to the class token through all blocks; every class has the same map.
+
+    >>> from interpretable_training.models import TinyViT
+    >>> AttentionRollout()(TinyViT(2, image_size=16), images).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        heads: how the heads become one.
+        heads: how heads are fused: their "mean", "max" or "min".
         discard_ratio: share of the smallest entries of each block's matrix that is set to zero before (1).
-        start_layer: first block that counts.
+        start_layer: index of the first block that enters (2).
         upsample: to image resolution.
-        align_corners: how upsampling places the corners.
+        align_corners: passed to the interpolation that upsamples the map.
     """
 
     heads: Heads = "mean"
@@ -38,8 +42,8 @@ class AttentionRollout(Attribution):
     upsample: bool = True
     align_corners: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        A, grid = attention_of(observed, images)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        A, grid = attention_of(prepared, images)
         if not 0 <= self.start_layer < A.shape[1]:
             raise ValueError(f"expected start_layer from 0 to {A.shape[1] - 1}, got {self.start_layer}.")
         T = A.shape[-1]

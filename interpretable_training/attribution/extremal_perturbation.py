@@ -11,8 +11,8 @@ ref: zeros, then ones on the share `area` of the pixels. lambda[t] grows with ev
 over images that are blurred evenly, at each level of (2). The map is m, or the sum over several areas, found by
 gradient ascent with momentum; images are mirrored at every second step.
 Differs from the authors' code: M[g] is divided by M[1], else cells of 1 leave borders and some pixels of each cell
-brighter, and the area keeps those; r counts in percent of R, else the area decides alone where logits are small; m of
-(3) has no margin around the image, so that `area` is a share of the image.
+brighter, and the area term prefers those; r counts in percent of R, else the area alone decides where logits are small;
+m of (3) has no margin around the image, so that `area` is a share of the image.
 """
 
 import math
@@ -23,38 +23,41 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Attribution, full
-from .chunks import in_chunks
-from .maps import Borders, blur
-from .observe import Observed
-from .targets import Resolved, Score, pick_logits, score, take
+from .core.base import Attribution, full
+from .core.batching import in_chunks
+from .core.map_operations import Borders, blur
+from .core.prepared_model import PreparedModel
+from .core.targets import Resolved, Score, pick_logits, score_of, take
 
 MOMENTUM, COLDNESS = 0.9, 20.0
 
 
 @dataclass(frozen=True)
 class ExtremalPerturbation(Attribution):
-    """The mask of a given area through which the class is seen best.
+    """Find the mask of a given area through which the score of the image is highest.
+
+    >>> ExtremalPerturbation(areas=[0.2], steps=2)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        areas: shares of the image.
+        areas: shares of the image that the masks keep; the masks of several areas are added.
         variant: r of (4).
         contrastive: explain the score minus that of the largest other logit.
-        steps: of the ascent.
-        step: pixels from a cell to the next.
+        steps: number of steps of the ascent.
+        step: distance of two cells in pixels.
         sigma: reach of a cell in pixels.
-        levels: of blur, between which (2) interpolates.
+        levels: number of levels of blur; (2) interpolates between them.
         blur_sigma: standard deviation of the strongest blur in pixels.
-        borders: what blur meets around the image: zeros ("constant"), as in the authors' code, which mix the mean color
-            into its borders; or the borders themselves, continued ("replicate") or mirrored ("reflect").
+        borders: padding of the image for blur: zeros ("constant"), as in the authors' code, which mix the mean color
+            into the borders of the image; or its border pixels, repeated ("replicate") or mirrored ("reflect").
         weight: lambda at the first step.
         growth: factor of lambda from step to step.
-        lr: by which the slope is multiplied. Fewer steps need longer ones and a faster growth: steps=100 with lr=0.08
-            and growth=1.0283 find what 800 do.
-        mirror: images, not signals, are mirrored at every second step.
-        on: what is explained, see `Gradient`.
-        chunk_size: masks that are optimized at once; by default what suits the device and the image size.
-        relative: divide r by R; else (3) maximizes r itself, as the authors' code.
+        lr: step size of the ascent. Fewer steps need a larger step size and a faster growth: steps=100 with lr=0.08
+            and growth=1.0283 give masks like those of 800 steps.
+        mirror: mirror images, not signals, at every second step.
+        score: see `Gradient`.
+        chunk_size: masks that are optimized at once; None chooses it by device and image size.
+        relative: divide r by R; else (3) maximizes r itself, as the authors' code does.
     """
 
     areas: Sequence[float] = (0.1,)
@@ -70,11 +73,11 @@ class ExtremalPerturbation(Attribution):
     growth: float = 1.0035
     lr: float = 0.01
     mirror: bool = True
-    on: Score = "logit"
+    score: Score = "logit"
     chunk_size: int | None = None
     relative: bool = True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         shares = self.areas if isinstance(self.areas, Sequence) else ()
         right = shares and all(0 < area < 1 for area in shares) and self.levels > 1 and isinstance(self.step, int)
         if not right or self.step < 1 or self.sigma <= 0 or self.blur_sigma < 0:
@@ -89,19 +92,19 @@ class ExtremalPerturbation(Attribution):
         def optimize(rows: slice) -> None:
             pair = torch.arange(rows.start, rows.stop, device=images.device)
             i, a = pair // len(areas), pair % len(areas)
-            maps[a, i] = self._optimize(observed, images[i], take(target, i), areas[a]).to(maps)
+            maps[a, i] = self._optimize(prepared, images[i], take(target, i), areas[a]).to(maps)
 
         in_chunks(optimize, len(areas) * len(images), self.chunk_size, images)
         return maps.sum(0)
 
-    def _optimize(self, observed: Observed, images: Tensor, target: Resolved, areas: Tensor) -> Tensor:
-        """Masks (B, *spatial) after the last step."""
+    def _optimize(self, prepared: PreparedModel, images: Tensor, target: Resolved, areas: Tensor) -> Tensor:
+        """Return the masks (B, *spatial) after the last step."""
         mask = _Mask(images, self.step, self.sigma)
         pyramid = _pyramid(full(images), self.levels, self.blur_sigma, self.borders)
         pixels = math.prod(images.shape[2:])
         ref = (torch.arange(pixels, device=images.device) >= (pixels * (1 - areas[:, None])).floor()).to(pyramid.dtype)
         g = torch.ones(len(images), *mask.grid, dtype=pyramid.dtype, device=images.device)
-        unit = self._unit(observed, pyramid, target, images.dtype) if self.relative else 1
+        unit = self._unit(prepared, pyramid, target, images.dtype) if self.relative else 1
         velocity: Tensor | None = None
         weight = self.weight
         for t in range(self.steps):
@@ -109,7 +112,7 @@ class ExtremalPerturbation(Attribution):
                 g.requires_grad_()
                 m = mask(g)
                 area = (m.flatten(1).sort(1).values - ref).square().mean(1)
-                r = self._reward(observed, pyramid, m, target, images.dtype, flip=self.mirror and t % 2 == 0)
+                r = self._reward(prepared, pyramid, m, target, images.dtype, flip=self.mirror and t % 2 == 0)
                 objective = full(r) / unit - weight * area  # (3)
                 (slope,) = torch.autograd.grad(objective.sum(), g)
             velocity = slope if velocity is None else MOMENTUM * velocity + (1 - MOMENTUM) * slope
@@ -118,46 +121,48 @@ class ExtremalPerturbation(Attribution):
         return mask(g).detach()
 
     def _reward(
-        self, observed: Observed, pyramid: Tensor, m: Tensor, target: Resolved, dtype: torch.dtype, flip: bool
+        self, prepared: PreparedModel, pyramid: Tensor, m: Tensor, target: Resolved, dtype: torch.dtype, flip: bool
     ) -> Tensor:
-        """r of (4) for each mask, (B,)."""
+        """Return r of (4) for each mask, (B,)."""
 
         def y(mask: Tensor) -> Tensor:
             x = _blurred(pyramid, mask).to(dtype)
-            return self._y(observed, x.flip(-1) if flip and x.ndim > 3 else x, target)
+            return self._y(prepared, x.flip(-1) if flip and x.ndim > 3 else x, target)
 
         if self.variant == "preserve":
             return y(m)
         return -y(1 - m) if self.variant == "delete" else y(m) - y(1 - m)
 
-    def _unit(self, observed: Observed, pyramid: Tensor, target: Resolved, dtype: torch.dtype) -> Tensor:
-        """R / 100 of each image, (B,); infinite where y is constant."""
+    def _unit(self, prepared: PreparedModel, pyramid: Tensor, target: Resolved, dtype: torch.dtype) -> Tensor:
+        """Return R / 100 of each image, (B,); infinite where y is constant."""
         with torch.no_grad():
-            y = torch.stack([full(self._y(observed, x.to(dtype), target)) for x in pyramid.unbind(1)])
+            y = torch.stack([full(self._y(prepared, x.to(dtype), target)) for x in pyramid.unbind(1)])
         R = y.amax(0) - y.amin(0)
         return (R / 100).masked_fill(R == 0, torch.inf)
 
-    def _y(self, observed: Observed, x: Tensor, target: Resolved) -> Tensor:
-        output = observed.run(x)
+    def _y(self, prepared: PreparedModel, x: Tensor, target: Resolved) -> Tensor:
+        output = prepared.run(x)
         if not self.contrastive:
-            return observed.score_in(output, target, self.on)
+            return prepared.score_in(output, target, self.score)
         if not isinstance(target, Tensor):
-            raise TypeError("expected class indices as target with contrastive=True, got a callable.")
-        logits = pick_logits(output, observed.output)
-        y = score(logits, target, self.on)
-        one = logits.shape[1] == 1  # stands for two classes
-        other = 1 - target if one else logits.scatter(1, target[:, None], -torch.inf).argmax(1)
-        return y - score(logits, other, self.on)
+            raise TypeError(
+                "expected class indices as target with contrastive=True, got a callable; pass contrastive=False."
+            )
+        logits = pick_logits(output, prepared.output)
+        y = score_of(logits, target, self.score, prepared.span)
+        binary = logits.shape[1] == 1  # one logit stands for two classes
+        other = 1 - target if binary else logits.scatter(1, target[:, None], -torch.inf).argmax(1)
+        return y - score_of(logits, other, self.score, prepared.span)
 
 
 def _pyramid(images: Tensor, levels: int, sigma: float, borders: Borders) -> Tensor:
-    """Images from the most blurred to the untouched, (B, levels, C, *spatial)."""
+    """Return the images at all levels of blur, the strongest first and the image last, (B, levels, C, *spatial)."""
     sigmas = [sigma * (1 - l / (levels - 1)) for l in range(levels)]  # noqa: E741
     return torch.stack([blur(images, 2 * math.ceil(4 * s) + 1, s, borders) if s else images for s in sigmas], 1)
 
 
 def _blurred(pyramid: Tensor, m: Tensor) -> Tensor:
-    """(2) with masks m (B, *spatial): linear interpolation between the two nearest levels."""
+    """Return (2) for masks m (B, *spatial): linear interpolation between the two nearest levels."""
     top = pyramid.shape[1] - 1
     at = (m * top)[:, None, None]
     low = at.detach().nan_to_num().floor().clamp(0, top - 1)  # NaN has no level
@@ -167,18 +172,18 @@ def _blurred(pyramid: Tensor, m: Tensor) -> Tensor:
 
 
 class _Mask:
-    """(1) for grids of cells that cover images: g (B, *grid) -> m (B, *spatial)."""
+    """Map (1) from values of cells g (B, *grid) to masks m (B, *spatial)."""
 
     def __init__(self, images: Tensor, step: int, sigma: float) -> None:
         size = images.shape[2:]
         self.grid = [math.ceil(side / step) for side in size]
-        self.radius = 1 + math.ceil(sigma / step)  # cells farther away do not count
+        self.radius = 1 + math.ceil(sigma / step)  # cells farther away have no influence
         near = torch.arange(-self.radius, self.radius + 1, device=images.device)
         self.index, squares = [], []
         for side in size:
             u = torch.arange(side, device=images.device)[:, None]
             v = u // step + near
-            self.index.append(v + self.radius)  # into the padded grid
+            self.index.append(v + self.radius)  # indices into the padded grid
             squares.append((u - step * v).to(full(images[:0]).dtype).square())
         d2 = squares[0]
         for square in squares[1:]:  # (pixels, near) of each axis in turn
@@ -188,11 +193,11 @@ class _Mask:
 
     def __call__(self, g: Tensor) -> Tensor:
         m = self._smooth_max(g) / self.top
-        return m - (m - 1).relu().detach()  # (1); `clamp` has no slope at its bound, where the ascent begins
+        return m - (m - 1).relu().detach()  # (1); the ascent begins at the bound, where `clamp` has no slope
 
     def _smooth_max(self, g: Tensor) -> Tensor:
         values = torch.nn.functional.pad(g, [self.radius, self.radius + 1] * len(self.grid))
-        for axis, index in enumerate(self.index):  # each axis becomes two: pixels, near
+        for axis, index in enumerate(self.index):  # each axis becomes two axes: pixels, near
             values = values.index_select(1 + 2 * axis, index.flatten()).unflatten(1 + 2 * axis, index.shape)
         values = self.kernel * values
         axes = range(len(self.index))

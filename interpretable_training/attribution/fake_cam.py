@@ -2,27 +2,36 @@
 
     S = 1 everywhere but 0 at the top left    (1)
 
-A map that explains nothing and scores well under metrics that can be fooled.
+The map depends on nothing, but scores well under metrics that can be fooled.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Attribution
-from .observe import Observed
-from .targets import Resolved
+from .core.base import Attribution
+from .core.prepared_model import PreparedModel
+from .core.targets import Resolved
 
 
 @dataclass(frozen=True)
 class FakeCAM(Attribution):
-    """The same map for every image and model."""
+    """Return the same map for every image and model, also for an image of NaN.
+
+    No model runs, so the number of classes is unknown: every class from 0 on is accepted.
+
+    >>> FakeCAM()(network, images).sum((1, 2))
+    tensor([255., 255., 255., 255.])
+    """
+
+    ignores_model: ClassVar[bool] = True
 
     @property
     def final(self) -> bool:
         return True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         S = images.new_ones(len(images), *images.shape[2:])
         S.flatten(1)[:, 0] = 0
         return S  # (1)

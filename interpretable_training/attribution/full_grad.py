@@ -15,45 +15,48 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .affine import split
-from .base import Attribution
-from .maps import EPS, normalize, resize
-from .observe import Observed, Output, observe, prepare
-from .targets import Resolved, Target
+from .core.base import Attribution
+from .core.bias_terms import split
+from .core.map_operations import EPS, normalize, resize
+from .core.prepared_model import Output, PreparedModel, prepare, prepare_model
+from .core.targets import Resolved, Target
 
 
 @dataclass(frozen=True)
 class FullGrad(Attribution):
-    """What the image and every bias contribute, all over the network.
+    """Sum the contributions of the image and of every bias in the network.
+
+    >>> FullGrad()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         rescale: n in (2) of each "layer" as the authors, of each "channel" as pytorch-grad-cam, or "none" as the paper.
-        implicit: count the implicit biases of activations such as GELU and SiLU, too.
-        align_corners: how upsampling places the corners; the authors' code has True.
+        implicit: include the implicit biases of activations such as GELU and SiLU.
+        align_corners: passed to the interpolation that upsamples the maps; True in the authors' code.
     """
 
     rescale: Literal["layer", "channel", "none"] = "layer"
     implicit: bool = False
     align_corners: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         maps: list[Tensor] = [torch.zeros_like(images[:, 0])]
 
         def add(T: Tensor, total: Tensor | None = None) -> None:
             maps[0] = maps[0] + resize(self._over_channels(T.abs_()), images.shape[2:], self.align_corners)  # (2)
 
-        add(split(observed, images, target, add, self.implicit).T)  # (1)
+        add(split(prepared, images, target, add, self.implicit).T)  # (1)
         return maps[0]
 
     def delta(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> Tensor:
-        """What completeness misses, sum of all T - y (B,)."""
-        with observe(model, output) as observed:
-            images = prepare(observed, images)
-            resolved = observed.resolve(images, target)
-            return split(observed, images, resolved, lambda T, total: None, self.implicit).missing()  # (3)
+        """Return the completeness error, sum of all T - y (B,)."""
+        with prepare_model(model, output) as prepared:
+            images = prepare(prepared, images)
+            resolved = prepared.resolve(images, target)
+            return split(prepared, images, resolved, lambda T, total: None, self.implicit).missing()  # (3)
 
     def _over_channels(self, v: Tensor) -> Tensor:
-        """The sum over channels of n(v), (B, *spatial)."""
+        """Return the sum over channels of n(v), (B, *spatial)."""
         if self.rescale == "none":
             return v.sum(1)
         if self.rescale == "channel":

@@ -1,9 +1,10 @@
 """Guided backpropagation. Springenberg et al., ICLR-W 2015, https://arxiv.org/abs/1412.6806
 
-    g = dy/dx, where each ReLU lets pass what is positive forward and backward    (1)
-    S = max over channels of |g|                                                  (2)
+    g = dy/dx, where each ReLU passes positive gradients of positive inputs only    (1)
+    S = max over channels of |g|                                                   (2)
 
-x: image (C, H, W). y: logit of the target class. The rule (1) is `rules.py`'s, beyond ReLU too.
+x: image (C, H, W). y: logit of the target class. The rule (1) is implemented in `core/activation_gates.py`,
+for other activations too.
 """
 
 from dataclasses import dataclass
@@ -11,29 +12,33 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Attribution
-from .gradient import Reduce, input_gradient, reduce_channels
-from .observe import Observed
-from .rules import Scope
-from .targets import Resolved, Score
+from .core.activation_gates import Scope
+from .core.base import Attribution
+from .core.input_gradients import input_gradient
+from .core.prepared_model import PreparedModel
+from .core.targets import Resolved, Score
+from .gradient import Reduce, reduce_channels
 
 
 @dataclass(frozen=True)
 class GuidedBackprop(Attribution):
-    """The gradient, of positive evidence at every activation only.
+    """Backpropagate the score through activations that pass positive gradients of positive inputs only.
+
+    >>> GuidedBackprop()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         reduce: of the channels, see `Gradient`.
-        on: what is explained, see `Gradient`.
+        score: see `Gradient`.
         scope: "all" activations that run, or only those of registered "modules", as libraries that replace modules do.
     """
 
     reduce: Reduce = "max_abs"
-    on: Score = "logit"
+    score: Score = "logit"
     scope: Scope = "all"
 
     differentiable: ClassVar[bool] = True
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        g = input_gradient(observed, images, target, self.on, "guided", self.scope)  # (1)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        g = input_gradient(prepared, images, target, self.score, "guided", self.scope)  # (1)
         return reduce_channels(g, self.reduce)  # (2)

@@ -3,8 +3,8 @@
     phi = n(up(L)) g                        (1)
     S   = max over channels of |phi|        (2)
 
-L: Grad-CAM of `layer`. g: the guided gradient at the image (C, H, W). n: range normalization. Both gradients come from
-one forward pass, whose gates are open for L and closed for g.
+L: Grad-CAM of `layer`. g: gradient of guided backpropagation at the image (C, H, W). n: range normalization. Both
+gradients come from one forward pass; the guided rule is switched off for L.
 """
 
 from dataclasses import dataclass
@@ -12,43 +12,46 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Attribution, full
-from .capture import gradients, grid_of, ran, tap
+from .core.activation_gates import gates
+from .core.base import Attribution, full
+from .core.capture import gradients, grid_of, ran, tap
+from .core.map_operations import normalize
+from .core.prepared_model import PreparedModel
+from .core.targets import Resolved
 from .grad_cam import GradCAM
 from .gradient import Reduce, reduce_channels
-from .maps import normalize
-from .observe import Observed
-from .rules import gates
-from .targets import Resolved
 
 
 @dataclass(frozen=True)
 class GuidedGradCAM(Attribution):
-    """Where Grad-CAM looks, in the detail of guided backpropagation.
+    """Multiply the map of Grad-CAM with the gradient of guided backpropagation.
+
+    >>> GuidedGradCAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         layer: of Grad-CAM: "auto" or a dotted name.
         reduce: of the channels, see `Gradient`.
-        align_corners: how upsampling places the corners.
+        align_corners: passed to the interpolation that upsamples the map.
     """
 
     layer: str = "auto"
     reduce: Reduce = "max_abs"
     align_corners: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         cam = GradCAM(layer=self.layer, align_corners=self.align_corners)
-        (layer,) = cam.layers(observed, images, target)
+        (layer,) = cam.layers(prepared, images, target)
         with gates("guided") as mode:
             assert mode is not None
-            with torch.enable_grad(), tap(observed.module, [layer]) as kept, mode:
+            with torch.enable_grad(), tap(prepared.module, [layer]) as outputs, mode:
                 x = images.detach().requires_grad_()
-                y = observed.score(x, target)
-            A = ran(kept, layer)[-1]
+                y = prepared.score(x, target)
+            A = ran(outputs, layer)[-1]
             mode.on = False
-            dA = gradients(y, {"A": A}, retain_graph=True, create_graph=observed.create_graph)["A"]
+            dA = gradients(y, {"A": A}, retain_graph=True, create_graph=prepared.create_graph)["A"]
             mode.on = True
-            g = gradients(y, {"x": x}, create_graph=observed.create_graph)["x"]
-        grid = grid_of(observed, images, layer, A, target)
+            g = gradients(y, {"x": x}, create_graph=prepared.create_graph)["x"]
+        grid = grid_of(prepared, images, layer, A, target)
         L = cam.fuse([cam.combine(full(grid.read(A)), full(grid.read(dA)))], images)
         return reduce_channels(normalize(L)[:, None] * g, self.reduce)  # (1), (2)

@@ -1,4 +1,4 @@
-"""Raw attention of the last block.
+"""Raw attention of one block, by default the last.
 
     S = h over heads of A[L][h, CLS, patches]    (1)
     S = h over heads of a[L][h]                  (2)  for a model that pools by attention, such as CA-Stream
@@ -14,26 +14,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .attention import attention_of, on_patches
-from .base import Attribution, full
-from .maps import resize
-from .observe import Observed
-from .targets import Resolved
-from .whole import as_forward
+from .core.attention import attention_of, on_patches
+from .core.base import Attribution, full
+from .core.map_operations import resize
+from .core.prepared_model import PreparedModel
+from .core.sharded_parameters import as_forward
+from .core.targets import Resolved
 
 Heads = Literal["mean", "max", "min"]
 
 
 @dataclass(frozen=True)
 class RawAttention(Attribution):
-    """What the class token, or the query of a stream, looks at; whatever the class, unless queries are class-specific.
+    """Return the attention of the class token, or of the query of a CA-Stream, to the cells of the image.
+
+    >>> from interpretable_training.models import TinyViT
+    >>> RawAttention()(TinyViT(2, image_size=16), images).shape
+    torch.Size([4, 16, 16])
+
+    Every class has the same map, unless the queries are class-specific.
 
     Args:
-        heads: how the heads become one.
-        block: which block; -1 is the last.
+        heads: how heads are fused: their "mean", "max" or "min".
+        block: index of the block; -1 is the last.
         upsample: to image resolution.
-        align_corners: how upsampling places the corners.
-        logits: the scores before the softmax, which models with `forward_with_attention` return.
+        align_corners: passed to the interpolation that upsamples the map.
+        logits: return the scores before the softmax, for models with `forward_with_attention`.
     """
 
     heads: Heads = "mean"
@@ -42,41 +48,43 @@ class RawAttention(Attribution):
     align_corners: bool = False
     logits: bool = False
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        stream = hasattr(observed.module, "forward_with_attention")
-        S = self._of_stream(observed, images, target) if stream else self._of_tokens(observed, images)
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        stream = hasattr(prepared.module, "forward_with_attention")
+        S = self._of_stream(prepared, images, target) if stream else self._of_tokens(prepared, images)
         return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
 
-    def _of_tokens(self, observed: Observed, images: Tensor) -> Tensor:
+    def _of_tokens(self, prepared: PreparedModel, images: Tensor) -> Tensor:
         if self.logits:
             raise ValueError(
-                f"expected a model with forward_with_attention for logits=True, got {type(observed.module).__name__}; "
+                f"expected a model with forward_with_attention for logits=True, got {type(prepared.module).__name__}; "
                 "pass logits=False."
             )
-        A, grid = attention_of(observed, images)
+        A, grid = attention_of(prepared, images)
         self._check(A.shape[1])
         return on_patches(fuse_heads(full(A[:, self.block]), self.heads), grid)  # (1)
 
     @torch.no_grad()
-    def _of_stream(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
-        _, attention = stream_of(observed, images, target)
+    def _of_stream(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        _, attention = stream_of(prepared, images, target)
         self._check(len(attention))
         S = full((attention if self.logits else attention.maps)[self.block])
         return S if S.ndim == 3 else fuse_heads(S, self.heads)  # (2)
 
     def _check(self, blocks: int) -> None:
         if not -blocks <= self.block < blocks:
-            raise ValueError(f"expected one of {blocks} blocks, the last is -1, got block {self.block}.")
+            raise ValueError(
+                f"expected a block from {-blocks} to {blocks - 1}, the model has {blocks} blocks, got {self.block}."
+            )
 
 
-def stream_of(observed: Observed, images: Tensor, target: Resolved) -> Any:
-    """The logits and the attention of a model that pools by attention."""
-    forward = as_forward(observed.module, "forward_with_attention")
-    if getattr(observed.module, "class_specific", False) and isinstance(target, Tensor):
+def stream_of(prepared: PreparedModel, images: Tensor, target: Resolved) -> Any:
+    """Return the logits and the attention of a model that pools by attention."""
+    forward = as_forward(prepared.module, "forward_with_attention")
+    if getattr(prepared.module, "class_specific", False) and isinstance(target, Tensor):
         forward = partial(forward, target=target)
-    return replace(observed, module=forward).run(images)
+    return replace(prepared, module=forward).run(images)
 
 
 def fuse_heads(A: Tensor, heads: Heads) -> Tensor:
-    """(B, heads, T, T) -> (B, T, T), or (B, heads, h, w) -> (B, h, w)."""
+    """Fuse heads: (B, heads, T, T) -> (B, T, T), or (B, heads, h, w) -> (B, h, w)."""
     return A.mean(1) if heads == "mean" else A.amax(1) if heads == "max" else A.amin(1)

@@ -3,8 +3,8 @@
     G[i] ~ Bernoulli(p1) on a grid of cells, M[i] = G[i] upsampled, shifted by less than a cell    (1)
     S    = 1 / (N p1) sum over i of p(M[i] * x) M[i]                                              (2)
 
-x: image. p: probability of the target class. With `normalizer="empirical"` the sum over i of M[i], pixel by pixel,
-stands in (2) for its expectation N p1.
+x: image. p: probability of the target class. With `normalizer="empirical"`, (2) divides each pixel by its sum
+over i of M[i] instead of the expectation N p1.
 """
 
 import math
@@ -15,35 +15,38 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Attribution, full
-from .chunks import in_chunks
-from .maps import mask_images
-from .observe import Observed
-from .targets import Resolved, Score, take
+from .core.base import Attribution, full
+from .core.batching import in_chunks
+from .core.map_operations import mask_images
+from .core.prepared_model import PreparedModel
+from .core.targets import Resolved, Score, take
 
 
 @dataclass(frozen=True)
 class RISE(Attribution):
-    """The mean of random masks, each weighted by the score of the image seen through it.
+    """Average random masks, each weighted by the score of the image seen through it.
+
+    >>> RISE(n=50)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         n: number of masks.
         cells: of the grid, along each axis.
-        p1: share of the cells that stay.
+        p1: share of the cells that stay visible.
         normalizer: see (2).
-        on: what is explained, see `Gradient`.
-        mean: the normalization's, to mask with black instead of the mean color; with `std`.
+        score: see `Gradient`.
+        mean: of the images' normalization; with `std`, masked pixels become black instead of the mean color.
         std: see `mean`.
-        borders: how grids go on behind their outer cells: "reflect", as in the authors' code, or "replicate".
-        seed: the masks; they are the same for every image.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        borders: padding of the grids: "reflect", as in the authors' code, or "replicate".
+        seed: of the masks, which are the same for every image.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     n: int = 8000
     cells: int = 7
     p1: float = 0.5
     normalizer: Literal["expected", "empirical"] = "expected"
-    on: Score = "prob"
+    score: Score = "prob"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     borders: Literal["reflect", "replicate"] = "reflect"
@@ -51,7 +54,7 @@ class RISE(Attribution):
     chunk_size: int | None = None
 
     @torch.no_grad()
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         masks, B = self._masks(images), len(images)
         total = torch.zeros(images[:, 0].shape, dtype=masks.dtype, device=images.device)
         mass = torch.zeros_like(total[0])
@@ -60,8 +63,8 @@ class RISE(Attribution):
             pair = torch.arange(rows.start, rows.stop, device=images.device)
             first, s, i = rows.start // B, pair // B, pair % B
             M = masks.at(torch.arange(first, (rows.stop - 1) // B + 1, device=images.device))[s - first]  # (1)
-            output = observed.run_fast(mask_images(images[i], M, self.mean, self.std))
-            p = full(observed.score_in(output, take(target, i), self.on)).to(M)
+            output = prepared.run_fast(mask_images(images[i], M, self.mean, self.std))
+            p = full(prepared.score_in(output, take(target, i), self.score)).to(M)
             weighted, once = p.reshape(-1, *[1] * (M.ndim - 1)) * M, M[i == 0].sum(0)
             total.index_add_(0, i, weighted)  # (2)
             mass.add_(once)
@@ -85,7 +88,7 @@ class RISE(Attribution):
 
 @dataclass(frozen=True)
 class _Masks:
-    """Upsampled bit by bit: all masks together would be too large."""
+    """Random grids, upsampled a few at a time because all masks together may not fit in memory."""
 
     grid: Tensor  # (N, cells, ...)
     offsets: Sequence[Tensor]  # (N,) for each axis
@@ -99,7 +102,7 @@ class _Masks:
         return self.grid.dtype
 
     def at(self, s: Tensor) -> Tensor:
-        """The masks number s, (len(s), *size)."""
+        """Return the masks with the numbers s, (len(s), *size)."""
         M = self.grid[s]
         for axis, (offset, side, n) in enumerate(zip(self.offsets, self.sides, self.size), 1):
             weights = self._interpolation(offset[s], side, n)
@@ -107,9 +110,9 @@ class _Masks:
         return M
 
     def _interpolation(self, offset: Tensor, side: int, n: int) -> Tensor:
-        """What each cell gives to each pixel along one axis, (len(offset), n, cells).
+        """Return the weight of each cell for each pixel along one axis, (len(offset), n, cells).
 
-        The grid covers one cell more than the image, which is cut out of it at the offset.
+        The grid covers one cell more than the image; the image begins at the offset.
         """
         cells = self.grid.shape[1]
         p = offset[:, None] + torch.arange(n, device=offset.device)

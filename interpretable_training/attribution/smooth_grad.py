@@ -5,7 +5,7 @@
          = mean over s of g[s]^2                         (3) "square"
          = variance over s of g[s]                       (4) "variance", VarGrad
 
-x: image (C, H, W). y: logit. Any other method can stand in the place of the gradient: `method=`.
+x: image (C, H, W). y: logit. `method=` replaces the gradient by the maps of any other method.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .base import Attribution
-from .chunks import seeded_noise
+from .core.base import Attribution
+from .core.batching import seeded_noise
+from .core.gradient_sums import per_input, sum_over_inputs
+from .core.prepared_model import PreparedModel
+from .core.targets import Resolved, Score
 from .gradient import Reduce, reduce_channels
-from .observe import Observed
-from .paths import per_input, sum_over_inputs
-from .targets import Resolved, Score
 
 
 @dataclass(frozen=True)
 class SmoothGrad(Attribution):
-    """The gradient, averaged over noisy copies of the image.
+    """Average the gradient over noisy copies of the image.
+
+    >>> SmoothGrad(n=4)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         n: number of copies.
@@ -33,9 +36,9 @@ class SmoothGrad(Attribution):
         statistic: (2), (3) or (4).
         method: explain the copies by this method instead of the gradient; its maps are averaged.
         reduce: of the channels, see `Gradient`; without `method`.
-        on: what is explained, see `Gradient`; without `method`.
-        seed: the noise; it is the same for every image.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        score: see `Gradient`; without `method`.
+        seed: of the noise, which is the same for every image.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     n: int = 25
@@ -44,27 +47,27 @@ class SmoothGrad(Attribution):
     statistic: Literal["mean", "square", "variance"] = "mean"
     method: Attribution | None = None
     reduce: Reduce = "max_abs"
-    on: Score = "logit"
+    score: Score = "logit"
     seed: int = 0
     chunk_size: int | None = None
 
-    def attribute(self, observed: Observed, images: Tensor, target: Resolved) -> Tensor:
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         if self.n < 1:
             raise ValueError(f"expected n of at least 1, got {self.n}.")
         noise = self.sigma * seeded_noise(self.seed, (self.n, *images.shape[1:]), images)
         span = torch.ones(len(images)) if self.absolute else images.flatten(1).amax(1) - images.flatten(1).amin(1)
         scale = per_input(span, images)
         if self.method is not None:
-            copies = (self.method.attribute(observed, images + scale * noise[s], target) for s in range(self.n))
+            copies = (self.method.attribute(prepared, images + scale * noise[s], target) for s in range(self.n))
             return self._statistic(sum(torch.stack([S, S**2]) / self.n for S in copies))  # type: ignore[arg-type]
         moments = sum_over_inputs(
-            observed,
+            prepared,
             images,
             target,
             self.n,
             make=lambda i, s: images[i] + scale[i] * noise[s],  # (1)
             weigh=lambda g, i, s: torch.stack([g, g**2], 1) / self.n,
-            on=self.on,
+            score=self.score,
             chunk_size=self.chunk_size,
         )
         return reduce_channels(self._statistic(moments.transpose(0, 1)), self.reduce)

@@ -12,12 +12,12 @@ from .cifar100 import CIFAR100DataModule
 from .cmapss import CMAPSSDataModule
 from .cub import CUBDataModule
 from .digits import DigitsDataModule
-from .engines import EnginesDataModule
 from .image_folder import ImageFolderDataModule
 from .imagenet import ImageNetDataModule
 from .pascal_voc import PascalVOCDataModule
 from .picture_module import PicturesDataModule
 from .shapes import ShapesDataModule
+from .synthetic_engines import EnginesDataModule
 
 __all__ = [
     "CIFAR100DataModule",

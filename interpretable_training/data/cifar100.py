@@ -9,7 +9,7 @@ from torchvision.datasets import CIFAR100
 from torchvision.transforms import v2
 
 from .base import at_least
-from .listing import absent
+from .image_files import absent
 from .picture_module import PicturesDataModule, Transform, set_apart
 from .pictures import Pictures
 

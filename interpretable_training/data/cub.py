@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import at_least
-from .listing import absent
+from .image_files import absent
 from .picture_module import PicturesDataModule, Transform, set_apart
 from .pictures import Pictures
 

@@ -9,10 +9,10 @@ import torch
 from torchvision.models import ResNet50_Weights
 
 from .base import at_least
-from .listing import absent, by_class, class_folders, pictures_in
-from .objects import read_objects
+from .image_files import absent, by_class, class_folders, pictures_in
 from .picture_module import PicturesDataModule, Transform, set_apart
 from .pictures import Pictures
+from .voc_xml import read_objects
 
 KAGGLE = "https://www.kaggle.com/c/imagenet-object-localization-challenge"
 URL = f"https://image-net.org/download-images (after registration) or {KAGGLE}"

@@ -9,10 +9,10 @@ from PIL import Image
 from torchvision.datasets import VOCDetection
 
 from .base import at_least
-from .listing import absent
-from .objects import read_objects
+from .image_files import absent
 from .picture_module import PicturesDataModule, Transform, set_apart
 from .pictures import Pictures
+from .voc_xml import read_objects
 
 URL = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"]

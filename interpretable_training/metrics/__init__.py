@@ -7,26 +7,28 @@ table = evaluate(model, methods, metrics, data)                # every pass once
 checks = ParameterRandomization()(model, methods, images)      # sanity checks of the methods themselves
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .adcc import ADCC, Coherency, Complexity
 from .aopc import AOPC
 from .box_accuracy import BoxAccuracy
-from .components import connected_components
 from .confidence import AverageDrop, AverageDropInDeletion, AverageGain, AverageIncrease
+from .core.components import connected_components
 from .curves import Deletion, Insertion, InsertionDeletion
-from .data_randomization import DataRandomization, memorize
-from .evaluate import evaluate
-from .invariance import InputInvariance
 from .localization import EnergyLocalizationError, LocalizationError, OfficialMetric
+from .network_dissection import UnitIoU, measure_units, unit_thresholds
 from .pointing import EnergyPointingGame, PixelF1, PointingGame
 from .px_ap import PxAP
-from .randomization import ParameterRandomization
-from .restricted import Restricted, box_study
 from .road import ROAD
 from .saliency_metric import SaliencyMetric
-from .sanity import SanityTable
+from .sanity.checks import SanityTable
+from .sanity.data_randomization import DataRandomization, memorize
+from .sanity.input_invariance import InputInvariance
+from .sanity.parameter_randomization import ParameterRandomization
 from .sensitivity import MaxSensitivity
-from .table import Table, join
-from .units import UnitIoU, measure_units, unit_thresholds
+
+if TYPE_CHECKING:
+    from interpretable_training.evaluation import Restricted, Table, box_study, evaluate, join
 
 __all__ = [
     "ADCC",
@@ -66,3 +68,12 @@ __all__ = [
     "memorize",
     "unit_thresholds",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what belongs to the room of evaluation, which imports this one, when it is first asked for."""
+    if name in ("Restricted", "Table", "box_study", "evaluate", "join"):
+        from interpretable_training import evaluation
+
+        return getattr(evaluation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

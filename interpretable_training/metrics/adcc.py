@@ -15,15 +15,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.base import Attribution
-from interpretable_training.attribution.maps import degenerate, one_of
-from interpretable_training.attribution.targets import Target
+from interpretable_training.attribution.core.base import Attribution
+from interpretable_training.attribution.core.map_operations import degenerate, one_of
+from interpretable_training.attribution.core.targets import Target
 
-from .base import Fact, ImageMetric, again_by, as_tuple
 from .confidence import ConfidenceMetric, share
-from .evidence import Evidence, wide
-from .masking import Masking, Space
-from .similarity import pearson
+from .core.base import Fact, ImageMetric, again_by, as_tuple
+from .core.masking import Masking, Space
+from .core.rescoring import ScoredBatch, wide
+from .core.similarity import pearson
 
 
 class Complexity(ImageMetric):
@@ -38,23 +38,23 @@ class Complexity(ImageMetric):
         """Add maps (B, H, W) in [0, 1]."""
         self.collect(saliency=saliency)
 
-    def values(self, evidence: Evidence) -> Tensor:
-        return complexity(evidence)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        return complexity(scored)
 
 
-def complexity(evidence: Evidence) -> Tensor:
+def complexity(scored: ScoredBatch) -> Tensor:
     """(2), (B,)."""
-    S = evidence.saliency
+    S = scored.saliency
     return S.to(wide(S)).flatten(1).mean(1)
 
 
-def coherency(evidence: Evidence, masking: Masking) -> Tensor:
+def coherency(scored: ScoredBatch, masking: Masking) -> Tensor:
     """corr of (1), (B,)."""
-    S = evidence.saliency
-    again = evidence.known.get("saliency_masked")
+    S = scored.saliency
+    again = scored.known.get("saliency_masked")
     if again is None:
-        again = evidence.once(
-            ("again", *masking.key), lambda: evidence.explain_again(masking(evidence.images, masking.mask_of(S)))
+        again = scored.once(
+            ("again", *masking.key), lambda: scored.explain_again(masking(scored.images, masking.mask_of(S)))
         )
     if again.shape != S.shape:
         raise ValueError(f"expected saliency_masked {tuple(S.shape)} as saliency, got {tuple(again.shape)}.")
@@ -108,8 +108,8 @@ class Coherency(ImageMetric):
         """Add a batch; `saliency_masked` are the maps of the masked images, where the caller has them."""
         self.collect(model=model, images=images, saliency=saliency, target=target, saliency_masked=saliency_masked)
 
-    def values(self, evidence: Evidence) -> Tensor:
-        rho = coherency(evidence, self.masking)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        rho = coherency(scored, self.masking)
         return (rho + 1) / 2 if self.rescale else rho  # (1)
 
 
@@ -163,10 +163,10 @@ class ADCC(ConfidenceMetric):
             saliency_masked=saliency_masked,
         )
 
-    def values(self, evidence: Evidence) -> Tensor:
-        p, o = self.scores(evidence)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        p, o = self.scores(scored)
         drop = share((p - o).relu(), p)  # (4)
-        parts = torch.stack([(coherency(evidence, self.masking) + 1) / 2, complexity(evidence), drop], 1)
+        parts = torch.stack([(coherency(scored, self.masking) + 1) / 2, complexity(scored), drop], 1)
         return self.harmonic(parts) if self.average == "images" else parts
 
     def aggregate(self, means: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, RescoringMetric, as_tuple
-from .evidence import Evidence, Kind, kind_index, only_images
-from .perturb import Replacement, Substrate, rank_patches
+from .core.base import Fact, RescoringMetric, as_tuple
+from .core.perturbation import Replacement, Substrate, rank_patches
+from .core.rescoring import Kind, ScoredBatch, kind_index, only_images
 
 
 class AOPC(RescoringMetric):
@@ -28,7 +28,7 @@ class AOPC(RescoringMetric):
             random values (the authors), "mean", "black", "blur", "gaussian" or a tensor.
         mean: the normalization's, which the substrate "black" needs; with `std`.
         std: see `mean`.
-        on: the score that is followed: "prob" of a softmax, "sigmoid" for several labels, or "logit".
+        score: the score that is followed: "prob" of a softmax, "sigmoid" for several labels, or "logit".
         seed: of the "uniform" substrate.
         chunk_size: images per pass; by default what suits the device and the image size.
     """
@@ -44,31 +44,31 @@ class AOPC(RescoringMetric):
         substrate: Substrate | Tensor = "min",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        on: Literal["prob", "sigmoid", "logit"] = "prob",
+        score: Literal["prob", "sigmoid", "logit"] = "prob",
         seed: int = 0,
         chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        one_of("on", on, "prob", "sigmoid", "logit")
+        one_of("score", score, "prob", "sigmoid", "logit")
         if patch < 1 or steps < 1:
             raise ValueError(f"expected patch and steps of at least 1, got patch={patch}, steps={steps}.")
         self.patch, self.steps = patch, steps
         self.replacement = Replacement(substrate, mean=as_tuple(mean), std=as_tuple(std), seed=seed)
-        self.on: Kind = on
+        self.score: Kind = score
         self.chunk_size = chunk_size
         super().__init__(**kwargs)
 
     def options(self) -> dict[str, Fact]:
         return {
-            "score": self.on,
+            "score": self.score,
             "patch": self.patch,
             "steps": self.steps,
             **self.replacement.facts(),
         }
 
-    def values(self, evidence: Evidence) -> Tensor:
-        x = only_images(evidence.images)
-        rank = rank_patches(evidence.saliency, self.patch)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        x = only_images(scored.images)
+        rank = rank_patches(scored.saliency, self.patch)
         patches = int(rank.max()) + 1
         if patches < self.steps:
             raise ValueError(
@@ -83,6 +83,6 @@ class AOPC(RescoringMetric):
             gone = rank[image[rows]] < removed[rows]
             return torch.where(gone[:, None], r[image[rows]], x[image[rows]])
 
-        s = evidence.rescore(make, image)[:, kind_index(self.on)].view(len(x), self.steps)
-        s0 = evidence.clean_scores()[:, kind_index(self.on)]
+        s = scored.rescore(make, image)[:, kind_index(self.score)].view(len(x), self.steps)
+        s0 = scored.clean_scores()[:, kind_index(self.score)]
         return 100 * (s0[:, None] - s).sum(1) / (self.steps + 1)  # (1), whose term k = 0 is 0

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, resolve, text
-from .components import AT_ONCE, find_runs, first_runs, largest_boxes
-from .contours import contour_boxes, largest_contour_boxes
-from .evidence import Evidence, wide
+from .core.base import Fact, resolve, text
+from .core.components import AT_ONCE, find_runs, first_runs, largest_boxes
+from .core.contours import contour_boxes, largest_contour_boxes
+from .core.regions import boxes, maps
+from .core.rescoring import ScoredBatch, wide
 from .localization import RegionMetric, best_iou
-from .regions import boxes, maps
 
 PRESETS: dict[str, dict[str, Any]] = {
     "thesis": {"components": "largest", "connectivity": 4, "deltas": (0.3, 0.5, 0.7), "upstream": False},
@@ -89,8 +89,8 @@ class BoxAccuracy(RegionMetric):
     def aggregate(self, means: Tensor) -> Tensor:
         return means.unflatten(-1, (len(self.deltas), self.steps)).amax(-1).mean(-1)  # (2)
 
-    def values(self, evidence: Evidence) -> Tensor:
-        S, B = maps(evidence), boxes(evidence, self.region)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        S, B = maps(scored), boxes(scored, self.region)
         t = torch.arange(self.steps, device=S.device) / self.steps
         if self.upstream:
             S = (S * LEVELS).floor()

@@ -18,21 +18,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.targets import Target
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.targets import Target
 
-from .base import Fact, ImageMetric, as_tuple, resolve
-from .evidence import Evidence, Kind, kind_index, wide
-from .masking import Masking, Space
+from .core.base import Fact, ImageMetric, as_tuple, resolve
+from .core.masking import Masking, Space
+from .core.rescoring import Kind, ScoredBatch, kind_index, wide
 
 Preset = Literal["thesis", "ca_stream", "adcc", "polycam", "pytorch_grad_cam", "torchcam"]
 PRESETS: dict[str, dict[str, Any]] = {
-    "thesis": {"space": "pixel", "on": "prob", "relative": True},  # as Opti-CAM's code does
-    "ca_stream": {"space": "pixel", "on": "prob", "relative": True},
-    "adcc": {"space": "normalized", "on": "prob", "relative": True},
-    "polycam": {"space": "normalized", "on": "prob", "relative": True},
-    "pytorch_grad_cam": {"space": "normalized", "on": "prob", "relative": False},
-    "torchcam": {"space": "normalized", "on": "logit", "relative": True},
+    "thesis": {"space": "pixel", "score": "prob", "relative": True},  # as Opti-CAM's code does
+    "ca_stream": {"space": "pixel", "score": "prob", "relative": True},
+    "adcc": {"space": "normalized", "score": "prob", "relative": True},
+    "polycam": {"space": "normalized", "score": "prob", "relative": True},
+    "pytorch_grad_cam": {"space": "normalized", "score": "prob", "relative": False},
+    "torchcam": {"space": "normalized", "score": "logit", "relative": True},
 }
 
 
@@ -45,7 +45,7 @@ class ConfidenceMetric(ImageMetric):
         mean: the normalization's, without which black cannot be told; with `std`.
         std: see `mean`.
         topk: keep this percentage of the pixels instead of fading by the map.
-        on: the score that is compared: "prob" of a softmax, "sigmoid" for several labels, or "logit".
+        score: the score that is compared: "prob" of a softmax, "sigmoid" for several labels, or "logit".
         chunk_size: images per pass; by default what suits the device and the image size.
     """
 
@@ -56,19 +56,19 @@ class ConfidenceMetric(ImageMetric):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         topk: float | None = None,
-        on: Kind | None = None,
+        score: Kind | None = None,
         chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        chosen = resolve(PRESETS, preset, space=space, on=on)
-        one_of("on", chosen["on"], "prob", "sigmoid", "logit")
-        self.on: Kind = chosen["on"]
+        chosen = resolve(PRESETS, preset, space=space, score=score)
+        one_of("score", chosen["score"], "prob", "sigmoid", "logit")
+        self.score: Kind = chosen["score"]
         self.masking = Masking(chosen["space"], as_tuple(mean), as_tuple(std), topk)
         self.chunk_size = chunk_size
         super().__init__(**kwargs)
 
     def options(self) -> dict[str, Fact]:
-        return {"score": self.on, **self.masking.facts()}
+        return {"score": self.score, **self.masking.facts()}
 
     def update(
         self,
@@ -82,22 +82,22 @@ class ConfidenceMetric(ImageMetric):
         """Add a batch, of its scores (B,) or of what they are computed from."""
         self.collect(prob=prob, prob_masked=prob_masked, model=model, images=images, saliency=saliency, target=target)
 
-    def scores(self, evidence: Evidence, name: str = "prob_masked", inverse: bool = False) -> tuple[Tensor, Tensor]:
+    def scores(self, scored: ScoredBatch, name: str = "prob_masked", inverse: bool = False) -> tuple[Tensor, Tensor]:
         """p and o, or d, (B,), given or computed."""
-        p, o = self._clean(evidence), self._masked(evidence, name, inverse)
+        p, o = self._clean(scored), self._masked(scored, name, inverse)
         if len(p) != len(o):
             raise ValueError(f"expected as many scores {name} as prob, got {len(o)} and {len(p)}.")
         return p, o
 
-    def _clean(self, evidence: Evidence) -> Tensor:
-        if "prob" in evidence.known:
-            return checked("prob", evidence.known["prob"], self.on)
-        return evidence.clean_scores()[:, kind_index(self.on)]
+    def _clean(self, scored: ScoredBatch) -> Tensor:
+        if "prob" in scored.known:
+            return _in_full_precision(scored.known["prob"], self.score)
+        return scored.clean_scores()[:, kind_index(self.score)]
 
-    def _masked(self, evidence: Evidence, name: str, inverse: bool) -> Tensor:
-        if name in evidence.known:
-            return checked(name, evidence.known[name], self.on)
-        return self.masking.scores(evidence, inverse)[:, kind_index(self.on)]
+    def _masked(self, scored: ScoredBatch, name: str, inverse: bool) -> Tensor:
+        if name in scored.known:
+            return _in_full_precision(scored.known[name], self.score)
+        return self.masking.scores(scored, inverse)[:, kind_index(self.score)]
 
 
 class AverageDrop(ConfidenceMetric):
@@ -120,8 +120,8 @@ class AverageDrop(ConfidenceMetric):
     def options(self) -> dict[str, Fact]:
         return {**super().options(), "relative": self.relative}
 
-    def values(self, evidence: Evidence) -> Tensor:
-        p, o = self.scores(evidence)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        p, o = self.scores(scored)
         drop = (p - o).relu()
         return 100 * (share(drop, p) if self.relative else drop)  # (1)
 
@@ -145,8 +145,8 @@ class AverageIncrease(ConfidenceMetric):
             self.formula, self.bounds = "mean of sign(o - p)", (-100.0, 100.0)
         super().__init__(**kwargs)
 
-    def values(self, evidence: Evidence) -> Tensor:
-        p, o = self.scores(evidence)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        p, o = self.scores(scored)
         change = (o - p).sign().masked_fill((o - p).isnan(), torch.nan)
         return 100 * (change if self.signed else change.relu())  # (2)
 
@@ -159,13 +159,13 @@ class AverageGain(ConfidenceMetric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if self.on == "logit":
+        if self.score == "logit":
             raise ValueError(
-                "expected on='prob' or 'sigmoid' for AverageGain, got 'logit', which has no highest value."
+                "expected score='prob' or 'sigmoid' for AverageGain, got 'logit', which has no highest value."
             )
 
-    def values(self, evidence: Evidence) -> Tensor:
-        p, o = self.scores(evidence)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        p, o = self.scores(scored)
         return 100 * share((o - p).relu(), 1 - p)  # (3)
 
 
@@ -200,8 +200,8 @@ class AverageDropInDeletion(ConfidenceMetric):
     ) -> None:
         self.collect(prob=prob, prob_deleted=prob_deleted, model=model, images=images, saliency=saliency, target=target)
 
-    def values(self, evidence: Evidence) -> Tensor:
-        p, d = self.scores(evidence, "prob_deleted", inverse=True)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        p, d = self.scores(scored, "prob_deleted", inverse=True)
         drop = (p - d).relu() if self.clamp else p - d
         return 100 * share(drop, p)  # (4)
 
@@ -212,17 +212,8 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
     return ratio.masked_fill(whole == 0, 0).masked_fill(whole < 0, torch.nan).masked_fill(part.isnan(), torch.nan)
 
 
-def checked(name: str, scores: Tensor, on: Kind) -> Tensor:
-    """Scores (B,) that the caller computed, in float64; what is not finite becomes NaN."""
-    if not isinstance(scores, Tensor) or scores.ndim != 1:
-        came = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"expected {name} (B,), one score per image, got {came}; pick those of the target class.")
+def _in_full_precision(scores: Tensor, score: Kind) -> Tensor:
+    """Return scores (B,) that the caller computed in float64; what is not finite becomes NaN."""
     scores = scores.detach().to(wide(scores))
     scores = scores.masked_fill(~scores.isfinite(), torch.nan)
-    known = scores[~scores.isnan()]
-    if on != "logit" and known.numel() and not -1e-6 <= float(known.min()) <= float(known.max()) <= 1 + 1e-6:
-        raise ValueError(
-            f"expected {name} as probabilities in [0, 1], got {float(known.min()):.4g} to {float(known.max()):.4g}; "
-            "pass logits.softmax(1) of the target class, or on='logit'."
-        )
-    return scores if on == "logit" else scores.clamp(0, 1)
+    return scores if score == "logit" else scores.clamp(0, 1)

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, ImageMetric, RescoringMetric, as_tuple, resolve
-from .evidence import SCORES, Evidence, Kind, kind_index
-from .perturb import Replacement, Substrate, Ties, rank_pixels
+from .core.base import Fact, ImageMetric, RescoringMetric, as_tuple, resolve
+from .core.perturbation import Replacement, Substrate, Ties, rank_pixels
+from .core.rescoring import SCORES, Kind, ScoredBatch, kind_index
 
 Preset = Literal["rise", "ca_stream", "polycam", "tgrad", "torchcam"]
 Auc = Literal["trapezoid", "mean"]
@@ -83,13 +83,13 @@ class Curve:
         g = self.rows * row if self.steps is None else -(-pixels // self.steps)
         return torch.cat([torch.arange(0, pixels, g), torch.tensor([pixels])])
 
-    def scores(self, evidence: Evidence, on: Kind) -> Tensor:
+    def scores(self, scored: ScoredBatch, score: Kind) -> Tensor:
         """s of each image, (B, n + 1)."""
         area_free = replace(self, auc="trapezoid", x_axis="steps")  # these change nothing before (3)
-        return evidence.once(area_free, lambda: self._scores(evidence))[..., kind_index(on)]
+        return scored.once(area_free, lambda: self._scores(scored))[..., kind_index(score)]
 
-    def _scores(self, evidence: Evidence) -> Tensor:
-        x, S = evidence.images, evidence.saliency
+    def _scores(self, scored: ScoredBatch) -> Tensor:
+        x, S = scored.images, scored.saliency
         counts = self.counts(x.shape[2:]).to(x.device)
         inner = counts[1:-1]
         r = self.replacement(x)
@@ -102,15 +102,15 @@ class Curve:
             i, changed = image[rows], step[rows].view(-1, *[1] * S.ndim)
             return torch.where(rank[i][:, None] < changed, after[i], before[i])  # (1), (2)
 
-        s = evidence.rescore(make, image).view(len(x), len(inner), len(SCORES))
-        clean, blank = evidence.clean_scores(), self._blank(evidence, r)
+        s = scored.rescore(make, image).view(len(x), len(inner), len(SCORES))
+        clean, blank = scored.clean_scores(), self._blank(scored, r)
         ends = (clean, blank) if self.kind == "deletion" else (blank, clean)
         return torch.cat([ends[0][:, None], s, ends[1][:, None]], 1)
 
-    def _blank(self, evidence: Evidence, r: Tensor) -> Tensor:
+    def _blank(self, scored: ScoredBatch, r: Tensor) -> Tensor:
         """Scores (B, S) of the substrate alone, which no map changes."""
         rows = torch.arange(len(r), device=r.device)
-        return evidence.once_clean(self.replacement, lambda: evidence.rescore(lambda part: r[part], rows))
+        return scored.once_clean(self.replacement, lambda: scored.rescore(lambda part: r[part], rows))
 
     def area(self, s: Tensor, spatial: Sequence[int]) -> Tensor:
         """The area under curves (B, n + 1), (B,)."""
@@ -139,7 +139,7 @@ class CurveMetric(ImageMetric):
         x_axis: whether "steps" count alike, or by the "fraction" of pixels that they change.
         mean: the normalization's, which the substrate "black" needs; with `std`.
         std: see `mean`.
-        on: the score that is followed: "prob" of a softmax, "sigmoid" for several labels, or "logit".
+        score: the score that is followed: "prob" of a softmax, "sigmoid" for several labels, or "logit".
         seed: of random ties and a "uniform" substrate.
         chunk_size: images per pass; by default what suits the device and the image size.
     """
@@ -157,13 +157,13 @@ class CurveMetric(ImageMetric):
         x_axis: Axis | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        on: Literal["prob", "sigmoid", "logit"] = "prob",
+        score: Literal["prob", "sigmoid", "logit"] = "prob",
         seed: int = 0,
         chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        one_of("on", on, "prob", "sigmoid", "logit")
-        self.on: Kind = on
+        one_of("score", score, "prob", "sigmoid", "logit")
+        self.score: Kind = score
         self.chunk_size = chunk_size
         given = {"steps": steps, "substrate": substrate, "kernel": kernel, "auc": auc, "ties": ties, "x_axis": x_axis}
         self.insertion, self.deletion = (
@@ -183,7 +183,7 @@ class CurveMetric(ImageMetric):
     def options(self) -> dict[str, Fact]:
         first = self.used()[0]
         shared: dict[str, Fact] = {
-            "score": self.on,
+            "score": self.score,
             "steps": first.steps or f"{'one row' if first.rows == 1 else f'{first.rows} rows'} of the image each",
             "auc": first.auc,
             "ties": first.ties if first.ties != "random" else f"random, seed {first.seed}",
@@ -191,14 +191,14 @@ class CurveMetric(ImageMetric):
         }
         return {**shared, **{key: value for curve in self.used() for key, value in curve.facts().items()}}
 
-    def curves(self, evidence: Evidence) -> dict[str, Tensor]:
+    def curves(self, scored: ScoredBatch) -> dict[str, Tensor]:
         """s of each image by the kind of its curve, (B, n + 1)."""
-        return {curve.kind: curve.scores(evidence, self.on) for curve in self.used()}
+        return {curve.kind: curve.scores(scored, self.score) for curve in self.used()}
 
-    def areas(self, evidence: Evidence) -> list[Tensor]:
+    def areas(self, scored: ScoredBatch) -> list[Tensor]:
         """The area (B,) of each curve."""
-        spatial = evidence.images.shape[2:]
-        return [curve.area(curve.scores(evidence, self.on), spatial) for curve in self.used()]
+        spatial = scored.images.shape[2:]
+        return [curve.area(curve.scores(scored, self.score), spatial) for curve in self.used()]
 
 
 class Insertion(CurveMetric):
@@ -210,8 +210,8 @@ class Insertion(CurveMetric):
     def used(self) -> list[Curve]:
         return [self.insertion]
 
-    def values(self, evidence: Evidence) -> Tensor:
-        return 100 * self.areas(evidence)[0]
+    def values(self, scored: ScoredBatch) -> Tensor:
+        return 100 * self.areas(scored)[0]
 
 
 class Deletion(CurveMetric):
@@ -223,8 +223,8 @@ class Deletion(CurveMetric):
     def used(self) -> list[Curve]:
         return [self.deletion]
 
-    def values(self, evidence: Evidence) -> Tensor:
-        return 100 * self.areas(evidence)[0]
+    def values(self, scored: ScoredBatch) -> Tensor:
+        return 100 * self.areas(scored)[0]
 
 
 class InsertionDeletion(CurveMetric):
@@ -237,6 +237,6 @@ class InsertionDeletion(CurveMetric):
     def used(self) -> list[Curve]:
         return [self.insertion, self.deletion]
 
-    def values(self, evidence: Evidence) -> Tensor:
-        insertion, deletion = self.areas(evidence)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        insertion, deletion = self.areas(scored)
         return 100 * (insertion - deletion)  # (4)

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.maps import one_of
-from interpretable_training.attribution.targets import Target
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.targets import Target
 
-from .base import Fact, ImageMetric, resolve
-from .components import largest_boxes, tight_boxes
-from .evidence import Evidence, kind_index, wide
-from .regions import REGIONS, NoRegionError, Region, area, boxes, iou, maps
+from .core.base import Fact, ImageMetric, resolve
+from .core.components import boxes_around, largest_boxes
+from .core.regions import REGIONS, NoRegionError, Region, area, boxes, iou, maps
+from .core.rescoring import ScoredBatch, kind_index, wide
 
 Preset = Literal["thesis", "casme"]
 PRESETS: dict[str, dict[str, Any]] = {"thesis": {"upstream": False}, "casme": {"upstream": True}}
@@ -67,11 +67,11 @@ class RegionMetric(ImageMetric):
         """
         self.collect(saliency=saliency, mask=mask, boxes=boxes, shortcut_mask=shortcut_mask)
 
-    def rows(self, evidence: Evidence) -> Tensor:
+    def rows(self, scored: ScoredBatch) -> Tensor:
         try:
-            return super().rows(evidence)
+            return super().rows(scored)
         except NoRegionError as error:
-            there = [name for name in REGIONS if evidence.annotations.get(name) is not None]
+            there = [name for name in REGIONS if scored.annotations.get(name) is not None]
             raise ValueError(
                 f"expected {error.args[0]} in the batch for {type(self).__name__}, got {there or 'none'}; make "
                 "batches dicts that carry them, as ShapesDataModule(annotations=True) does, or pass them to update."
@@ -98,20 +98,20 @@ class Boxing:
     def __post_init__(self) -> None:
         one_of("connectivity", self.connectivity, 4, 8)
 
-    def box(self, evidence: Evidence) -> Tensor:
+    def box(self, scored: ScoredBatch) -> Tensor:
         """B[p] (B, 4)."""
 
         def compute() -> Tensor:
-            S = maps(evidence)
+            S = maps(scored)
             found = largest_boxes(S.mean((1, 2), keepdim=True, dtype=wide(S)).to(S) < S, self.connectivity)
             return or_all(found - found.new_tensor([0, 0, 1, 1]) if self.upstream else found, S)
 
-        return evidence.once(("box", self.connectivity, self.upstream), compute)
+        return scored.once(("box", self.connectivity, self.upstream), compute)
 
-    def found(self, evidence: Evidence, box: Tensor, region: Region) -> Tensor:
+    def found(self, scored: ScoredBatch, box: Tensor, region: Region) -> Tensor:
         """The largest v (B,) of a box (B, 4) and those of the object; NaN without one."""
-        B = boxes(evidence, region)
-        overlap = best_iou(box, B, area(boxes(evidence, region, clip=False)) if self.upstream else None)
+        B = boxes(scored, region)
+        overlap = best_iou(box, B, area(boxes(scored, region, clip=False)) if self.upstream else None)
         v = overlap if self.iou else (overlap > self.threshold).to(overlap)
         return v.masked_fill(overlap.isnan(), torch.nan)
 
@@ -167,8 +167,8 @@ class LocalizationError(RegionMetric):
     def options(self) -> dict[str, Fact]:
         return {**super().options(), **self.boxing.facts()}
 
-    def values(self, evidence: Evidence) -> Tensor:
-        return 100 * (1 - self.boxing.found(evidence, self.boxing.box(evidence), self.region))  # (2)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        return 100 * (1 - self.boxing.found(scored, self.boxing.box(scored), self.region))  # (2)
 
 
 class OfficialMetric(RegionMetric):
@@ -225,17 +225,12 @@ class OfficialMetric(RegionMetric):
             target=target,
         )
 
-    def values(self, evidence: Evidence) -> Tensor:
-        v = self.boxing.found(evidence, self.boxing.box(evidence), self.region)
-        if "correct" in evidence.known:
-            correct = torch.as_tensor(evidence.known["correct"]).to(v)
-            if correct.shape != v.shape:
-                raise ValueError(
-                    f"expected correct {tuple(v.shape)}, whether each image is classified correctly, got "
-                    f"{tuple(correct.shape)}."
-                )
+    def values(self, scored: ScoredBatch) -> Tensor:
+        v = self.boxing.found(scored, self.boxing.box(scored), self.region)
+        if "correct" in scored.known:
+            correct = torch.as_tensor(scored.known["correct"]).to(v)
         else:
-            correct = evidence.clean_scores()[:, kind_index("accuracy")].to(v)
+            correct = scored.clean_scores()[:, kind_index("accuracy")].to(v)
         return 100 * (1 - v * correct)  # (3)
 
 
@@ -264,10 +259,10 @@ class EnergyLocalizationError(RegionMetric):
         threshold = self.boxing.facts()["iou_threshold"]
         return {**super().options(), "energy": self.energy, "iou_threshold": threshold}
 
-    def values(self, evidence: Evidence) -> Tensor:
-        S = maps(evidence)
-        box = or_all(tight_boxes(highest(S, self.energy)), S)
-        return 100 * (1 - self.boxing.found(evidence, box, self.region))  # (4)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        S = maps(scored)
+        box = or_all(boxes_around(highest(S, self.energy)), S)
+        return 100 * (1 - self.boxing.found(scored, box, self.region))  # (4)
 
 
 def highest(saliency: Tensor, energy: float) -> Tensor:

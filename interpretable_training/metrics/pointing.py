@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpretable_training.attribution.base import full
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.base import full
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, resolve
 from .confidence import share
-from .evidence import Evidence, wide
+from .core.base import Fact, resolve
+from .core.regions import Region, area, boxes, maps, pixels_of
+from .core.rescoring import ScoredBatch, wide
 from .localization import RegionMetric
-from .regions import Region, area, boxes, maps, pixels
 
 EPS = 1e-6  # of the published F1
 PART = 2**17  # pixels, which stay in the cache of a processor
@@ -69,11 +69,11 @@ class PointingGame(RegionMetric):
     def options(self) -> dict[str, Fact]:
         return {**super().options(), "ties": self.ties, "tolerance": self.tolerance}
 
-    def values(self, evidence: Evidence) -> Tensor:
-        S, U = evidence.saliency.flatten(1), pixels(evidence, self.region)
-        known = size_of(evidence, self.region) > 0
+    def values(self, scored: ScoredBatch) -> Tensor:
+        S, U = scored.saliency.flatten(1), pixels_of(scored, self.region)
+        known = size_of(scored, self.region) > 0
         if self.tolerance:
-            U = dilated(U.view_as(maps(evidence)), self.tolerance)
+            U = dilated(U.view_as(maps(scored)), self.tolerance)
         U = U.flatten(1)
         if self.ties == "first":
             hit = U.gather(1, S.argmax(1, keepdim=True))[:, 0].to(wide(S))
@@ -99,8 +99,8 @@ class EnergyPointingGame(RegionMetric):
     formula = "sum over U of S / sum of S"
     preferred = "mask"
 
-    def values(self, evidence: Evidence) -> Tensor:
-        within, total, size = sums(evidence, self.region)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        within, total, size = sums(scored, self.region)
         return (100 * share(within, total)).masked_fill(size == 0, torch.nan)  # (2)
 
 
@@ -132,15 +132,15 @@ class PixelF1(RegionMetric):
     def options(self) -> dict[str, Fact]:
         return {**super().options(), "per_box": self.per_box, "upstream": self.upstream}
 
-    def values(self, evidence: Evidence) -> Tensor:
+    def values(self, scored: ScoredBatch) -> Tensor:
         if self.per_box:
-            return self._best(evidence)
-        within, total, size = sums(evidence, self.region)
+            return self._best(scored)
+        within, total, size = sums(scored, self.region)
         return (100 * share(2 * within, total + size)).masked_fill(size == 0, torch.nan)  # (3), with P and R put in
 
-    def _best(self, evidence: Evidence) -> Tensor:
-        S, B = maps(evidence), boxes(evidence, self.region)
-        size = area(boxes(evidence, self.region, clip=False)).to(wide(S)) if self.upstream else area(B).to(wide(S))
+    def _best(self, scored: ScoredBatch) -> Tensor:
+        S, B = maps(scored), boxes(scored, self.region)
+        size = area(boxes(scored, self.region, clip=False)).to(wide(S)) if self.upstream else area(B).to(wide(S))
         known = ~B.isnan().any(2)
         within, total = sums_in_boxes(S, B), S.sum((1, 2), dtype=wide(S))[:, None]
         P, R = within / (total + EPS), within / (size + EPS)
@@ -148,19 +148,19 @@ class PixelF1(RegionMetric):
         return (100 * found).masked_fill(~known.any(1), torch.nan)
 
 
-def sums(evidence: Evidence, region: Region) -> tuple[Tensor, Tensor, Tensor]:
+def sums(scored: ScoredBatch, region: Region) -> tuple[Tensor, Tensor, Tensor]:
     """Of each map over the region and over all, and the number of its pixels: (B,) each."""
-    S = full(evidence.saliency).flatten(1)
-    total = evidence.once("sum", lambda: S.sum(1).to(wide(S)))  # torch sums pairwise: precise enough within a map
-    within = sum_over(S, pixels(evidence, region)).to(total)
-    return within.minimum(total), total, size_of(evidence, region).to(total)  # no more than all, whatever rounding says
+    S = full(scored.saliency).flatten(1)
+    total = scored.once("sum", lambda: S.sum(1).to(wide(S)))  # torch sums pairwise: precise enough within a map
+    within = sum_over(S, pixels_of(scored, region)).to(total)
+    return within.minimum(total), total, size_of(scored, region).to(total)  # no more than all, whatever rounding says
 
 
-def size_of(evidence: Evidence, region: Region) -> Tensor:
+def size_of(scored: ScoredBatch, region: Region) -> Tensor:
     """The number of pixels of each region, (B,)."""
-    U = pixels(evidence, region)
-    one = full(evidence.saliency[:0]).new_ones(())
-    return evidence.once_clean(("size", region), lambda: sum_over(one.expand(U.flatten(1).shape), U))
+    U = pixels_of(scored, region)
+    one = full(scored.saliency[:0]).new_ones(())
+    return scored.once_clean(("size", region), lambda: sum_over(one.expand(U.flatten(1).shape), U))
 
 
 def sum_over(S: Tensor, U: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Fact
-from .evidence import Evidence, wide
+from .core.base import Fact
+from .core.regions import ignored_pixels, pixels_of
+from .core.rescoring import ScoredBatch, wide
 from .localization import RegionMetric
 from .pointing import size_of
-from .regions import checked_mask, pixels
 
 
 class PxAP(RegionMetric):
@@ -56,17 +56,17 @@ class PxAP(RegionMetric):
         """As `RegionMetric.update`, with the pixels (B, H, W) that count as neither object nor background."""
         self.collect(saliency=saliency, mask=mask, boxes=boxes, shortcut_mask=shortcut_mask, ignore_mask=ignore_mask)
 
-    def values(self, evidence: Evidence) -> Tensor:
+    def values(self, scored: ScoredBatch) -> Tensor:
         """Pixels in U, then outside of it, whose threshold (1) is the highest that they reach: (B, 2 (steps + 1))."""
-        S, U = evidence.saliency.flatten(1), pixels(evidence, self.region).flatten(1)
+        S, U = scored.saliency.flatten(1), pixels_of(scored, self.region).flatten(1)
         t = torch.arange(self.steps + 1, device=S.device, dtype=wide(S)) / self.steps
         bins = torch.searchsorted(t, S.to(t).nan_to_num(0), right=True) - 1  # a map of NaN has no number anyway
         bins = torch.where(U, bins, bins + self.steps + 1)
         counted = torch.ones_like(bins)
-        if evidence.annotations.get("ignore_mask") is not None:
-            counted = counted.masked_fill(checked_mask("ignore_mask", evidence).flatten(1) & ~U, 0)
+        if (ignored := ignored_pixels(scored)) is not None:
+            counted = counted.masked_fill(ignored.flatten(1) & ~U, 0)
         counts = torch.zeros(len(S), self.columns, dtype=bins.dtype, device=S.device).scatter_add_(1, bins, counted)
-        return counts.to(t).masked_fill((size_of(evidence, self.region) == 0)[:, None], torch.nan)
+        return counts.to(t).masked_fill((size_of(scored, self.region) == 0)[:, None], torch.nan)
 
     def aggregate(self, means: Tensor) -> Tensor:
         inside, outside = means.unflatten(-1, (2, self.steps + 1)).flip(-1).unbind(-2)  # from the highest threshold on

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.chunks import seeded_noise
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.batching import seeded_noise
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, RescoringMetric, text
-from .evidence import Evidence, Kind, kind_index, only_images
-from .impute import impute
-from .perturb import rank_pixels
+from .core.base import Fact, RescoringMetric, text
+from .core.imputation import impute
+from .core.perturbation import rank_pixels
+from .core.rescoring import Kind, ScoredBatch, kind_index, only_images
 
 PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
@@ -28,7 +28,7 @@ class ROAD(RescoringMetric):
 
     Args:
         percentages: q, each above 0 and below 100.
-        on: the score: "prob" of a softmax, "accuracy" (the authors), "sigmoid" for several labels, or "logit".
+        score: the score: "prob" of a softmax, "accuracy" (the authors), "sigmoid" for several labels, or "logit".
         noise: standard deviation of what is added to imputed pixels.
         seed: of the noise, which is the same for all images.
         chunk_size: images per pass; by default what suits the device and the image size.
@@ -41,49 +41,49 @@ class ROAD(RescoringMetric):
     def __init__(
         self,
         percentages: Sequence[float] = PERCENTAGES,
-        on: Literal["prob", "accuracy", "sigmoid", "logit"] = "prob",
+        score: Literal["prob", "accuracy", "sigmoid", "logit"] = "prob",
         noise: float = 0.01,
         seed: int = 0,
         chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
-        one_of("on", on, "prob", "accuracy", "sigmoid", "logit")
+        one_of("score", score, "prob", "accuracy", "sigmoid", "logit")
         if not percentages or not all(0 < q < 100 for q in percentages):
             raise ValueError(f"expected percentages above 0 and below 100, got {tuple(percentages)}.")
         self.percentages, self.noise, self.seed = tuple(percentages), noise, seed
-        self.on: Kind = on
+        self.score: Kind = score
         self.chunk_size = chunk_size
         super().__init__(**kwargs)
 
     def options(self) -> dict[str, Fact]:
         return {
-            "score": self.on,
+            "score": self.score,
             "percentages": text(self.percentages),
             "imputation": "linear",
             "noise": self.noise,
             "seed": self.seed,
         }
 
-    def values(self, evidence: Evidence) -> Tensor:
-        scores = self.curves(evidence)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        scores = self.curves(scored)
         return 100 * (scores["least salient removed"] - scores["most salient removed"]).mean(1) / 2  # (1)
 
-    def curves(self, evidence: Evidence) -> dict[str, Tensor]:
+    def curves(self, scored: ScoredBatch) -> dict[str, Tensor]:
         """s (B, Q) after each percentage, by what was removed."""
         key = ("road", self.percentages, self.noise, self.seed)
-        both = evidence.once(key, lambda: self._scores(evidence))[..., kind_index(self.on)]
+        both = scored.once(key, lambda: self._scores(scored))[..., kind_index(self.score)]
         return {"most salient removed": both[:, 0], "least salient removed": both[:, 1]}
 
-    def _scores(self, evidence: Evidence) -> Tensor:
+    def _scores(self, scored: ScoredBatch) -> Tensor:
         """(B, 2, Q, S)."""
-        x = only_images(evidence.images)
+        x = only_images(scored.images)
         pixels = x[0, 0].numel()
         removed = torch.tensor([round(q / 100 * pixels) for q in self.percentages], device=x.device)
         if not 0 < int(removed.min()) <= int(removed.max()) < pixels:
             raise ValueError(
                 f"expected percentages that remove some of the {pixels} pixels and not all, got {self.percentages}."
             )
-        rank = rank_pixels(evidence.saliency)
+        rank = rank_pixels(scored.saliency)
         noise = self.noise * seeded_noise(self.seed, x.shape[1:], x)
         B, Q = len(x), len(removed)
         image = torch.arange(B, device=x.device).repeat_interleave(2 * Q)
@@ -96,4 +96,4 @@ class ROAD(RescoringMetric):
             gone = place < count[rows, None, None]
             return impute(x[image[rows]], gone) + noise * gone[:, None]
 
-        return evidence.rescore(make, image).view(B, 2, Q, -1)
+        return scored.rescore(make, image).view(B, 2, Q, -1)

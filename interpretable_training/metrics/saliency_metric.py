@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpretable_training.attribution.maps import one_of
+from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import Fact, RescoringMetric, resolve
-from .evidence import Evidence, Kind, kind_index, only_images, wide
+from .core.base import Fact, RescoringMetric, resolve
+from .core.regions import area
+from .core.rescoring import Kind, ScoredBatch, kind_index, only_images, wide
 from .localization import PRESETS, Boxing, Preset
-from .regions import area
 
 SMALLEST = 0.05  # share of the image; smaller boxes are no better
 LEAST = 1e-12  # probability
@@ -33,7 +33,7 @@ class SaliencyMetric(RescoringMetric):
         connectivity: whether pixels touch at their sides (4) or also at their corners (8).
         upstream: boxes as in the published code, which end one row and one column too early: one without pixels shows
             nothing, which is the mean color.
-        on: the score: "prob" of a softmax or "sigmoid" for several labels.
+        score: the score: "prob" of a softmax or "sigmoid" for several labels.
         chunk_size: images per pass; by default what suits the device and the image size.
     """
 
@@ -48,14 +48,14 @@ class SaliencyMetric(RescoringMetric):
         p_on: Literal["crop", "image"] = "crop",
         connectivity: int = 4,
         upstream: bool | None = None,
-        on: Literal["prob", "sigmoid"] = "prob",
+        score: Literal["prob", "sigmoid"] = "prob",
         chunk_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         one_of("p_on", p_on, "crop", "image")
-        one_of("on", on, "prob", "sigmoid")
+        one_of("score", score, "prob", "sigmoid")
         self.p_on, self.chunk_size = p_on, chunk_size
-        self.on: Kind = on
+        self.score: Kind = score
         self.boxing = Boxing(connectivity, resolve(PRESETS, preset, upstream=upstream)["upstream"])
         if p_on == "image":
             self.formula = self.formula.replace("p(x inside B)", "p(x)")
@@ -63,17 +63,17 @@ class SaliencyMetric(RescoringMetric):
 
     def options(self) -> dict[str, Fact]:
         box = {name: fact for name, fact in self.boxing.facts().items() if name != "iou_threshold"}
-        return {"score": self.on, "p_on": self.p_on, **box}
+        return {"score": self.score, "p_on": self.p_on, **box}
 
-    def values(self, evidence: Evidence) -> Tensor:
-        x, box = only_images(evidence.images), self.boxing.box(evidence)
+    def values(self, scored: ScoredBatch) -> Tensor:
+        x, box = only_images(scored.images), self.boxing.box(scored)
         if self.p_on == "crop":
             rows = torch.arange(len(x), device=x.device)
             key = ("crop", self.boxing.connectivity, self.boxing.upstream)
-            scores = evidence.once(key, lambda: evidence.rescore(lambda part: crops(x[part], box[part]), rows))
+            scores = scored.once(key, lambda: scored.rescore(lambda part: crops(x[part], box[part]), rows))
         else:
-            scores = evidence.clean_scores()
-        p = scores[:, kind_index(self.on)]
+            scores = scored.clean_scores()
+        p = scores[:, kind_index(self.score)]
         size = area(box).to(wide(box)) / x[0, 0].numel()
         return size.clamp(min=SMALLEST).log() - p.clamp(min=LEAST).log()  # (1); NaN stays
 

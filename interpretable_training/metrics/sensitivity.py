@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 
-from .base import Fact, RescoringMetric, again_by
-from .evidence import Evidence, wide
+from .core.base import Fact, RescoringMetric, again_by
+from .core.rescoring import ScoredBatch, wide
 
 
 class MaxSensitivity(RescoringMetric):
@@ -55,15 +55,15 @@ class MaxSensitivity(RescoringMetric):
             "explained_again_by": again_by(self.attribution),
         }
 
-    def values(self, evidence: Evidence) -> Tensor:
-        x = evidence.images
-        S = evidence.explain_again(x, raw=True) if self.raw else evidence.saliency
+    def values(self, scored: ScoredBatch) -> Tensor:
+        x = scored.images
+        S = scored.explain_again(x, raw=True) if self.raw else scored.saliency
         S = S.to(wide(x)).flatten(1)
         generator = torch.Generator().manual_seed(self.seed)
         largest = S.new_zeros(len(S))
         for _ in range(self.n):
             e = self.radius * (2 * torch.rand(x.shape[1:], generator=generator) - 1)
-            change = evidence.explain_again(x + e.to(x), self.raw).to(S).flatten(1) - S
+            change = scored.explain_again(x + e.to(x), self.raw).to(S).flatten(1) - S
             largest = torch.maximum(largest, change.norm(dim=1))  # NaN stays NaN
         norm = S.norm(dim=1)
         return largest / norm.masked_fill(norm == 0, 1)  # (1)

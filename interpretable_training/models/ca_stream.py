@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.base import full
-from interpretable_training.attribution.observe import unwrap
-from interpretable_training.attribution.whole import whole
+from interpretable_training.attribution.core.base import full
+from interpretable_training.attribution.core.checksum import checksums, fingerprint
+from interpretable_training.attribution.core.prepared_model import unwrap
+from interpretable_training.attribution.core.sharded_parameters import whole
 
-from .checksum import checksums, fingerprint
 from .cross_attention import CrossAttention, Stream
 from .stages import dissect
 from .taps import Taps

@@ -18,8 +18,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.base import full
-from interpretable_training.attribution.whole import whole
+from interpretable_training.attribution.core.base import full
+from interpretable_training.attribution.core.sharded_parameters import whole
 
 
 class CrossAttention(nn.Module):

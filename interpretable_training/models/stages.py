@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interpretable_training.attribution.grids import find_grid
-from interpretable_training.attribution.observe import observe, prepare
+from interpretable_training.attribution.core.feature_grids import find_grid
+from interpretable_training.attribution.core.prepared_model import prepare, prepare_model
 
 # By the name of the class; the first list whose modules all exist. After the stem's pooling and each stage; ConvNeXt:
 # what stages 1, 2 and 3 receive and what the last returns, torchvision and timm.
@@ -84,8 +84,8 @@ def dissect(
     image_size: int | None = None,
 ) -> Anatomy:
     """Look at what runs for one image; the backbone stays as it is."""
-    with observe(backbone) as observed, torch.no_grad():
-        images = prepare(observed, probe_image(backbone, image_size))
+    with prepare_model(backbone) as prepared, torch.no_grad():
+        images = prepare(prepared, probe_image(backbone, image_size))
         ran, logits = record(backbone, images)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -1,7 +1,7 @@
 """The gradient of a loss with respect to images, plain and guided, both of one forward pass.
 
     d  = dL/dx                                                              (1)
-    d' = dL/dx, where each activation lets pass positive evidence only      (2)
+    d' = dL/dx, where each activation lets pass positive values only      (2)
 
 x: images (B, C, H, W), or the output of a layer. L: loss of a batch. The rule of (2) is `attribution.rules`'.
 """
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from interpretable_training.attribution.capture import ran, tap
-from interpretable_training.attribution.observe import observe, prepare, unwrap
-from interpretable_training.attribution.rules import Gates, Scope, gates, no_gates
-from interpretable_training.attribution.state import same_state
+from interpretable_training.attribution.core.activation_gates import Gates, Scope, gates, no_gates
+from interpretable_training.attribution.core.capture import ran, tap
+from interpretable_training.attribution.core.prepared_model import prepare, prepare_model, unwrap
+from interpretable_training.attribution.core.state import same_state
 
 from .quick import Quick
 
@@ -170,11 +170,11 @@ def _gradients(
     create_graph: bool,
     guided: tuple[bool, ...],
 ) -> list[Tensor]:
-    with observe(model, keep_mode=True, create_graph=create_graph) as observed:
+    with prepare_model(model, keep_mode=True, create_graph=create_graph) as prepared:
         if isinstance(target, Tensor):
             target = target.clone()  # of validation, made under inference mode
-        with record(observed.module, at, scope) as run:
-            output = observed.run(run.leaf(prepare(observed, images)))
+        with record(prepared.module, at, scope) as run:
+            output = prepared.run(run.leaf(prepare(prepared, images)))
         loss = criterion(output, target)
         last = len(guided) - 1
         return [

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interpretable_training.attribution.observe import unwrap
-from interpretable_training.attribution.rules import Scope
-from interpretable_training.attribution.state import same_state
+from interpretable_training.attribution.core.activation_gates import Scope
+from interpretable_training.attribution.core.prepared_model import unwrap
+from interpretable_training.attribution.core.state import same_state
 
 from .errors import ERRORS, Error, cosine
 from .gradients import Criterion, Run, record, run_eagerly

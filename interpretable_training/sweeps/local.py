@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interpretable_training.cli.errors import require_writable
 from interpretable_training.files import write_whole
-from interpretable_training.paragraphs import require_writable
 
 from .file import Sweep, read_sweep, whole
 

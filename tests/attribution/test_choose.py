@@ -3,12 +3,12 @@
 import pytest
 import timm
 import torchvision.models as tv
-from helpers import toy_images
+from support.attributions import toy_images
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from interpretable_training.attribution.choose import choose_layer
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.auto_layer import choose_layer
+from interpretable_training.attribution.core.prepared_model import prepare_model
 
 
 class Block(nn.Module):
@@ -44,8 +44,8 @@ NETWORKS = {  # name: (network, image size, layer)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_stage_of_one_block_is_chosen_not_its_shortcut(name):
     make, size, layer = NETWORKS[name]
-    with observe(make()) as observed:
-        assert choose_layer(observed, toy_images(2, size=size)) == layer
+    with prepare_model(make()) as prepared:
+        assert choose_layer(prepared, toy_images(2, size=size)) == layer
 
 
 class Waits(TorchFunctionMode):
@@ -65,6 +65,6 @@ class Waits(TorchFunctionMode):
 def test_choosing_waits_once_for_the_device(layers):
     body = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(layers)]
     net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
-    with observe(net) as observed, Waits() as waits:
-        choose_layer(observed, toy_images(2, size=(16, 16)))
+    with prepare_model(net) as prepared, Waits() as waits:
+        choose_layer(prepared, toy_images(2, size=(16, 16)))
     assert waits.count == 1

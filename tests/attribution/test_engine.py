@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ONE_PASS, toy, toy_images
-from tally import Tally
+from support.attributions import ONE_PASS, toy, toy_images
+from support.tally import Tally
 from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import AblationCAM, GradCAM, Gradient, IntegratedGradients, ScoreCAM, explain
-from interpretable_training.attribution.chunks import in_chunks
+from interpretable_training.attribution.core.batching import in_chunks
 
 
 class Spy(torch.autograd.Function):

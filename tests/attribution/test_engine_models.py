@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from helpers import METHODS, OF_ATTENTION, ToyCNN, generators, state, toy, toy_images
+from support.attributions import METHODS, OF_ATTENTION, ToyCNN, generators, state, toy, toy_images
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import METHODS
+from support.attributions import METHODS
 
 import interpretable_training.metrics as metrics
 from interpretable_training.attribution import ScoreCAM
-from interpretable_training.attribution.maps import mask_images
+from interpretable_training.attribution.core.map_operations import mask_images
 
 NAN, INF = float("nan"), float("inf")
 NO_COUNT = [0, -1, 1.5, 2**63, 10**20, NAN, INF, True, "x", [], {}]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import METHODS, OF_ATTENTION, toy, toy_images
+from support.attributions import METHODS, OF_ATTENTION, toy, toy_images
 from torch import nn
 
 from interpretable_training.attribution import CAM, GradCAM, Gradient, RandomMap

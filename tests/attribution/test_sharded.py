@@ -32,7 +32,7 @@ from interpretable_training.attribution import (
     TGrad,
     TransformerAttribution,
 )
-from interpretable_training.attribution.whole import is_sharded
+from interpretable_training.attribution.core.sharded_parameters import is_sharded
 from interpretable_training.metrics import AverageDrop, InputInvariance, ParameterRandomization, evaluate
 from interpretable_training.models import CAStream, TinyCNN
 

@@ -4,14 +4,16 @@ import random
 
 import numpy as np
 import pytest
-import stateful_layers  # noqa: F401  # adds to NETWORKS
-import stateful_networks
 import torch
-from stateful_networks import NETWORKS, Net
+from support import (
+    stateful_layers,  # noqa: F401  # adds to NETWORKS
+    stateful_networks,
+)
+from support.stateful_networks import NETWORKS, Net
 from torch import nn
 
 from interpretable_training.attribution import Attribution, GradCAM, ScoreCAM, SmoothGrad, explain
-from interpretable_training.attribution.state import StateWarning, same_state
+from interpretable_training.attribution.core.state import StateWarning, same_state
 
 METHODS: dict[str, Attribution] = {"g": GradCAM(layer="c1"), "s": SmoothGrad(n=2), "c": ScoreCAM(layer="c1")}
 
@@ -39,7 +41,7 @@ def train(network, look):
     return losses, net(images).tolist(), {name: t.tolist() for name, t in net.state_dict().items()}
 
 
-@pytest.mark.filterwarnings("error::interpretable_training.attribution.state.StateWarning", "ignore")
+@pytest.mark.filterwarnings("error::interpretable_training.attribution.core.state.StateWarning", "ignore")
 @pytest.mark.parametrize("network", NETWORKS)
 def test_explaining_leaves_state_as_it_was(network):
     assert train(network, look=True) == train(network, look=False)

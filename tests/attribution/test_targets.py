@@ -118,7 +118,7 @@ def test_multi_label_has_one_row_per_image_and_positive_class(linear, rows, x):
     positive = torch.tensor([[1, 1, 0], [0, 0, 1]])
     image, label = positive.nonzero(as_tuple=True)
     s = (x.flatten(1) @ rows.T).sigmoid()[image, label]
-    S = Gradient(on="sigmoid", reduce="signed_sum")(linear(rows), x[image], label)
+    S = Gradient(score="sigmoid", reduce="signed_sum")(linear(rows), x[image], label)
     close(S[:, 0], (s * (1 - s))[:, None] * rows[label])
 
 

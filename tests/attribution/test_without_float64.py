@@ -4,18 +4,19 @@ import copy
 
 import pytest
 import torch
+from support.without_float64 import DEVICE, Device, OnDevice, inner, to_device
 from torch import nn
 from torch.testing import assert_close
-from without_float64 import DEVICE, Device, OnDevice, inner, to_device
 
 from interpretable_training import attribution
-from interpretable_training.attribution import Attribution, ExpectedGradCAM, wide
+from interpretable_training.attribution import Attribution, ExpectedGradCAM
+from interpretable_training.attribution.core import precision
 from interpretable_training.metrics import AverageDrop, InputInvariance, Insertion, UnitIoU
 
 
 @pytest.fixture(autouse=True)
 def no_float64(monkeypatch):
-    monkeypatch.setattr(wide, "NO_FLOAT64", {DEVICE.type})
+    monkeypatch.setattr(precision, "NO_FLOAT64", {DEVICE.type})
 
 
 IMAGES = torch.arange(4 * 3 * 16 * 16, dtype=torch.float32).view(4, 3, 16, 16).sin()

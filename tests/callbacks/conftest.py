@@ -1,5 +1,5 @@
 import pytest
-from wandb_reader import Run
+from support.wandb_reader import Run
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.watched import Memory, Module, fit, loader, of_callback, record, trainer_of
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from watched import Memory, Module, fit, loader, of_callback, record, trainer_of
 
 from interpretable_training.attribution import Attribution, GradCAM, RandomMap
 from interpretable_training.callbacks import (
@@ -21,7 +21,7 @@ from interpretable_training.callbacks.explanation_alarms import alike, ring, sha
 class Given(Attribution):
     """Shows the first channel of the image itself."""
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         return images[:, 0].clone()
 
 
@@ -78,7 +78,7 @@ def test_an_alarm_is_given_when_a_value_rises_above_the_threshold(tmp_path, capl
 
     @dataclass(frozen=True)
     class Wanders(Attribution):
-        def attribute(self, observed, images, target):
+        def attribute(self, prepared, images, target):
             maps = torch.zeros(len(images), *images.shape[2:])
             inner = trainer.current_epoch in (0, 3)
             maps[:, 8 if inner else 0, 8] = 1

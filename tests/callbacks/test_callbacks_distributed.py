@@ -11,10 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from support.watched import Module, failures, fit, loader, pictures, record, small_network
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, Subset
-from watched import Module, failures, fit, loader, pictures, record, small_network
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import (

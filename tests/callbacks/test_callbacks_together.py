@@ -39,7 +39,7 @@ def test_two_that_overwrite_each_other_are_named(tmp_path):
 def test_two_with_names_or_metrics_or_stages_of_their_own_work(tmp_path):
     two = [ExplanationLogger(n_images=2), ExplanationLogger({"other": GradCAM()}, n_images=4)]
     two += [InterpretabilityMetrics(metrics=[metric], max_images=2) for metric in (AverageDrop(), Complexity())]
-    two += [ExplanationLogger(n_images=3, on=["validate"])]
+    two += [ExplanationLogger(n_images=3, stages=["validate"])]
     logged = fit(tmp_path, *two).callback_metrics
     assert {"xai/gradcam/average_drop", "xai/gradcam/complexity"} <= set(logged)
 

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from watched import Module, fit, record, small_network
+from support.watched import Module, fit, record, small_network
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import (

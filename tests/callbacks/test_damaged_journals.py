@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 
 import pytest
-from watched import Module, fit, small_network
+from support.watched import Module, fit, small_network
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import (
@@ -17,9 +17,9 @@ from interpretable_training.callbacks import (
     InterpretabilityMetrics,
     RandomizationTest,
 )
-from interpretable_training.journal import FILE, Journal, parse, read_journal
 from interpretable_training.metrics import AverageDrop
-from interpretable_training.visual.report import write_report
+from interpretable_training.report.journal import FILE, Journal, parse, read_journal
+from interpretable_training.report.page import write_report
 
 WRONG = [None, True, -1, 0.5, 10**30, "", "text", "\0", "\ud800", "../../x", [], [[]], {}, {"x": None}, [1], ["x"]]
 DAMAGES = 150

@@ -5,12 +5,24 @@ import warnings
 import lightning as L
 import pytest
 import torch
-from faulty import Faulty, Switch, everyone, raises, told, trained
-from full_disk import small_disk
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from support.faulty import Faulty, Switch, everyone, raises, told, trained
+from support.full_disk import small_disk
+from support.watched import (
+    BATCHES,
+    Memory,
+    Module,
+    failures,
+    fit,
+    loader,
+    looks,
+    pictures,
+    record,
+    shown,
+    small_network,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from watched import BATCHES, Memory, Module, failures, fit, loader, looks, pictures, record, shown, small_network
 
 from interpretable_training.attribution import GradCAM, LayerCAM
 from interpretable_training.callbacks import (
@@ -18,8 +30,8 @@ from interpretable_training.callbacks import (
     ExplanationLogger,
     InterpretabilityMetrics,
 )
-from interpretable_training.journal import Journal
 from interpretable_training.metrics import AverageDrop
+from interpretable_training.report.journal import Journal
 
 KEY = "xai/gradcam/average_drop"
 ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]

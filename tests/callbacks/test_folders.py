@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from watched import Module, loader, trainer_of
+from support.watched import Module, loader, trainer_of
 
 from interpretable_training.callbacks import ExplanationLogger
 

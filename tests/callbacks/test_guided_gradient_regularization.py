@@ -207,7 +207,7 @@ def test_a_compiled_module_trains_eagerly_and_says_so(tmp_path, compiled):
 EPOCHS = {"max_epochs": 3, "precision": "64-true"}
 RANKS = """
 import sys
-sys.path.insert(0, {folder!r})
+sys.path[:0] = [{folder!r}, {folder!r} + "/.."]
 from test_guided_gradient_regularization import *
 torch.set_num_threads(1)
 for way in ("module", "callback"):

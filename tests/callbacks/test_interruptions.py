@@ -7,9 +7,9 @@ import textwrap
 
 import pytest
 import torch
-from faulty import Faulty, Switch, everyone, raises
 from lightning.pytorch.callbacks import ModelCheckpoint
-from watched import BATCHES, Module, fit, shown
+from support.faulty import Faulty, Switch, everyone, raises
+from support.watched import BATCHES, Module, fit, shown
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import (
@@ -61,13 +61,13 @@ PROGRAM = """
     import lightning as L
     from dataclasses import dataclass
     from lightning.pytorch.callbacks import ModelCheckpoint
-    from watched import Module, fit
+    from support.watched import Module, fit
     from interpretable_training.attribution import Attribution
     from interpretable_training.callbacks import ExplanationLogger
 
     @dataclass(frozen=True)
     class Killed(Attribution):
-        def attribute(self, observed, images, target):
+        def attribute(self, prepared, images, target):
             if Path("armed").exists():
                 Path("armed").unlink()
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -87,7 +87,7 @@ PROGRAM = """
 
 @pytest.mark.slow
 def test_a_termination_in_an_explanation_stops_where_lightning_stops(tmp_path):
-    program = textwrap.dedent(PROGRAM.format(tests=os.path.dirname(__file__)))
+    program = textwrap.dedent(PROGRAM.format(tests=os.path.dirname(os.path.dirname(__file__))))
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr  # of Lightning's SIGTERMException
     assert "came to an end" not in done.stdout

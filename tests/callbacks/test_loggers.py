@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
-from interpretable_training.callbacks import loggers
-from interpretable_training.callbacks.loggers import (
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.logger_adapters import (
     Adapter,
     alert,
     log_facts,
@@ -64,11 +64,11 @@ class MemoryAdapter(Adapter):
 @pytest.fixture
 def known(monkeypatch):
     """Registers the adapter for the time of a test."""
-    rooms = dict(loggers.adapter.registry)
-    loggers.adapter.register(Memory, MemoryAdapter)
+    rooms = dict(logger_adapters.adapter.registry)
+    logger_adapters.adapter.register(Memory, MemoryAdapter)
     yield
-    loggers.adapter.register(Memory, Adapter)
-    assert dict(loggers.adapter.registry) == {**rooms, Memory: Adapter}
+    logger_adapters.adapter.register(Memory, Adapter)
+    assert dict(logger_adapters.adapter.registry) == {**rooms, Memory: Adapter}
 
 
 def trainer_of(*found, **kwargs):
@@ -123,7 +123,7 @@ def test_other_ranks_send_nothing(known):
 
 def test_a_failing_logger_keeps_nothing_from_the_next_and_is_named(known):
     good, trainer = Memory(), trainer_of(Full(), Full())
-    trainer.loggers.insert(1, good)
+    trainer.logger_adapters.insert(1, good)
     with pytest.raises(
         RuntimeError, match="expected every logger to take the images, got from Full: OSError"
     ) as raised:
@@ -196,7 +196,7 @@ def test_the_step_without_lightnings_private_counter():
 
 @pytest.mark.slow
 def test_importing_callbacks_needs_no_logger():
-    code = "import sys, interpretable_training.callbacks.loggers; print(*sys.modules)"
+    code = "import sys, interpretable_training.callbacks.watching.logger_adapters; print(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"wandb", "tensorboard", "mlflow"} & {*told} == set()
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from interpretable_training.callbacks.loggers import (
+from interpretable_training.callbacks.watching.logger_adapters import (
     alert,
     log_facts,
     log_images,

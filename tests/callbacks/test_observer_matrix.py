@@ -9,7 +9,6 @@ import lightning as L
 import pytest
 import torch
 import torch.multiprocessing as mp
-from every_callback import WATCHING
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     EMAWeightAveraging,
@@ -19,7 +18,8 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from observed_training import Small, loaders, small_network, trainers, verify
+from support.every_callback import WATCHING
+from support.observed_training import Small, loaders, small_network, trainers, verify
 
 from interpretable_training.modules import Classifier
 from interpretable_training.testing import verify_observer

@@ -6,17 +6,19 @@ import random
 
 import numpy as np
 import pytest
-import stateful_layers  # noqa: F401  # adds to NETWORKS
-import stateful_networks
 import torch
-from every_callback import EVERYWHERE
-from observed_training import Small, loaders, trainers, verify
-from stateful_networks import NETWORKS
+from support import (
+    stateful_layers,  # noqa: F401  # adds to NETWORKS
+    stateful_networks,
+)
+from support.every_callback import EVERYWHERE
+from support.observed_training import Small, loaders, trainers, verify
+from support.stateful_networks import NETWORKS
 from torch.utils.data import DataLoader, Dataset, random_split
 
-from interpretable_training.attribution.state import StateWarning
+from interpretable_training.attribution.core.state import StateWarning
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, InterpretabilityMetrics
-from interpretable_training.callbacks.panel import read_panel
+from interpretable_training.callbacks.watching.image_panel import read_panel
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 DRAWS = {

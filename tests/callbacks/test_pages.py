@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from full_disk import files_of_at_most, small_disk
 from lightning.pytorch.callbacks import ModelCheckpoint
-from watched import Module, fit, small_network
+from support.full_disk import files_of_at_most, small_disk
+from support.watched import Module, fit, small_network
 
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, TrainingCurves
-from interpretable_training.callbacks.folders import claim_page
-from interpretable_training.journal import FILE, parse
+from interpretable_training.callbacks.watching.folders import claim_page
+from interpretable_training.report.journal import FILE, parse
 
 
 def test_runs_that_start_at_once_claim_different_pages(tmp_path):
@@ -69,7 +69,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
-from watched import fit
+from support.watched import fit
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger
 folder = Path(sys.argv[1])
 (folder / f"ready{sys.argv[3]}").touch()
@@ -81,7 +81,7 @@ fit(folder / "runs", [ExplanationLogger(n_images=2, worst=1), ExplanationDrift(n
 
 @pytest.mark.slow
 def test_three_processes_in_one_folder_leave_three_pages(tmp_path):
-    words = [sys.executable, "-c", TRAINS, tmp_path, Path(__file__).parent]
+    words = [sys.executable, "-c", TRAINS, tmp_path, Path(__file__).parents[1]]
     processes = [subprocess.Popen([*words, str(i)], stderr=subprocess.DEVNULL) for i in range(3)]
     while len(list(tmp_path.glob("ready*"))) < 3 and all(process.poll() is None for process in processes):
         time.sleep(0.05)

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from watched import Memory, Module, fit, small_network
+from support.watched import Memory, Module, fit, small_network
 
 from interpretable_training.attribution import FakeCAM, GradCAM, Gradient
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.callbacks import RandomizationTest
 from interpretable_training.metrics import ParameterRandomization
 
@@ -69,7 +69,7 @@ def test_it_is_asked_once_at_the_end_and_the_weights_are_those_of_training_alone
 class Nothing(Attribution):
     """A constant map, which is like no other."""
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         return torch.zeros_like(images[:, 0])
 
 
@@ -83,7 +83,7 @@ def test_a_map_that_cannot_be_compared_is_null_in_the_journal(tmp_path):
 
 
 class Fails(Gradient):
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         raise RuntimeError("boom")
 
 

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.watched import Keyed, Module, fit, pictures, record, small_network
 from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
-from watched import Keyed, Module, fit, pictures, record, small_network
 
-from interpretable_training.batch import pick
+from interpretable_training.batches.read import pick
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, InterpretabilityMetrics
 from interpretable_training.metrics import AverageDrop
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from support.watched import BATCHES, Module, fit, pictures, record, small_network
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
-from watched import BATCHES, Module, fit, pictures, record, small_network
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import (
@@ -17,8 +17,8 @@ from interpretable_training.callbacks import (
     ExplanationLogger,
     InterpretabilityMetrics,
 )
-from interpretable_training.journal import FILE, parse, read_journal
 from interpretable_training.metrics import AverageDrop
+from interpretable_training.report.journal import FILE, parse, read_journal
 
 CLOCK = ("xai/seconds", "xai/share_of_epoch", "xai/megabytes")  # values that no two runs share
 SAVES = {  # where the checkpoint of step 6 or 8 is written

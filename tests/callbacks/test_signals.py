@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, InterpretabilityMetrics
-from interpretable_training.journal import read_journal
 from interpretable_training.modules import Classifier
+from interpretable_training.report.journal import read_journal
 from interpretable_training.visual import overlay
 from interpretable_training.visual.colors import Colors
 

@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+from support.watched import Memory, Module, fit, pictures, record, small_network
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.transforms import v2
-from watched import Memory, Module, fit, pictures, record, small_network
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import ExplanationLogger, InterpretabilityMetrics
-from interpretable_training.callbacks.subject import find_class_names, find_network
+from interpretable_training.callbacks.watching.discovery import find_class_names, find_network
 from interpretable_training.metrics import AverageDrop
 from interpretable_training.visual.colors import find_colors
 

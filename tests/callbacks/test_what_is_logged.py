@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.watched import BATCHES, Module, Notes, fit, of_callback, pictures, record
 from torch.utils.data import DataLoader
-from watched import BATCHES, Module, Notes, fit, of_callback, pictures, record
 
 from interpretable_training.attribution import Attribution, GradCAM, LayerCAM
 from interpretable_training.callbacks import (
@@ -23,7 +23,7 @@ ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
 class Given(Attribution):
     """Shows the first channel of the image itself."""
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         return images[:, 0].clone()
 
 
@@ -117,7 +117,7 @@ def test_a_process_that_fails_once_takes_no_reference_away():
 
 
 def look_of(ids):
-    from interpretable_training.callbacks.explained import Explained, Look
+    from interpretable_training.callbacks.watching.explained import Explained, Look
 
     maps = {"pred": {"gradcam": torch.rand(9, 4, 4, generator=torch.Generator().manual_seed(0))[ids]}}
     n = len(ids)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.watched import BATCHES, Memory, Notes, fit, loader, looks, pictures, record
 from torch.nn import functional as F
-from watched import BATCHES, Memory, Notes, fit, loader, looks, pictures, record
 
 from interpretable_training.attribution import GradCAM, LayerCAM
 from interpretable_training.callbacks import (
@@ -14,7 +14,7 @@ from interpretable_training.callbacks import (
     ExplanationDrift,
     ExplanationLogger,
 )
-from interpretable_training.callbacks.thrift import Thrift
+from interpretable_training.callbacks.watching.budget import BudgetController
 
 ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
 
@@ -110,12 +110,12 @@ def spends(thrift, seconds, epochs=1, n=16):
 
 
 def test_a_budget_halves_the_images_then_the_looks_and_gives_them_back():
-    thrift = Thrift(Budget(share=0.1))
+    thrift = BudgetController(Budget(share=0.1))
     assert spends(thrift, 0.2, 4) == [(True, 8, 1), (True, 4, 1), (True, 4, 2), (True, 4, 4)]
     assert spends(thrift, 0.05) == [(False, 4, 4)]  # within the budget
     assert spends(thrift, 0.01, 3) == [(True, 4, 2), (True, 4, 1), (True, 8, 1)]
-    assert spends(Thrift(None), 9.0) == [(False, 16, 1)]
-    assert spends(Thrift(0.1, 16), 0.2) == [(True, 16, 2)]  # whose images must stay the same
+    assert spends(BudgetController(None), 9.0) == [(False, 16, 1)]
+    assert spends(BudgetController(0.1, 16), 0.2) == [(True, 16, 2)]  # whose images must stay the same
     with pytest.raises(ValueError, match="expected share of a budget above 0, got 0"):
         Budget(share=0)
 

@@ -4,9 +4,9 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from support.watched import BATCHES, Memory, Module, failures, fit, loader, looks, pictures, record, shown, trainer_of
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, IterableDataset
-from watched import BATCHES, Memory, Module, failures, fit, loader, looks, pictures, record, shown, trainer_of
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, InterpretabilityMetrics
@@ -111,8 +111,8 @@ def test_nothing_happens_at_the_sanity_check_but_the_table_after_it(tmp_path):
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_stages_alone_under_inference_mode(tmp_path, stage):
-    logger, on = Memory(), ("fit", "validate", "test")
-    watching = [drop(on=on, on_error="raise"), panel(on=on, on_error="raise", worst=2)]
+    logger, stages = Memory(), ("fit", "validate", "test")
+    watching = [drop(stages=stages, on_error="raise"), panel(stages=stages, on_error="raise", worst=2)]
     trainer, module = trainer_of(tmp_path, watching, logger=logger), Module()
     for _ in range(2):  # each of them is looked at
         (values,) = getattr(trainer, stage)(module, loader(), verbose=False)
@@ -128,7 +128,7 @@ def test_stages_alone_under_inference_mode(tmp_path, stage):
 
 
 def test_stages_that_were_not_asked_for_are_left_alone(tmp_path):
-    fitting, testing = drop(on=("fit",), on_error="raise"), panel(on=("test",), on_error="raise")
+    fitting, testing = drop(stages=("fit",), on_error="raise"), panel(stages=("test",), on_error="raise")
     trainer, module = trainer_of(tmp_path, [testing, fitting]), Module()
     trainer.fit(module, loader(16, 0), loader())
     trainer.validate(module, loader(), verbose=False)
@@ -143,7 +143,7 @@ def test_stages_that_were_not_asked_for_are_left_alone(tmp_path):
 def test_what_there_is_one_of_is_done_whichever_callback_is_the_last(tmp_path, last):
     """The table, the costs and the report, though the last callback does not look in this stage."""
     other = "fit" if last == "test" else "test"
-    callbacks = [panel(on=(other,), on_error="raise"), ExplanationDrift(n_images=2, on=(last,))]
+    callbacks = [panel(stages=(other,), on_error="raise"), ExplanationDrift(n_images=2, stages=(last,))]
     trainer = trainer_of(tmp_path, callbacks, max_epochs=1)
     if other == "fit":
         trainer.fit(Module(), loader(16, 0), loader())

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from PIL import Image
+from support.watched import Keyed, Memory, failures, fit, loader, pictures, record
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision import datasets
-from watched import Keyed, Memory, failures, fit, loader, pictures, record
 
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger
-from interpretable_training.callbacks.panel import balanced, known_labels
+from interpretable_training.callbacks.watching.image_panel import balanced, known_labels
 
 
 def panel_of(tmp_path, images="panel", val=None, n=6, **options):

@@ -1,5 +1,5 @@
 import pytest
-from trees import BOX, bright, cub
+from support.data_trees import BOX, bright, cub
 
 from interpretable_training.data import CUBDataModule
 

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-import pages
 import pytest
 import yaml
-from trees import cub, folders, imagenet, noise, voc, xml
+from support import pages
+from support.data_trees import cub, folders, imagenet, noise, voc, xml
 
 from interpretable_training import data as room
 

@@ -1,12 +1,12 @@
 """Every data set is trained and measured on from the command line, by the short name of its class."""
 
 import pytest
-from trees import cub, folders, imagenet, voc
+from support.data_trees import cub, folders, imagenet, voc
 
 from interpretable_training import data as room
 from interpretable_training.cli import main
+from interpretable_training.data.image_files import class_folders
 from interpretable_training.data.imagenet import ImageNetDataModule
-from interpretable_training.data.listing import class_folders
 
 COMMON = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 COMMON += ["--data.image_size=[16,20]", "--data.batch_size=2"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.data_trees import BOX, WNIDS, bright, imagenet, picture, xml
 from torchvision.models import ResNet50_Weights
-from trees import BOX, WNIDS, bright, imagenet, picture, xml
 
 from interpretable_training.data import ImageNetDataModule
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from support.data_trees import BOX, bright, voc
 from torchvision.datasets import VOCDetection
-from trees import BOX, bright, voc
 
 from interpretable_training.data import PascalVOCDataModule
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from support.data_trees import BOX, bright, picture
 from torch.testing import assert_close
 from torchvision.transforms import v2
-from trees import BOX, bright, picture
 
 from interpretable_training.data import ImageFolderDataModule
 from interpretable_training.data.base import collate

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.data_trees import broken, folders, noise, picture
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
-from trees import broken, folders, noise, picture
 
 from interpretable_training.data import ImageFolderDataModule
 from interpretable_training.data.pictures import read_picture

@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import timm
 import torchvision.models
-from pages import ROOT
+from support.pages import ROOT
 
 from interpretable_training.data import ShapesDataModule
 

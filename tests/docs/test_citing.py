@@ -2,7 +2,7 @@
 
 import re
 
-import pages
+from support import pages
 
 ADDRESS = re.compile(r"https://(?:arxiv\.org/abs/[\d.]*\d|doi\.org/[\w./]*\w)")
 

@@ -5,10 +5,10 @@ import re
 import shlex
 
 import lightning as L
-import pages
 import pytest
 import torch
 import yaml
+from support import pages
 from torch.testing import assert_close
 
 from interpretable_training.attribution import GradCAM, HiResCAM, normalize

@@ -3,8 +3,8 @@
 import ast
 import re
 
-import pages
 import pytest
+from support import pages
 
 PAGE = pages.ROOT / "docs" / "faq.md"
 QUOTES = re.findall(r"^> (.+)$", PAGE.read_text(), re.MULTILINE)

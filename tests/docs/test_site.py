@@ -4,8 +4,8 @@ import re
 import subprocess
 import sys
 
-import pages
 import pytest
+from support import pages
 
 from interpretable_training import attribution, callbacks, metrics
 

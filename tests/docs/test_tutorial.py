@@ -3,8 +3,8 @@
 import json
 import os
 
-import pages
 import pytest
+from support import pages
 
 NOTEBOOK = pages.ROOT / "docs" / "tutorial.ipynb"
 

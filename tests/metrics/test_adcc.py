@@ -8,9 +8,9 @@ import torch
 from torch.testing import assert_close
 
 from interpretable_training.attribution import FakeCAM, Gradient, RandomMap, normalize
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.metrics import ADCC, Coherency, Complexity
-from interpretable_training.metrics.evidence import gather
+from interpretable_training.metrics.core.rescoring import scored_batch
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class FirstChannel(Attribution):
 
     sign: float = 1.0
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         return self.sign * images[:, 0]
 
 
@@ -159,13 +159,13 @@ def test_adcc_is_the_harmonic_mean_of_its_parts(network, images, target):
 def test_maps_are_explained_again_once(network, images, target):
     method = FirstChannel()
     S = normalize(method(network, images, target))
-    with gather(network, images, S, target, method=method) as evidence:
-        Coherency().rows(evidence)
-        before = dict(evidence.kept)
-        Coherency(rescale=False).rows(evidence)
-        assert evidence.kept == before
-        ADCC().rows(evidence)
-        assert sum(key[0] == "again" for key in evidence.kept if isinstance(key, tuple)) == 1
+    with scored_batch(network, images, S, target, method=method) as scored:
+        Coherency().rows(scored)
+        before = dict(scored.kept)
+        Coherency(rescale=False).rows(scored)
+        assert scored.kept == before
+        ADCC().rows(scored)
+        assert sum(key[0] == "again" for key in scored.kept if isinstance(key, tuple)) == 1
 
 
 def test_both_parts_of_adcc_see_the_same_masked_image(network, images, target):
@@ -173,8 +173,8 @@ def test_both_parts_of_adcc_see_the_same_masked_image(network, images, target):
     method = FirstChannel()
     S = normalize(method(network, images, target))
     metric = ADCC(method, average="dataset", topk=25)
-    with gather(network, images, S, target, method=method) as evidence:
-        coherency = metric.rows(evidence)[:, 0]
+    with scored_batch(network, images, S, target, method=method) as scored:
+        coherency = metric.rows(scored)[:, 0]
     kept = torch.zeros_like(S).flatten(1)
     kept.scatter_(1, S.flatten(1).topk(24, 1).indices, 1)
     again = normalize(method(network, images * kept.view(5, 1, 12, 8), target))

@@ -16,7 +16,7 @@ def test_a_constant_model_loses_nothing(constant, images, saliency):
 def test_the_mean_falls_by_a_patch_at_a_time(mean, patch, steps):
     """s[0] - s[k] = k / patches, so that AOPC = L / (2 patches)."""
     x, S = torch.ones(2, 1, 12, 4).double(), torch.rand(2, 12, 4, generator=torch.Generator().manual_seed(0))
-    metric = AOPC(patch, steps, substrate="mean", on="logit")
+    metric = AOPC(patch, steps, substrate="mean", score="logit")
     values = metric.measure(model=mean, images=x, saliency=S, target=1)
     expected = 100 * steps / (2 * 48 / patch**2)
     assert_close(values, torch.full((2,), expected, dtype=torch.float64), rtol=0, atol=1e-9)
@@ -48,14 +48,14 @@ def test_one_patch_that_decides(function, delta):
     """Removed first, it is missing in all steps: L / (L + 1). Never removed: 0."""
     model, x = function(lambda z: z.flatten(1)[:, [0, 15]]), torch.ones(1, 1, 4, 4).double()
     facts = {"model": model, "images": x, "target": 1}
-    metric = AOPC(patch=2, steps=3, substrate="mean", on="logit")
+    metric = AOPC(patch=2, steps=3, substrate="mean", score="logit")
     assert metric.measure(**facts, saliency=delta((4, 4), 10)).item() == pytest.approx(75, abs=1e-9)
     assert metric.measure(**facts, saliency=1 - delta((4, 4), 10)).item() == pytest.approx(0, abs=1e-9)
 
 
 def test_a_single_pixel_is_a_patch(mean):
     x, S = torch.ones(1, 1, 1, 1).double(), torch.ones(1, 1, 1)
-    values = AOPC(1, 1, "mean", on="logit").measure(model=mean, images=x, saliency=S, target=1)
+    values = AOPC(1, 1, "mean", score="logit").measure(model=mean, images=x, saliency=S, target=1)
     assert values.item() == pytest.approx(50, abs=1e-9)
 
 

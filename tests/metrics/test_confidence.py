@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from interpretable_training.attribution import FakeCAM
 from interpretable_training.metrics import AverageDrop, AverageDropInDeletion, AverageGain, AverageIncrease
-from interpretable_training.metrics.evidence import gather
+from interpretable_training.metrics.core.rescoring import scored_batch
 
 CLEAN, MASKED = torch.tensor([0.8, 0.5]).double(), torch.tensor([0.4, 0.75]).double()
 RELATED = [AverageDrop, AverageIncrease, AverageGain]
@@ -145,10 +145,10 @@ def test_topk_keeps_the_highest_pixels_as_they_are(mean):
     """The mean of an image of ones is the share of the pixels that stay."""
     x, S = torch.ones(1, 1, 4, 5).double(), torch.rand(1, 4, 5, generator=torch.Generator().manual_seed(0))
     for q in (10, 50, 100):
-        metric = AverageDrop(topk=q, on="logit")
+        metric = AverageDrop(topk=q, score="logit")
         drop = metric.measure(model=mean, images=x, saliency=S, target=1).item()
         assert drop == pytest.approx(100 - q, abs=1e-9)
-        rest = AverageDropInDeletion(topk=q, on="logit").measure(model=mean, images=x, saliency=S, target=1).item()
+        rest = AverageDropInDeletion(topk=q, score="logit").measure(model=mean, images=x, saliency=S, target=1).item()
         assert rest == pytest.approx(q, abs=1e-9)
 
 
@@ -157,14 +157,14 @@ def test_topk_keeps_the_right_ones(function):
     x, S = torch.ones(1, 1, 3, 3).double(), torch.zeros(1, 3, 3)
     S[0, 1, 2], S[0, 0, 0] = 0.2, 0.1
     facts = {"model": pixel, "images": x, "saliency": S, "target": 1}
-    assert AverageDrop(topk=12, on="logit").measure(**facts).item() == 0  # round(1.08) = 1 pixel
+    assert AverageDrop(topk=12, score="logit").measure(**facts).item() == 0  # round(1.08) = 1 pixel
     S[0, 0, 0] = 0.3
-    assert AverageDrop(topk=12, on="logit").measure(**facts).item() == 100
+    assert AverageDrop(topk=12, score="logit").measure(**facts).item() == 100
 
 
 def test_logits_that_are_not_positive_give_no_ratio():
     p, o = torch.tensor([2.0, -1, 0]), torch.tensor([1.0, -2, -1])
-    metric = AverageDrop(on="logit")
+    metric = AverageDrop(score="logit")
     metric.update(p, o)
     assert metric.measure(prob=p, prob_masked=o).isnan().tolist() == [False, True, False]
     assert (int(metric.count), int(metric.n_invalid)) == (2, 1)
@@ -173,33 +173,33 @@ def test_logits_that_are_not_positive_give_no_ratio():
 
 
 def test_the_absolute_drop_of_logits_needs_no_sign():
-    values = AverageDrop(on="logit", relative=False).measure(prob=one(-1.0), prob_masked=one(-3.0))
+    values = AverageDrop(score="logit", relative=False).measure(prob=one(-1.0), prob_masked=one(-3.0))
     assert values.item() == pytest.approx(200)
 
 
 def test_several_labels_are_scored_by_the_sigmoid(network, images, saliency, target):
     with torch.no_grad():
         p, o = (network(x).sigmoid()[range(5), target] for x in (images, images * saliency[:, None]))
-    metric = AverageDrop(on="sigmoid")
+    metric = AverageDrop(score="sigmoid")
     values = metric.measure(model=network, images=images, saliency=saliency, target=target)
     assert_close(values, 100 * (p - o).relu() / p, rtol=0, atol=1e-9)
 
 
 def test_four_metrics_score_three_images_each(scored, images, saliency):
     model = scored(lambda z: z.flatten(1).mean(1).sigmoid())
-    with gather(model, images, saliency, torch.ones(5, dtype=torch.long)) as evidence:
+    with scored_batch(model, images, saliency, torch.ones(5, dtype=torch.long)) as scored:
         for metric in (AverageDrop(), AverageIncrease(), AverageGain(), AverageDropInDeletion()):
-            metric.rows(evidence)
+            metric.rows(scored)
     assert model.seen == 3 * 5
 
 
 def test_spaces_that_coincide_share_a_pass(scored, images, saliency):
     """Without mean and std both multiply the normalized image."""
     model = scored(lambda z: z.flatten(1).mean(1).sigmoid())
-    with gather(model, images, saliency, torch.ones(5, dtype=torch.long)) as evidence:
+    with scored_batch(model, images, saliency, torch.ones(5, dtype=torch.long)) as scored:
         for metric in (AverageDrop(), AverageDrop(space="normalized"), AverageDrop(preset="pytorch_grad_cam")):
-            metric.rows(evidence)
-        AverageGain(space="normalized", mean=MEAN, std=STD).rows(evidence)
+            metric.rows(scored)
+        AverageGain(space="normalized", mean=MEAN, std=STD).rows(scored)
     assert model.seen == 2 * 5
 
 
@@ -224,13 +224,13 @@ def test_what_is_known_is_not_computed_again(scored, images, saliency):
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (lambda: AverageGain(on="logit"), "no highest value"),
+        (lambda: AverageGain(score="logit"), "no highest value"),
         (lambda: AverageGain(preset="torchcam"), "no highest value"),
         (lambda: AverageDrop(mean=MEAN), "mean and std together"),
         (lambda: AverageDrop(mean=MEAN, std=(0.2,)), "mean and std"),
         (lambda: AverageDrop(preset="thesi"), "preset to be one of"),
         (lambda: AverageDrop(space="pixels"), "space to be one of"),
-        (lambda: AverageDrop(on="loss"), "on to be one of"),
+        (lambda: AverageDrop(score="loss"), "score to be one of"),
         (lambda: AverageDrop(topk=0), "topk as a number above 0 and up to 100"),
         (lambda: AverageDrop(topk=101), "topk as a number above 0 and up to 100"),
     ],

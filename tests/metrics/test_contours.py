@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from interpretable_training.metrics.components import find_runs, first_runs
-from interpretable_training.metrics.contours import contour_boxes, enclosed_areas, filled, largest_contour_boxes
+from interpretable_training.metrics.core.components import find_runs, first_runs
+from interpretable_training.metrics.core.contours import contour_boxes, enclosed_areas, filled, largest_contour_boxes
 
 
 def drawn(*lines):

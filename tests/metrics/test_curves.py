@@ -8,8 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from interpretable_training.metrics import Deletion, Insertion, InsertionDeletion
-from interpretable_training.metrics.evidence import gather
-from interpretable_training.metrics.perturb import rise_kernel
+from interpretable_training.metrics.core.perturbation import rise_kernel
+from interpretable_training.metrics.core.rescoring import scored_batch
 
 PAIR = [Insertion, Deletion]
 
@@ -32,7 +32,7 @@ def test_the_mean_has_half_an_area_whatever_the_map(mean):
     S = torch.rand(3, 6, 4, generator=torch.Generator().manual_seed(0))
     for metric in PAIR:
         for steps in (None, 6, 24):
-            values = metric(steps, substrate="mean", on="logit").measure(**facts_of(mean, x, S))
+            values = metric(steps, substrate="mean", score="logit").measure(**facts_of(mean, x, S))
             assert_close(values, torch.full((3,), 50.0).double(), rtol=0, atol=1e-9)
 
 
@@ -40,7 +40,7 @@ def test_one_pixel_that_decides(function, delta):
     """p = z[5]. First to go: deletion 1/(2n), insertion 1 - 1/(2n). Last to go: the other way round."""
     model, x, n = function(lambda z: z.flatten(1)[:, [4, 5]]), torch.ones(1, 1, 3, 4).double(), 12
     first, last = delta((3, 4), 5), 1 - delta((3, 4), 5)
-    options = {"steps": n, "substrate": "mean", "on": "logit"}
+    options = {"steps": n, "substrate": "mean", "score": "logit"}
     small, large = 100 / (2 * n), 100 - 100 / (2 * n)
     for S, deletion, insertion in ((first, small, large), (last, large, small)):
         facts = facts_of(model, x, S)
@@ -140,8 +140,8 @@ def test_a_shorter_last_step_weighs_less_by_the_fraction_of_pixels(mean):
     """
     x, S = torch.ones(1, 1, 2, 5).double(), torch.rand(1, 2, 5)
     facts = facts_of(mean, x, S)
-    by_step = Deletion(4, on="logit").measure(**facts).item()
-    by_fraction = Deletion(4, on="logit", x_axis="fraction").measure(**facts).item()
+    by_step = Deletion(4, score="logit").measure(**facts).item()
+    by_fraction = Deletion(4, score="logit", x_axis="fraction").measure(**facts).item()
     assert by_step == pytest.approx(42.5, abs=1e-9)
     assert by_fraction == pytest.approx(50, abs=1e-9)
 
@@ -149,8 +149,10 @@ def test_a_shorter_last_step_weighs_less_by_the_fraction_of_pixels(mean):
 def test_the_mean_leaves_out_the_first_score(mean):
     """Deletion in two steps has the scores 1, .5, 0: mean of the last two .25."""
     facts = facts_of(mean, torch.ones(1, 1, 2, 2).double(), torch.rand(1, 2, 2))
-    assert Deletion(2, on="logit", auc="mean").measure(**facts).item() == pytest.approx(25, abs=1e-9)
-    assert Insertion(2, substrate="mean", on="logit", auc="mean").measure(**facts).item() == pytest.approx(75, abs=1e-9)
+    assert Deletion(2, score="logit", auc="mean").measure(**facts).item() == pytest.approx(25, abs=1e-9)
+    assert Insertion(2, substrate="mean", score="logit", auc="mean").measure(**facts).item() == pytest.approx(
+        75, abs=1e-9
+    )
 
 
 def test_curves_end_where_they_must(network, images, saliency, target, curves):
@@ -181,9 +183,9 @@ def test_insertion_of_one_order_is_deletion_of_the_opposite(network, images, sal
 def test_both_curves_of_n_steps_score_2n_plus_1_images(scored, images, saliency, steps):
     model = scored(lambda z: z.flatten(1).mean(1).sigmoid())
     n = len(Deletion(steps).deletion.counts((12, 8))) - 1
-    with gather(model, images, saliency, torch.ones(5, dtype=torch.long)) as evidence:
+    with scored_batch(model, images, saliency, torch.ones(5, dtype=torch.long)) as scored:
         for metric in (Insertion(steps), Deletion(steps), InsertionDeletion(steps), Deletion(steps, auc="mean")):
-            metric.rows(evidence)
+            metric.rows(scored)
     assert model.seen == 5 * (2 * n + 1)
 
 
@@ -192,7 +194,7 @@ def test_passes_are_bounded_by_the_chunk_size(function, images, saliency):
     values = {}
     for chunk_size in (1, 7, 1000):
         model.sizes.clear()
-        metric = Insertion(steps=9, on="logit", chunk_size=chunk_size)
+        metric = Insertion(steps=9, score="logit", chunk_size=chunk_size)
         values[chunk_size] = metric.measure(**facts_of(model, images, saliency))
         assert max(model.sizes) <= chunk_size
     assert torch.equal(values[1], values[7])
@@ -202,7 +204,7 @@ def test_passes_are_bounded_by_the_chunk_size(function, images, saliency):
 def test_a_given_tensor_is_the_substrate(function, curves):
     model = function(lambda z: torch.stack([z[:, 0, 0, 0], z[:, 1, 0, 0]], 1))
     color = torch.tensor([0.25, 0.75]).view(2, 1, 1)
-    found = curves(Insertion(1, substrate=color, on="logit"), model, torch.ones(1, 2, 2, 2), torch.rand(1, 2, 2), 1)
+    found = curves(Insertion(1, substrate=color, score="logit"), model, torch.ones(1, 2, 2, 2), torch.rand(1, 2, 2), 1)
     assert found["insertion"].tolist() == [[0.75, 1.0]]
 
 
@@ -215,7 +217,7 @@ def test_a_given_tensor_is_the_substrate(function, curves):
         ({"auc": "sum"}, "auc to be one of"),
         ({"ties": "none"}, "ties to be one of"),
         ({"x_axis": "pixels"}, "x_axis to be one of"),
-        ({"on": "accuracy"}, "on to be one of"),
+        ({"score": "accuracy"}, "score to be one of"),
         ({"substrate": "white"}, "substrate to be one of"),
         ({"substrate": "black", "mean": (0.5,)}, "mean and std together"),
     ],

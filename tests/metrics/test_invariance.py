@@ -15,9 +15,9 @@ from interpretable_training.attribution import (
     SmoothGrad,
     TGrad,
 )
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.metrics import InputInvariance
-from interpretable_training.metrics.invariance import undone_at_input, undone_by_bias
+from interpretable_training.metrics.sanity.input_invariance import undone_at_input, undone_by_bias
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def test_integrated_gradients_pass_where_the_baseline_is_shifted_too(cnn, photos
     """The reference point of the shifted network, m itself, is known to be the same image: then nothing changes."""
 
     class Shifted(Attribution):
-        def attribute(self, observed, images, target):
+        def attribute(self, prepared, images, target):
             m = -1.0 if images.mean() < -0.5 else 0.0
             return IntegratedGradients(baseline=torch.full((3, 12, 12), m).to(images)).attribute(
-                observed, images, target
+                prepared, images, target
             )
 
     assert InputInvariance()(cnn, {"ig": Shifted()}, photos)[0].passed is True

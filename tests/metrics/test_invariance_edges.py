@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from interpretable_training.attribution import FakeCAM, Gradient, InputXGradient, IntegratedGradients
-from interpretable_training.attribution.base import Attribution
+from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.metrics import InputInvariance, SanityTable
 
 
@@ -58,7 +58,7 @@ def test_maps_that_are_zero_before_and_after_are_the_same(linear, photos):
 class NotANumber(Attribution):
     """Of the images whose first pixel says so."""
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         S = images.sum(1) * 0 + torch.rand(12, 12, generator=torch.Generator().manual_seed(0)).double()
         S[images[:, 0, 0, 0] > 50] = torch.nan
         return S
@@ -76,8 +76,8 @@ def test_maps_that_are_not_numbers_are_left_out_and_counted(linear, photos):
 
 def test_a_share_of_the_images_is_enough_where_it_is_said(linear, photos):
     class Half(Gradient):
-        def attribute(self, observed, images, target):
-            S = super().attribute(observed, images, target)
+        def attribute(self, prepared, images, target):
+            S = super().attribute(prepared, images, target)
             S[::2] += images[::2].sum(1)
             return S
 

@@ -16,9 +16,9 @@ from interpretable_training.metrics import (
     SaliencyMetric,
     evaluate,
 )
-from interpretable_training.metrics.evidence import Evidence
+from interpretable_training.metrics.core.regions import of_class
+from interpretable_training.metrics.core.rescoring import ScoredBatch
 from interpretable_training.metrics.pointing import sum_over
-from interpretable_training.metrics.regions import of_class
 
 METRICS = {
     "official": OfficialMetric(),
@@ -186,7 +186,7 @@ def test_metrics_that_share_a_batch_do_not_disturb_each_other():
     metrics = [kind(region=name) for kind in kinds for name in where]
     metrics += [LocalizationError(iou=True, connectivity=n, upstream=u) for n in (4, 8) for u in (False, True)]
     metrics += [EnergyLocalizationError(e, iou=True) for e in (0.5, 0.95)]
-    shared = Evidence(saliency=S, annotations=where)
+    shared = ScoredBatch(saliency=S, annotations=where)
     for metric in [*metrics, *reversed(metrics)]:
         assert torch.equal(metric.rows(shared)[:, 0], metric.measure(saliency=S, **where))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from every_metric import MAKE, batch, same_sums
+from support.every_metric import MAKE, batch, same_sums
 from torch import nn
 
 pytestmark = pytest.mark.slow  # each process imports torch

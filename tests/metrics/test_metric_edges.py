@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from every_metric import MAKE, WITHOUT_IMAGES, WITHOUT_MODEL, batch
+from support.every_metric import MAKE, WITHOUT_IMAGES, WITHOUT_MODEL, batch
 from torch import nn
 from torch.testing import assert_close
 
@@ -23,7 +23,7 @@ from interpretable_training.metrics import (
     Insertion,
     MaxSensitivity,
 )
-from interpretable_training.metrics.evidence import gather
+from interpretable_training.metrics.core.rescoring import scored_batch
 
 NAN, INF = math.nan, math.inf
 SCORING = sorted(set(MAKE) - {*WITHOUT_IMAGES, "coherency", "max_sensitivity"})  # what looks at the model's scores
@@ -182,13 +182,13 @@ def signals(function):
 def test_drops_of_signals(signals):
     x, S = signals["images"], signals["saliency"]
     p, o, d = x[:, 1].mean(1), (x[:, 1] * S).mean(1), (x[:, 1] * (1 - S)).mean(1)
-    assert_close(AverageDrop(on="logit").measure(**signals), 100 * (p - o) / p, rtol=0, atol=1e-9)
-    assert_close(AverageDropInDeletion(on="logit").measure(**signals), 100 * (p - d) / p, rtol=0, atol=1e-9)
+    assert_close(AverageDrop(score="logit").measure(**signals), 100 * (p - o) / p, rtol=0, atol=1e-9)
+    assert_close(AverageDropInDeletion(score="logit").measure(**signals), 100 * (p - d) / p, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("substrate", ["mean", "blur", "gaussian", "min", "uniform"])
 def test_curves_of_signals(signals, substrate):
-    values = Insertion(5, on="logit", substrate=substrate).measure(**signals)
+    values = Insertion(5, score="logit", substrate=substrate).measure(**signals)
     assert values.isfinite().all()
     if substrate == "mean":
         x, S = signals["images"][:, 1], signals["saliency"]
@@ -199,8 +199,8 @@ def test_curves_of_signals(signals, substrate):
 
 def test_the_default_curve_of_a_signal_depends_on_its_map(signals):
     """One step alone would give every map the same area."""
-    values = Deletion(on="logit").measure(**signals)
-    opposite = Deletion(on="logit").measure(**{**signals, "saliency": 1 - signals["saliency"]})
+    values = Deletion(score="logit").measure(**signals)
+    opposite = Deletion(score="logit").measure(**{**signals, "saliency": 1 - signals["saliency"]})
     assert (values - opposite).abs().min() > 1e-3
 
 
@@ -208,7 +208,7 @@ def test_other_metrics_of_signals(signals):
     S = Gradient(reduce="abs_sum")(signals["model"], signals["images"], 1)
     assert S.shape == (3, 10)
     assert Complexity().measure(saliency=signals["saliency"]).shape == (3,)
-    for metric in (Coherency(Gradient()), ADCC(Gradient(), on="logit"), MaxSensitivity(Gradient(), n=2)):
+    for metric in (Coherency(Gradient()), ADCC(Gradient(), score="logit"), MaxSensitivity(Gradient(), n=2)):
         assert metric.measure(**signals).isfinite().all()
 
 
@@ -221,7 +221,7 @@ def test_metrics_of_images_refuse_signals(signals, metric):
 def test_volumes_have_curves(function):
     model, x = function(lambda z: z.flatten(2).mean(2)), torch.ones(1, 2, 2, 3, 4).double()
     S = torch.rand(1, 2, 3, 4)
-    assert Deletion(on="logit").measure(model=model, images=x, saliency=S, target=0).item() == pytest.approx(50)
+    assert Deletion(score="logit").measure(model=model, images=x, saliency=S, target=0).item() == pytest.approx(50)
 
 
 def test_what_is_measured_does_not_change_what_was_given(network, images, saliency, target):
@@ -234,5 +234,5 @@ def test_what_is_measured_does_not_change_what_was_given(network, images, salien
 
 def test_rounding_may_leave_the_unit_interval(images):
     S = torch.rand(5, 12, 8).double() * (1 + 2e-5) - 1e-5
-    with gather(images=images, saliency=S) as evidence:
-        assert 0 <= evidence.saliency.min() <= evidence.saliency.max() <= 1
+    with scored_batch(images=images, saliency=S) as scored:
+        assert 0 <= scored.saliency.min() <= scored.saliency.max() <= 1

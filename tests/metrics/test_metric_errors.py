@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from every_metric import MAKE, WITHOUT_MODEL, batch
+from support.every_metric import MAKE, WITHOUT_MODEL, batch
 
 from interpretable_training.metrics import AverageDrop, AverageGain, Complexity, Deletion, Insertion
-from interpretable_training.metrics.base import resolve
+from interpretable_training.metrics.core.base import resolve
 
 RESCORING = [name for name in MAKE if name not in WITHOUT_MODEL]
 
@@ -94,7 +94,7 @@ def test_the_predicted_class_is_that_of_the_clean_image(function):
     """It is class 1 at first and class 0 when all is hidden; class 1 is followed."""
     model = function(lambda z: torch.stack([0 * z.mean((1, 2, 3)) + 0.25, z.mean((1, 2, 3))], 1))
     facts = {"model": model, "images": torch.ones(1, 1, 4, 4).double(), "saliency": torch.rand(1, 4, 4)}
-    assert Deletion(4, on="logit").measure(**facts, target="pred").item() == pytest.approx(50, abs=1e-9)
+    assert Deletion(4, score="logit").measure(**facts, target="pred").item() == pytest.approx(50, abs=1e-9)
 
 
 def test_a_callable_target_is_the_score(network, images, saliency):
@@ -103,7 +103,7 @@ def test_a_callable_target_is_the_score(network, images, saliency):
 
     with torch.no_grad():
         s = [margin(network(x)) for x in (images, images * saliency[:, None])]
-    metric = AverageDrop(on="logit", relative=False)
+    metric = AverageDrop(score="logit", relative=False)
     values = metric.measure(model=network, images=images, saliency=saliency, target=margin)
     torch.testing.assert_close(values, 100 * (s[0] - s[1]).relu(), rtol=0, atol=1e-9)
     with pytest.raises(ValueError, match="one score per image"):

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from every_metric import MAKE, WITHOUT_MODEL, batch
+from support.every_metric import MAKE, WITHOUT_MODEL, batch
 from torch import nn
 from torch.testing import assert_close
 
@@ -86,7 +86,7 @@ def test_one_logit_stands_for_two_classes(one_logit, images, saliency):
         p, o = ((2 * c - 1) * v for v in (y, masked))
         values = AverageDrop().measure(**facts, target=c)
         assert_close(values, 100 * (p.sigmoid() - o.sigmoid()).relu() / p.sigmoid(), rtol=0, atol=1e-9)
-        values = AverageDrop(on="logit", relative=False).measure(**facts, target=c)
+        values = AverageDrop(score="logit", relative=False).measure(**facts, target=c)
         assert_close(values, 100 * (p - o).relu(), rtol=0, atol=1e-9)
 
 
@@ -94,9 +94,9 @@ def test_a_regression_is_measured_by_its_output(function):
     """Its value, above 0, takes the place of the probability: deletion of the mean of ones has the area 1/2."""
     model, x = function(lambda z: 3 * z.mean((1, 2, 3))), torch.ones(1, 1, 4, 4).double()  # a bare (B,)
     facts = {"model": model, "images": x, "saliency": torch.rand(1, 4, 4), "target": 1}
-    assert Deletion(on="logit").measure(**facts).item() == pytest.approx(150, abs=1e-9)
+    assert Deletion(score="logit").measure(**facts).item() == pytest.approx(150, abs=1e-9)
     half = {**facts, "saliency": torch.full((1, 4, 4), 0.25)}
-    assert AverageDrop(on="logit").measure(**half).item() == pytest.approx(75, abs=1e-9)
+    assert AverageDrop(score="logit").measure(**half).item() == pytest.approx(75, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -22,7 +22,7 @@ from interpretable_training.metrics import (
     Insertion,
     MaxSensitivity,
 )
-from interpretable_training.metrics.impute import impute
+from interpretable_training.metrics.core.imputation import impute
 
 TARGET = torch.tensor([0, 3, 1, 2])
 

@@ -5,13 +5,13 @@ import pickle
 
 import pytest
 import torch
-from every_metric import MAKE, batch, same_sums, sums, where
+from support.every_metric import MAKE, batch, same_sums, sums, where
 from torch import nn
 from torch.testing import assert_close
 from torchmetrics import MetricCollection
 
 from interpretable_training.metrics import AverageDrop, AverageDropInDeletion, AverageIncrease, Deletion
-from interpretable_training.metrics.base import ImageMetric
+from interpretable_training.metrics.core.base import ImageMetric
 
 
 @pytest.fixture(params=MAKE)

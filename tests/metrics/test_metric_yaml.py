@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from every_metric import MAKE
 from jsonargparse import ArgumentParser
+from support.every_metric import MAKE
 from torchmetrics import Metric
 
 import interpretable_training.metrics as metrics
 from interpretable_training.attribution import GradCAM
-from interpretable_training.metrics.base import ImageMetric, same_passport
+from interpretable_training.metrics.core.base import ImageMetric, same_passport
 
 NAMES = [name for name in metrics.__all__ if isinstance(getattr(metrics, name), type)]
 NAMES = [name for name in NAMES if issubclass(getattr(metrics, name), ImageMetric)]
@@ -40,13 +40,13 @@ def test_without_options(name, base):
         ("AverageDrop", {"space": "normalized", "relative": False, "topk": 20, "chunk_size": 4}),
         ("AverageDrop", {"preset": "torchcam"}),
         ("AverageIncrease", {"signed": True, "mean": [0.5], "std": [0.25]}),
-        ("AverageGain", {"preset": "adcc", "on": "sigmoid"}),
+        ("AverageGain", {"preset": "adcc", "score": "sigmoid"}),
         ("AverageDropInDeletion", {"clamp": True, "topk": 10.5}),
         ("Insertion", {"steps": 28, "preset": "ca_stream", "ties": "random", "seed": 3}),
         ("Deletion", {"substrate": "black", "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "x_axis": "fraction"}),
-        ("InsertionDeletion", {"substrate": "gaussian", "kernel": 5, "auc": "mean", "on": "logit"}),
+        ("InsertionDeletion", {"substrate": "gaussian", "kernel": 5, "auc": "mean", "score": "logit"}),
         ("AOPC", {"patch": 4, "steps": 3, "substrate": "uniform", "seed": 1}),
-        ("ROAD", {"percentages": [10, 50], "on": "accuracy", "noise": 0}),
+        ("ROAD", {"percentages": [10, 50], "score": "accuracy", "noise": 0}),
         ("Coherency", {"rescale": False, "space": "pixel", "mean": [0.5], "std": [0.5]}),
         ("ADCC", {"average": "dataset", "topk": 10, "preset": "thesis"}),
         ("MaxSensitivity", {"radius": 0.1, "n": 3, "raw": True}),
@@ -58,7 +58,7 @@ def test_without_options(name, base):
         ("EnergyPointingGame", {"region": "shortcut_mask"}),
         ("PixelF1", {"per_box": True, "upstream": False}),
         ("PxAP", {"steps": 50, "region": "boxes"}),
-        ("SaliencyMetric", {"p_on": "image", "on": "sigmoid", "chunk_size": 3}),
+        ("SaliencyMetric", {"p_on": "image", "score": "sigmoid", "chunk_size": 3}),
     ],
 )
 def test_options_reach_the_metric(name, options):

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from every_metric import MAKE
-from passport_cases import CASES, NORMAL, M, S
+from support.every_metric import MAKE
+from support.passport_cases import CASES, NORMAL, M, S
 
 from interpretable_training.attribution import ExpectedGradients
 from interpretable_training.metrics import (
@@ -19,7 +19,7 @@ from interpretable_training.metrics import (
     Insertion,
     InsertionDeletion,
 )
-from interpretable_training.metrics.base import same_passport
+from interpretable_training.metrics.core.base import same_passport
 
 WITHOUT_EFFECT = {"chunk_size", "kwargs", "self"}
 PAIRS = [
@@ -104,7 +104,7 @@ def test_a_preset_is_what_it_stands_for():
     same_passport(
         AverageDrop(preset="pytorch_grad_cam").passport(), AverageDrop(space="normalized", relative=False).passport()
     )
-    same_passport(AverageDrop(preset="torchcam").passport(), AverageDrop(on="logit").passport())
+    same_passport(AverageDrop(preset="torchcam").passport(), AverageDrop(score="logit").passport())
     same_passport(Deletion(preset="torchcam").passport(), Deletion(20, ties="index", x_axis="fraction").passport())
     assert Deletion().passport()["deletion_substrate"] == "mean"
     passport = InsertionDeletion().passport()
@@ -129,7 +129,8 @@ def test_the_formula_says_what_is_computed():
 
 
 @pytest.mark.parametrize(
-    "metric", [AverageDrop(on="logit"), AverageDrop(on="logit", relative=False), AverageDropInDeletion(on="logit")]
+    "metric",
+    [AverageDrop(score="logit"), AverageDrop(score="logit", relative=False), AverageDropInDeletion(score="logit")],
 )
 def test_the_range_holds_for_logits_too(metric):
     """From 1 to -9 is a drop of 1000 percent."""
@@ -149,7 +150,7 @@ def test_normalization_is_filled_in_where_it_was_left_open():
     )
     same_passport(AOPC(substrate="black").adapted(M, S, False).passport(), AOPC(substrate="black", **NORMAL).passport())
     assert AverageDrop().adapted(M, S, True).passport()["score"] == "sigmoid"
-    assert AverageDrop(on="logit").adapted(M, S, True).passport()["score"] == "logit"
+    assert AverageDrop(score="logit").adapted(M, S, True).passport()["score"] == "logit"
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interpretable_training.attribution.maps import blur, smooth
-from interpretable_training.metrics.perturb import Replacement, rank_patches, rank_pixels, rise_kernel
+from interpretable_training.attribution.core.map_operations import blur, smooth
+from interpretable_training.metrics.core.perturbation import Replacement, rank_patches, rank_pixels, rise_kernel
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_wrong_arguments_of_px_ap(call, message):
 class Shown(Attribution):
     """The first channel as the map."""
 
-    def attribute(self, observed, images, target):
+    def attribute(self, prepared, images, target):
         return images[:, 0]
 
 
@@ -177,7 +177,7 @@ def test_small_differences_of_large_images_are_no_rounding(function):
     class Channel(Attribution):
         channel: int
 
-        def attribute(self, observed, images, target):
+        def attribute(self, prepared, images, target):
             return images[:, self.channel]
 
     net = function(lambda x: x.mean((2, 3)))

@@ -10,9 +10,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import FakeCAM, GradCAM, Gradient, RandomMap
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.prepared_model import prepare_model
 from interpretable_training.metrics import ParameterRandomization
-from interpretable_training.metrics.randomization import layers_from_output, own_tensors_back, randomize
+from interpretable_training.metrics.sanity.parameter_randomization import (
+    layers_from_output,
+    own_tensors_back,
+    randomize,
+)
 
 KINDS = ("spearman", "spearman_abs")
 
@@ -47,10 +51,10 @@ def test_the_model_stays_bit_for_bit(network, images, mode, stages):
 
 def test_also_after_a_method_that_fails(network, images):
     class Fails(Gradient):
-        def attribute(self, observed, images, target):
-            if not torch.equal(observed.module[8].weight, head):
+        def attribute(self, prepared, images, target):
+            if not torch.equal(prepared.module[8].weight, head):
                 raise RuntimeError("boom")
-            return super().attribute(observed, images, target)
+            return super().attribute(prepared, images, target)
 
     head, before = network[8].weight.clone(), record(network)
     with pytest.raises(RuntimeError, match="boom"):
@@ -77,7 +81,7 @@ def test_a_gradient_changes_and_passes(network, images):
 def test_by_hand_each_step_randomizes_the_layers_behind(network, images):
     """An own cascade on a copy, with the same random numbers."""
     (check,) = ParameterRandomization(similarity=("spearman",), seed=3)(network, Gradient(), images)
-    from interpretable_training.metrics.similarity import spearman
+    from interpretable_training.metrics.core.similarity import spearman
 
     target = network(images).argmax(1)
     before, twin = Gradient()(network, images, target), copy.deepcopy(network)
@@ -141,8 +145,8 @@ def odd():
 
 
 def test_layers_are_ordered_as_they_run(odd):
-    with observe(odd) as observed:
-        found = layers_from_output(observed, torch.randn(2, 16, 2, 2))
+    with prepare_model(odd) as prepared:
+        found = layers_from_output(prepared, torch.randn(2, 16, 2, 2))
     assert list(found) == ["head", "tied", "attention", "stem", ""]
     assert found["attention"] == ["attention", "attention.out_proj"]
 

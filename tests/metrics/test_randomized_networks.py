@@ -8,8 +8,8 @@ from torch import nn
 
 from interpretable_training.attribution import FakeCAM, GradCAM, Gradient, InputXGradient
 from interpretable_training.metrics import DataRandomization, ParameterRandomization, SanityTable
-from interpretable_training.metrics.randomization import own_tensors_back, randomize
-from interpretable_training.metrics.sanity import Check
+from interpretable_training.metrics.sanity.checks import Check
+from interpretable_training.metrics.sanity.parameter_randomization import own_tensors_back, randomize
 
 KINDS = ("spearman", "ssim")
 
@@ -34,10 +34,10 @@ class Spy(Gradient):
 
     seen: list = []
 
-    def attribute(self, observed, images, target):
-        layers = [m for m in observed.module.modules() if isinstance(m, nn.Conv2d)]
+    def attribute(self, prepared, images, target):
+        layers = [m for m in prepared.module.modules() if isinstance(m, nn.Conv2d)]
         self.seen.append((target.tolist(), [m.weight.detach().clone() for m in layers]))
-        return super().attribute(observed, images, target)
+        return super().attribute(prepared, images, target)
 
 
 @pytest.fixture

@@ -4,14 +4,23 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interpretable_training.metrics.evidence import Evidence
-from interpretable_training.metrics.regions import NoRegionError, area, boxes, clipped, inside, iou, of_class, pixels
+from interpretable_training.metrics.core.regions import (
+    NoRegionError,
+    area,
+    boxes,
+    clipped,
+    inside,
+    iou,
+    of_class,
+    pixels_of,
+)
+from interpretable_training.metrics.core.rescoring import ScoredBatch
 
 NAN = torch.nan
 
 
-def evidence(size=(2, 4, 6), **annotations):
-    return Evidence(saliency=torch.rand(size), annotations=annotations)
+def scored(size=(2, 4, 6), **annotations):
+    return ScoredBatch(saliency=torch.rand(size), annotations=annotations)
 
 
 def test_a_pixel_lies_in_a_box_if_its_middle_does():
@@ -21,17 +30,17 @@ def test_a_pixel_lies_in_a_box_if_its_middle_does():
 
 
 def test_the_union_of_boxes_and_padding():
-    U = pixels(evidence(boxes=torch.tensor([[[0.0, 0, 2, 2], [1, 1, 3, 3]], [[5, 3, 6, 4], [NAN] * 4]])), "auto")
+    U = pixels_of(scored(boxes=torch.tensor([[[0.0, 0, 2, 2], [1, 1, 3, 3]], [[5, 3, 6, 4], [NAN] * 4]])), "auto")
     assert U.sum((1, 2)).tolist() == [7, 1]
 
 
 def test_boxes_may_be_ragged_one_per_image_or_none():
     rows = [[[0, 0, 1, 1], [2, 2, 4, 4]], []]
-    found = boxes(evidence(boxes=[torch.tensor(r, dtype=torch.float32) for r in rows]), "boxes")
+    found = boxes(scored(boxes=[torch.tensor(r, dtype=torch.float32) for r in rows]), "boxes")
     assert found[0].tolist() == rows[0]
     assert found[1].isnan().all()
-    assert boxes(evidence(boxes=torch.tensor([[0, 0, 1, 1], [2, 2, 4, 4]])), "boxes").shape == (2, 1, 4)
-    assert boxes(evidence(boxes=torch.zeros(2, 0, 4)), "boxes").isnan().all()
+    assert boxes(scored(boxes=torch.tensor([[0, 0, 1, 1], [2, 2, 4, 4]])), "boxes").shape == (2, 1, 4)
+    assert boxes(scored(boxes=torch.zeros(2, 0, 4)), "boxes").isnan().all()
 
 
 def test_boxes_are_clipped_and_empty_ones_dropped():
@@ -44,23 +53,23 @@ def test_boxes_are_clipped_and_empty_ones_dropped():
 def test_a_mask_has_a_box_and_boxes_have_pixels():
     mask = torch.zeros(2, 4, 6)
     mask[0, 1, 2] = mask[0, 3, 4] = 1
-    there = evidence(mask=mask)
+    there = scored(mask=mask)
     assert boxes(there, "auto")[0].tolist() == [[2, 1, 5, 4]]
     assert boxes(there, "mask")[1].isnan().all()
-    assert torch.equal(pixels(there, "auto"), mask > 0)
+    assert torch.equal(pixels_of(there, "auto"), mask > 0)
 
 
 def test_which_annotation_is_taken():
     mask, cue = torch.zeros(2, 2, 4, 6)
     mask[:, 0, 0], cue[:, 3, 3] = 1, 1
-    there = evidence(mask=mask, shortcut_mask=cue, boxes=torch.tensor([[[2.0, 2, 3, 3]]] * 2))
-    assert pixels(there, "auto")[0].nonzero().tolist() == [[0, 0]]
-    assert pixels(there, "boxes")[0].nonzero().tolist() == [[2, 2]]
-    assert pixels(there, "shortcut_mask")[0].nonzero().tolist() == [[3, 3]]
+    there = scored(mask=mask, shortcut_mask=cue, boxes=torch.tensor([[[2.0, 2, 3, 3]]] * 2))
+    assert pixels_of(there, "auto")[0].nonzero().tolist() == [[0, 0]]
+    assert pixels_of(there, "boxes")[0].nonzero().tolist() == [[2, 2]]
+    assert pixels_of(there, "shortcut_mask")[0].nonzero().tolist() == [[3, 3]]
     assert boxes(there, "auto")[0].tolist() == [[2, 2, 3, 3]]
     assert boxes(there, "shortcut_mask")[0].tolist() == [[3, 3, 4, 4]]
     with pytest.raises(NoRegionError, match="'mask' or 'boxes'"):
-        pixels(evidence(shortcut_mask=cue), "auto")
+        pixels_of(scored(shortcut_mask=cue), "auto")
 
 
 def test_intersection_over_union_by_hand():
@@ -104,4 +113,4 @@ def test_the_class_of_a_row_picks_its_boxes_and_pixels():
 )
 def test_what_does_not_fit_is_said(given, message):
     with pytest.raises(ValueError, match=message):
-        pixels(evidence(**given), "auto")
+        pixels_of(scored(**given), "auto")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interpretable_training.attribution.chunks import seeded_noise
+from interpretable_training.attribution.core.batching import seeded_noise
 from interpretable_training.metrics import ROAD
-from interpretable_training.metrics.impute import impute
+from interpretable_training.metrics.core.imputation import impute
 
 NEIGHBORS = {(i, j): 1 / 6 if 0 in (i, j) else 1 / 12 for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)}
 
@@ -110,11 +110,11 @@ def test_a_constant_model_sees_no_difference(constant, images, saliency, noise):
     assert_close(values, torch.zeros(5).double(), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("on", "noise"), [("prob", 0.0), ("logit", 0.0), ("sigmoid", 0.0), ("prob", 0.3)])
-def test_equals_loops(network, images, saliency, target, on, noise):
+@pytest.mark.parametrize(("score", "noise"), [("prob", 0.0), ("logit", 0.0), ("sigmoid", 0.0), ("prob", 0.3)])
+def test_equals_loops(network, images, saliency, target, score, noise):
     """Exact counts of the 96 pixels, by falling and by rising saliency, imputed by the dense solver."""
     percentages = (10, 50, 90)
-    metric = ROAD(percentages, on, noise, seed=4)
+    metric = ROAD(percentages, score, noise, seed=4)
     values = metric.measure(model=network, images=images, saliency=saliency, target=target)
     eta = noise * seeded_noise(4, (3, 12, 8), images)
     for x, S, c, value in zip(images, saliency, target, values):
@@ -125,13 +125,13 @@ def test_equals_loops(network, images, saliency, target, on, noise):
                 gone = torch.zeros(96, dtype=torch.bool).index_fill(0, pixels, True).view(12, 8)
                 with torch.no_grad():
                     y = network((solved(x, gone) + eta * gone)[None])[0]
-                score = {"prob": y.softmax(0), "logit": y, "sigmoid": y.sigmoid()}[on][c].item()
-                difference += sign * score
+                value_of = {"prob": y.softmax(0), "logit": y, "sigmoid": y.sigmoid()}[score][c].item()
+                difference += sign * value_of
         assert value.item() == pytest.approx(100 * difference / 3 / 2, abs=1e-7)
 
 
 def test_accuracy_is_whether_the_class_is_the_predicted_one(network, images, saliency, target, curves):
-    found = curves(ROAD(on="accuracy", noise=0.0), network, images, saliency, target)
+    found = curves(ROAD(score="accuracy", noise=0.0), network, images, saliency, target)
     for scores in found.values():
         assert scores.shape == (5, 9)
         assert set(scores.unique().tolist()) <= {0.0, 1.0}

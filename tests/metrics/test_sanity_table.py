@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interpretable_training.metrics import SanityTable
-from interpretable_training.metrics.sanity import Check, Rule, similarities
+from interpretable_training.metrics.sanity.checks import Check, Rule, similarities
 
 
 def check(test, method, value, passed, undefined=0):

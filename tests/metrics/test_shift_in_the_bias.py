@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from interpretable_training.attribution import FullGrad, Gradient, InputXGradient, TGrad
 from interpretable_training.metrics import InputInvariance
-from interpretable_training.metrics.invariance import undone_by_bias
+from interpretable_training.metrics.sanity.input_invariance import undone_by_bias
 
 pytestmark = pytest.mark.filterwarnings("ignore:image and biases do not add up", "ignore:Using padding=")
 

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from interpretable_training.attribution import normalize
-from interpretable_training.metrics.similarity import hog, hog_similarity, pearson, ranks, spearman, ssim
+from interpretable_training.metrics.core.similarity import hog, hog_similarity, pearson, ranks, spearman, ssim
 
 ALL = [pearson, spearman, ssim, hog_similarity, lambda a, b: hog_similarity(a, b, "pearson")]
 SIZES = [(24, 30), (16, 16), (96, 64)]

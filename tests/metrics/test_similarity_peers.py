@@ -6,8 +6,8 @@ from torch.testing import assert_close
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from interpretable_training.attribution import normalize
-from interpretable_training.metrics.sanity import similarities
-from interpretable_training.metrics.similarity import cell_and_block, hog_similarity, ranks, spearman, ssim
+from interpretable_training.metrics.core.similarity import cell_and_block, hog_similarity, ranks, spearman, ssim
+from interpretable_training.metrics.sanity.checks import similarities
 
 
 def maps(*size, seed=0):

@@ -26,9 +26,9 @@ from interpretable_training.attribution import (
     XGradCAM,
     explain,
 )
-from interpretable_training.attribution.capture import capture
-from interpretable_training.attribution.choose import choose_layer
-from interpretable_training.attribution.observe import observe
+from interpretable_training.attribution.core.auto_layer import choose_layer
+from interpretable_training.attribution.core.capture import capture
+from interpretable_training.attribution.core.prepared_model import prepare_model
 from interpretable_training.models import CAStream, TinyCNN
 
 METHODS = [
@@ -52,8 +52,8 @@ def test_every_method_explains_it(tiny, images, method):
 
 
 def test_auto_is_the_last_stage(tiny, images):
-    with observe(tiny()) as observed:
-        assert choose_layer(observed, images) == "backbone.stage3"
+    with prepare_model(tiny()) as prepared:
+        assert choose_layer(prepared, images) == "backbone.stage3"
 
 
 def test_layers_that_return_the_same_maps_have_the_same_gradient(tiny, images):
@@ -88,8 +88,8 @@ def test_gradients_of_layers_go_through_values_and_queries(tiny, images, layer):
         finally:
             handle.remove()
 
-    with observe(net) as observed:
-        dA = capture(observed, images, [f"backbone.{layer}"], target).dA[f"backbone.{layer}"]
+    with prepare_model(net) as prepared:
+        dA = capture(prepared, images, [f"backbone.{layer}"], target).dA[f"backbone.{layer}"]
     shift = torch.randn_like(dA)
     with torch.no_grad():
         slope = (logit(1e-5) - logit(-1e-5)) / 2e-5

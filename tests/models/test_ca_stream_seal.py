@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from interpretable_training.attribution.core.checksum import checksums, fingerprint
 from interpretable_training.models import CAStream, TinyCNN
-from interpretable_training.models.checksum import checksums, fingerprint
 
 UNSEAL = {
     "train": lambda net: net.train(),

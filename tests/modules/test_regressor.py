@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from interpretable_training.attribution import GradCAM
-from interpretable_training.batch import pick
+from interpretable_training.batches.read import pick
 from interpretable_training.models import CNNLSTM
 from interpretable_training.modules import LifetimeScore, Regressor
 

@@ -5,7 +5,7 @@ import torch
 import yaml
 from torch.utils.data import Subset
 
-from interpretable_training.lightning_cli import ShortErrorsCLI, run
+from interpretable_training.cli.lightning_commands import ShortErrorsCLI, run
 from interpretable_training.modules import GuidedGradientClassifier
 from interpretable_training.recipes import guided_gradient
 from interpretable_training.regularization.errors import ERRORS

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from interpretable_training.demo import measure
+from interpretable_training.cli.demo import measure
 from interpretable_training.recipes import baseline, shortcut
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from regularized_nets import Residual, batch, naive, parameter_gradient, vgg
+from support.regularized_nets import Residual, batch, naive, parameter_gradient, vgg
 from torch import nn
 from torch.testing import assert_close
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from regularized_nets import Residual, batch, parameter_gradient, vgg
+from support.regularized_nets import Residual, batch, parameter_gradient, vgg
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -165,8 +165,8 @@ def test_compiled_modules_run_eagerly_and_say_so_once(how):
 RANK = """
 import sys
 import torch, torch.distributed as dist
-sys.path.insert(0, {folder!r})
-from regularized_nets import Residual, batch
+sys.path[:0] = [{folder!r}, {folder!r} + "/.."]
+from support.regularized_nets import Residual, batch
 from test_regularizer_platforms import Step, regularizers
 from torch.nn.parallel import DistributedDataParallel as DDP
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from sweep_cases import begin_sweep, diary, ended, lives, sweep, table, wait_for, write_sweep, written
+from support.sweep_cases import begin_sweep, diary, ended, lives, sweep, table, wait_for, write_sweep, written
 from wandb.sdk.lib.config_util import dict_from_config_file
 
 from interpretable_training.cli import main

@@ -7,7 +7,7 @@ import sys
 
 import optuna
 import pytest
-from sweep_cases import sweep, table, write_sweep
+from support.sweep_cases import sweep, table, write_sweep
 
 JOURNAL = "runs/sweeps/sweep/study.journal"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sweep_cases import sweep, table, written
+from support.sweep_cases import sweep, table, written
 
 from interpretable_training.cli import main
 from interpretable_training.sweeps.metric import BLOCK, FILE, Reports, wandb_records, wandb_rows

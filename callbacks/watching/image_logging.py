@@ -1,0 +1,171 @@
+"""Pictures of explained images: overlays for loggers, a sheet and small maps for the journal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from interpretable_training.attribution import Attribution
+from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.context import RunContext
+from interpretable_training.callbacks.watching.discovery import name_of
+from interpretable_training.callbacks.watching.explained import Explained, statistics
+from interpretable_training.callbacks.watching.records import Records
+from interpretable_training.callbacks.watching.saved_state import Saved
+from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.report.journal import Journal, read_journal, shrink
+from interpretable_training.report.value_readers import list_of, mapping_of, read_number, read_text
+from interpretable_training.visual.map_levels import map_scales
+from interpretable_training.visual.overlay import on_picture, overlay
+from interpretable_training.visual.sheet import draw_sheet
+
+COLUMNS = ["epoch", "step", "group", "image", "method", "view", "true", "predicted", "explained", "probability", "loss"]
+NUMBERS = ["max", "mass", "entropy", "degenerate"]
+ROWS = 10_000  # that W&B keeps of a table
+
+
+class Gallery:
+    """Draws and sends what was explained; knows the largest values of the run so far."""
+
+    def __init__(self, methods: Mapping[str, Attribution], scale: str) -> None:
+        self.methods, self.scale = methods, scale
+        self.tops: dict[str, float] = {}  # by method
+        self.sent: set[str] = set()  # the stages whose original images were sent
+
+    def show(
+        self, trainer: L.Trainer, records: Records, scene: RunContext, groups: dict[str, Explained], moment: Moment
+    ) -> None:
+        """Draw the groups of a moment, and send them in one call."""
+        images: dict[str, tuple[list[Tensor], list[str]]] = {}
+        prefix, test = moment.prefix + "xai", moment.stage == "test"
+        kept: list[tuple[str, Explained, Tensor, dict[str, Tensor]]] = []
+        for group, found in groups.items():
+            pictures = scene.colors.pictures(found.images)
+            if group == "panel" and moment.stage not in self.sent:
+                images[f"{prefix}/images"] = (list(as_bytes(pictures)), self.titles(found, scene.class_names))
+            rows = {"image": as_bytes(pictures)}
+            for view, maps in found.maps.items():
+                for method, S in maps.items():
+                    drawn = overlay(pictures, S, scale=self.ends(method, on_picture(S, pictures)))
+                    name = method if len(found.maps) == 1 else f"{method}/{view}"
+                    rows[name.replace("/", " ")] = drawn
+                    key = f"{prefix}/{name}" if group == "panel" else f"{prefix}/{group}/{name}"
+                    images[key] = (list(drawn), self.captions(found, view, S, scene, moment))
+            kept.append((f"test-{group}" if test else group, found, pictures, rows))
+        try:
+            for part in kept if records.journal is not None else ():
+                own = scene.panel.prefix if part[0].endswith("panel") else ""
+                self.keep(records.journal, scene.class_names, *part, moment, ("test-" if test else "") + own)
+        finally:  # also with a full disk
+            logger_adapters.log_images(trainer, images, moment.logged, moment.epoch)
+            self.sent.add(moment.stage)
+
+    def keep(
+        self,
+        journal: Journal,
+        class_names: list[str] | None,
+        group: str,
+        found: Explained,
+        pictures: Tensor,
+        rows: dict[str, Tensor],
+        moment: Moment,
+        prefix: str = "",
+    ) -> None:
+        """Write pictures, maps and a sheet to the journal; the ids get the prefix."""
+        for row, index in enumerate(found.ids):
+            journal.save_image(f"{prefix}{index}", pictures[row], self.label(found, row))
+        journal.save_panel(f"{group}-{moment.name}", draw_sheet(rows, self.titles(found, class_names)))
+        for view, maps in found.maps.items():
+            for method, S in maps.items():
+                small = shrink(on_picture(S, pictures))
+                file, scales = journal.save_maps(f"{group}-{moment.name}-{method}-{view}".lower(), small)
+                told = self.rows(found, view, S, scales, prefix)
+                facts = {"group": group, "method": method, "view": view, "weights": moment.weights}
+                facts |= {"file": file, "h": small.shape[1], "w": small.shape[2]}
+                size = {"epoch": moment.epoch, "step": moment.step, "stage": moment.stage}
+                journal.write("maps", **size, **facts, rows=told)
+
+    def rows(self, found: Explained, view: str, S: Tensor, scales: list[Any], prefix: str) -> list[dict[str, Any]]:
+        """What is told of each map."""
+        target, numbers, loss = found.targets[view], statistics(S), found.loss()
+        prob, prob_pred = found.prob(target), found.prob(found.pred)
+        return [
+            {
+                "id": f"{prefix}{index}",
+                "target": int(target[i]),
+                "pred": int(found.pred[i]),
+                "label": self.label(found, i),
+                "prob": float(prob[i]),
+                "prob_pred": float(prob_pred[i]),
+                "loss": None if loss is None else float(loss[i]),
+                "lo": scales[i][0],
+                "hi": scales[i][1],
+                **{name: values[i].item() for name, values in numbers.items()},
+            }
+            for i, index in enumerate(found.ids)
+        ]
+
+    def ends(self, method: str, S: Tensor) -> Tensor | None:
+        """The values of the dark and the bright end of the colors; None for each map's own."""
+        if self.scale == "image":
+            return None
+        own = map_scales(S.nan_to_num())
+        self.tops[method] = max(self.tops.get(method, 0.0), float(own[:, 1].max()))
+        return torch.tensor([min(0.0, float(own[:, 0].min())), self.tops[method]])
+
+    def label(self, found: Explained, row: int) -> int | None:
+        """The true class, where there is one."""
+        return None if found.label is None or found.label.ndim != 1 else int(found.label[row])
+
+    def titles(self, found: Explained, class_names: list[str] | None) -> list[str]:
+        """Predicted class and its probability, and the true one where it is another."""
+        prob, titles = found.prob(found.pred), []
+        for i, pred in enumerate(found.pred.tolist()):
+            label = self.label(found, i)
+            wrong = f" ({name_of(class_names, label)})" if label is not None and label != pred else ""
+            titles.append(f"{name_of(class_names, pred)} {float(prob[i]):.2f}{wrong}")
+        return titles
+
+    def captions(self, found: Explained, view: str, S: Tensor, scene: RunContext, moment: Moment) -> list[str]:
+        """What is to know of each overlay."""
+        numbers, target = statistics(S), found.targets[view]
+        prob, titles, captions = found.prob(target), self.titles(found, scene.class_names), []
+        for i, index in enumerate(found.ids):
+            label, about = self.label(found, i), name_of(scene.class_names, int(target[i]))
+            parts = [f"#{index}"] if index >= 0 else []  # unknown where the loader shuffles
+            parts.append(f"predicted {titles[i]}")
+            if label is not None:
+                parts.append(f"true {name_of(scene.class_names, label)}")
+            parts.append(f"shown {about} {float(prob[i]):.2f}")
+            parts.append(" ".join(f"{name} {float(numbers[name][i]):.3g}" for name in ("max", "mass", "entropy")))
+            parts += ["map is constant"] if numbers["degenerate"][i] else []
+            parts += ["colors guessed"] if scene.colors.guessed else []
+            parts += [f"{moment.weights} weights"] if moment.weights != "raw" else []
+            captions.append(" | ".join(parts))
+        return captions
+
+    def send_table(self, trainer: L.Trainer, records: Records) -> None:
+        """All maps' numbers as one table, once."""
+        if records.journal is None or not trainer.loggers:
+            return
+        rows: list[list[Any]] = []
+        for line in read_journal(records.journal.folder, records.journal.run).of("maps"):
+            for row in line["rows"] if line["method"] in self.methods else []:
+                told = [line.get(name) for name in ("epoch", "step", "group")]
+                told += [row["id"], line["method"], line["view"]]
+                rows.append(told + [row.get(name) for name in ("label", "pred", "target", "prob", "loss", *NUMBERS)])
+        logger_adapters.log_table(trainer, "xai/maps", COLUMNS + NUMBERS, rows[-ROWS:])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tops": self.tops, "sent": sorted(self.sent)}
+
+    def restore(self, saved: Saved) -> None:
+        self.tops = saved.read("tops", mapping_of(read_number), {})
+        self.sent = set(saved.read("sent", list_of(read_text), []))
+
+
+def as_bytes(pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] as uint8 (B, H, W, 3)."""
+    return pictures.mul(255).round().byte().permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,1 @@
+"""The machinery of attribution methods: prepared models, captured layers, targets, batching, saved state."""

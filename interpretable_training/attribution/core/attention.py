@@ -1,0 +1,107 @@
+"""Read the attention of a transformer while it runs: (B, L, heads, T, T) of its L self-attentions.
+
+Fused kernels never make the matrix. The functional calls are intercepted while our forward pass runs, and the softmax
+is computed once more for the record; modules stay as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .feature_grids import Grid, find_grid
+from .prepared_model import PreparedModel
+
+SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
+
+
+class AttentionRecorder(TorchFunctionMode):
+    """While active, every attention matrix (B, heads, T, T) is kept in `found`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.multi_head_attention_forward:
+            wanted = kwargs.get("need_weights", True)  # as `nn.MultiheadAttention` calls it
+            average = kwargs.get("average_attn_weights", True)
+            out, weights = func(*args, **{**kwargs, "need_weights": True, "average_attn_weights": False})
+            self._keep(weights)
+            return out, (weights.mean(-3) if average else weights) if wanted else None
+        if func is F.scaled_dot_product_attention:
+            self._keep(attention_weights(*args, **kwargs))
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if func in SOFTMAX:
+            self._keep(out)
+        return out
+
+    def _keep(self, weights: Tensor) -> None:
+        if weights.ndim == 4 and weights.shape[-1] == weights.shape[-2]:
+            self.found.append(weights)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The matrix that `F.scaled_dot_product_attention` of the same arguments would use."""
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1)
+
+
+@torch.no_grad()
+def attention_of(prepared: PreparedModel, images: Tensor) -> tuple[Tensor, Grid]:
+    """All self-attentions over one set of tokens, (B, L, heads, T, T), and the grid that the tokens are."""
+    with AttentionRecorder() as recorder:
+        prepared.run(images)
+    found = [weights for weights in recorder.found if len(weights) == len(images)]
+    grid = attention_grid(prepared, images, found or recorder.found)
+    return torch.stack(found, 1), grid
+
+
+def attention_grid(prepared: PreparedModel, images: Tensor, found: Sequence[Tensor]) -> Grid:
+    """The grid that the tokens of all attentions are, an error if there is none."""
+    tokens = found[-1].shape[-1] if found else 0
+    said = [getattr(m, "num_prefix_tokens", None) for m in prepared.module.modules()]
+    prefix = next((p for p in said if isinstance(p, int)), None)
+    shape, size = (len(images), tokens, 1), images.shape[2:]
+    grid = (find_grid(shape, size, prefix) or find_grid(shape, size)) if found else None
+    if grid is None or {len(weights) for weights in found} != {len(images)} or len({w.shape for w in found}) > 1:
+        shapes = sorted({tuple(weights.shape) for weights in found})
+        raise ValueError(
+            f"expected a transformer whose self-attentions all see the same tokens of the whole image, found in "
+            f"{type(prepared.module).__name__} attention of shapes {shapes}; use a method of layers, such as GradCAM."
+        )
+    return grid
+
+
+def on_patches(rows: Tensor, grid: Grid) -> Tensor:
+    """The row of attention (B, T, T) that stands for the image, over its patches: (B, h, w).
+
+    It is the class token's; without one it is the mean of all rows.
+    """
+    row = rows[:, 0] if grid.prefix else rows.mean(1)
+    return row[:, grid.prefix :].unflatten(1, grid.shape)

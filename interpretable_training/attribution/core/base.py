@@ -1,0 +1,298 @@
+"""What every method shares: how it is called, how methods share passes, how a layer's map becomes a map of the image.
+
+A method is a frozen dataclass of its hyper-parameters and keeps nothing of a call. One that needs only the features A
+of a layer and their gradients dA implements `combine`; one that runs the model in its own way for each layer implements
+`layer_map`; any other implements `attribute`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from .activation_gates import Rule, gates
+from .auto_layer import choose_layer
+from .capture import capture
+from .map_operations import normalize, one_of, resize
+from .prepared_model import Output, PreparedModel, prepare, prepare_model
+from .ranges import check_ranges
+from .targets import Resolved, Score, Target
+
+EXAMPLES = {"attribution": "for example GradCAM()", "metrics": "for example AverageDrop()"}
+
+
+class Attribution(ABC):
+    """A saliency method, called as `method(model, images, target) -> (B, H, W)`."""
+
+    differentiable: ClassVar[bool] = False  # whether a loss on the map can be trained
+    ignores_model: ClassVar[bool] = False  # controls do: their maps depend on no class and on no value of the image
+
+    @property
+    def final(self) -> bool:
+        """Whether metrics take the maps as they are, in [0, 1], instead of scaling each by its range."""
+        return False
+
+    def __post_init__(self) -> None:
+        # Every option is checked where it is given, not where it would be used.
+        hints = get_type_hints(type(self))
+        options = {name: getattr(self, name) for name in hints}
+        numbers = {name: value for name, value in options.items() if get_origin(hints[name]) is not Literal}
+        check_ranges(type(self).__name__, numbers, [n for n, hint in hints.items() if NoneType in get_args(hint)])
+        for name, hint in hints.items():
+            if hint is bool and not isinstance(options[name], bool):
+                own = type(self).__name__
+                raise TypeError(f"expected {name} of {own} as True or False, got {options[name]!r:.100}.")
+            choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
+            value = getattr(self, name)
+            if choices and (isinstance(value, str) or get_origin(hint) is Literal):
+                one_of(f"{type(self).__name__}.{name}", value, *choices)
+            if isinstance(value, nn.Module):
+                own = type(self).__name__
+                raise TypeError(
+                    f"expected {name} of {own} without a module, got a {type(value).__name__}; a method is built "
+                    f"without a model and takes layers by name: {own}(layer='layer4')(model, images, target)."
+                )
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        target: Target = None,
+        *,
+        output: Output = None,
+        keep_mode: bool = False,
+        create_graph: bool = False,
+    ) -> Tensor:
+        """Explain `images` (B, C, H, W) by raw maps (B, H, W); `explain` describes the arguments."""
+        maps = explain({"": self}, model, images, target, output=output, keep_mode=keep_mode, create_graph=create_graph)
+        return maps[""]
+
+    @abstractmethod
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        """Maps (B, H, W) of a prepared model: `prepared(images)` are logits, `target` is one class per image."""
+
+
+Methods = Attribution | Mapping[str, Attribution] | Sequence[Attribution]
+
+
+@dataclass(frozen=True)
+class GradientCAM(Attribution):
+    """A map made of the features of a layer, or of several.
+
+    Args:
+        layer: "auto" (the last spatial layer), a dotted name, or several names.
+        relu: keep positive values only; else the map is signed.
+        normalize: bring each map into [0, 1] "before" or "after" upsampling, or not at all; metrics do not scale it
+            again then.
+        upsample: to image resolution; else the map stays at the layer's (one layer only).
+        align_corners: how upsampling places the corners.
+        fusion: how normalized maps of several layers become one.
+        score: explain the "logit" or the "prob", "logprob", "sigmoid" of the class.
+        rule: the gradient is "plain", or follows the "guided" or "deconv" rule at activations.
+    """
+
+    layer: str | Sequence[str] = "auto"
+    relu: bool = True
+    normalize: Literal["none", "before", "after"] = "none"
+    upsample: bool = True
+    align_corners: bool = False
+    fusion: Literal["mean", "max"] = "mean"
+    score: Score = "logit"
+    rule: Rule = "plain"
+    needs_gradient: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        cls.differentiable = cls.combine is not GradientCAM.combine
+
+    @property
+    def final(self) -> bool:
+        return self.normalize != "none"
+
+    def combine(self, A: Tensor, dA: Tensor) -> Tensor:
+        """The signed map (B, *spatial) of activations and gradients (B, K, *spatial)."""
+        raise TypeError(f"{type(self).__name__} makes its map in layer_map, not of A and dA alone.")
+
+    def rescale(self, S: Tensor, y: Tensor) -> Tensor:
+        """What `combine` made, scaled by something of the explained score y (B,); by default nothing."""
+        return S
+
+    def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
+        """The signed map (B, *spatial) of one layer, for methods that do not `combine`."""
+        raise TypeError(f"{type(self).__name__} implements neither combine, layer_map nor attribute.")
+
+    def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
+        if combines(self):
+            return _share({"": self}, prepared, images, target)[0][""]
+        layers = self.layers(prepared, images, target)
+        return self.fuse([self.layer_map(prepared, images, target, layer) for layer in layers], images)
+
+    def layers(self, prepared: PreparedModel, images: Tensor, target: Target) -> list[str]:
+        """The names of the layers to look at."""
+        names = [self.layer] if isinstance(self.layer, str) else self.layer
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"expected layer to be 'auto', a name or a list of names, got {self.layer!r}.")
+        if not names:
+            raise ValueError("expected at least one name of a layer, got an empty list.")
+        return [choose_layer(prepared, images, target) if name == "auto" else name for name in names]
+
+    def fuse(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
+        """One map at image resolution of the signed maps of the layers."""
+        if len(maps) > 1 and not self.upsample:
+            raise ValueError(f"expected one layer with upsample=False, got {len(maps)}; their maps differ in size.")
+        ready = [self._ready(S, images) for S in maps]
+        if len(ready) == 1:
+            return ready[0]
+        stacked = torch.stack([normalize(S) for S in ready])
+        return stacked.mean(0) if self.fusion == "mean" else stacked.amax(0)
+
+    def _ready(self, S: Tensor, images: Tensor) -> Tensor:
+        S = S.relu() if self.relu else S
+        S = normalize(S) if self.normalize == "before" else S
+        S = resize(S, images.shape[2:], self.align_corners) if self.upsample else S
+        return normalize(S) if self.normalize == "after" else S
+
+
+def explain(
+    methods: Methods,
+    model: nn.Module,
+    images: Tensor,
+    target: Target = None,
+    *,
+    output: Output = None,
+    keep_mode: bool = False,
+    create_graph: bool = False,
+) -> dict[str, Tensor]:
+    """Explain `images` (B, C, H, W) by several methods that share the passes they can: name -> maps (B, H, W).
+
+    Maps are raw (see `normalize`), but for those of methods that are `final`, at image resolution, float32 (float64 for
+    such models) and detached. With several targets per image they are (B, T, H, W). The map of an image with a value
+    that is not finite is NaN everywhere, except for controls, which ignore the model.
+
+    Args:
+        methods: name -> method, or a list, whose names are those of the classes in lower case.
+        target: None (the predicted class), "least", "topk:K", an int, a tensor (B,) or (B, T), or a callable from the
+            model's output to scores (B,).
+        output: which part of the model's output are the logits: a key, an index, an attribute name or a callable.
+        keep_mode: leave dropout and batch norm in the mode they are in instead of eval mode.
+        create_graph: return maps that are part of the graph, for a loss on them; implies `keep_mode`.
+    """
+    named = name_methods(methods)
+    fixed = [type(m).__name__ for m in named.values() if not m.differentiable]
+    if create_graph and fixed:
+        raise ValueError(f"expected methods whose maps can be differentiated with create_graph=True, got {fixed}.")
+    with prepare_model(model, output, keep_mode or create_graph, create_graph) as prepared:
+        images = prepare(prepared, images)
+        if isinstance(target, (list, tuple)) or (isinstance(target, str) and target.startswith("topk")):
+            target = prepared.resolve(images, target)
+        if not isinstance(target, Tensor) or target.ndim < 2:
+            maps = explain_prepared(named, prepared, images, target)
+        else:
+            classes = prepared.resolve(images, target)
+            assert isinstance(classes, Tensor)
+            found = [explain_prepared(named, prepared, images, column) for column in classes.unbind(1)]
+            maps = {name: torch.stack([maps[name] for maps in found], 1) for name in named}
+        return {name: full(maps[name] if create_graph else maps[name].detach()) for name in named}
+
+
+def name_methods(methods: Methods) -> dict[str, Attribution]:
+    """name -> method; a list gets the names of the classes in lower case."""
+    if isinstance(methods, Mapping):
+        named = dict(methods)
+    else:
+        listed = [methods] if isinstance(methods, (Attribution, str, type)) else list(methods)
+        for method in listed:
+            of_package("attribution", "a method", method, Attribution)
+        named = {type(method).__name__.lower(): method for method in listed}
+        if len(named) < len(listed):
+            raise ValueError("expected methods of different classes in a list; name them in a dict: {'name': method}.")
+    for name, method in named.items():
+        of_package("attribution", name, method, Attribution)
+    return named
+
+
+def of_package(room: str, name: str, given: object, base: type) -> None:
+    """Refuse what is not of ours."""
+    if not isinstance(given, base):
+        came = f"{given!r}; write {EXAMPLES[room]}"
+        if isinstance(given, type):
+            came = f"the class {given.__name__}; write {given.__name__}()"
+        raise TypeError(f"expected an object of interpretable_training.{room} as {name!r}, got {came}.")
+
+
+def combines(cam: GradientCAM) -> bool:
+    """Whether the method is made of A and dA alone, so that it can share a pass."""
+    return type(cam).combine is not GradientCAM.combine
+
+
+def full(tensor: Tensor) -> Tensor:
+    """float32 at least: the maths of maps is not done in half precision."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def explain_prepared(
+    named: dict[str, Attribution], prepared: PreparedModel, images: Tensor, target: Target
+) -> dict[str, Tensor]:
+    """Return what `explain` returns, inside `prepare_model`: raw maps (B, H, W) of prepared images, one target each."""
+    maps: dict[str, Tensor] = {}
+    if target is not None and not isinstance(target, str):
+        target = prepared.resolve(images, target)  # reads the classes once, before the first pass
+    finite = images.flatten(1).isfinite().all(1)
+    usable = finite_rows(images, finite)
+    for cams in _passes(named):
+        shared, target = _share(cams, prepared, usable, target)
+        maps.update(shared)
+    rest = {name: method for name, method in named.items() if name not in maps}
+    if rest and (target is None or isinstance(target, str)):
+        target = prepared.resolve(usable, target)
+    for name, method in rest.items():
+        assert isinstance(target, Tensor) or callable(target)
+        maps[name] = method.attribute(prepared, images if method.ignores_model else usable, target)
+    return {name: S if named[name].ignores_model else nan_rows(S, ~finite) for name, S in maps.items()}
+
+
+def finite_rows(images: Tensor, finite: Tensor) -> Tensor:
+    """Return `images` (B, C, ...) with copies of the first finite one in place of those that are not `finite` (B,).
+
+    One bad image would otherwise decide checks of the whole batch, and rectifiers and masks would hide its values.
+    """
+    first = images.index_select(0, finite.int().argmax()[None]).nan_to_num(0, 0, 0)  # does not wait for the device
+    return torch.where(finite.view(-1, *[1] * (images.ndim - 1)), images, first)
+
+
+def nan_rows(maps: Tensor, rows: Tensor) -> Tensor:
+    """Return maps (B, ...) that are NaN everywhere in `rows` (B,)."""
+    return maps.masked_fill(rows.view(-1, *[1] * (maps.ndim - 1)), torch.nan)
+
+
+def _passes(named: dict[str, Attribution]) -> list[dict[str, GradientCAM]]:
+    """The methods that are made of A and dA alone, in groups whose gradient is the same."""
+    groups: dict[tuple[str, str], dict[str, GradientCAM]] = {}
+    for name, cam in named.items():
+        if isinstance(cam, GradientCAM) and combines(cam):
+            groups.setdefault((cam.score, cam.rule), {})[name] = cam
+    return list(groups.values())
+
+
+def _share(
+    cams: dict[str, GradientCAM], prepared: PreparedModel, images: Tensor, target: Target
+) -> tuple[dict[str, Tensor], Resolved]:
+    """The maps of methods with the same gradient, from one pass, and the classes that they explain."""
+    first = next(iter(cams.values()))
+    layers = {name: cam.layers(prepared, images, target) for name, cam in cams.items()}
+    union = list(dict.fromkeys(layer for names in layers.values() for layer in names))
+    gradient = any(cam.needs_gradient for cam in cams.values())
+    with gates(first.rule) as rule:
+        captured = capture(prepared, images, union, target, gradient=gradient, score=first.score, rule=rule)
+    A = {layer: full(tensor) for layer, tensor in captured.A.items()}
+    dA = {layer: full(tensor) for layer, tensor in captured.dA.items()} if gradient else A
+    maps = {}
+    with torch.set_grad_enabled(prepared.create_graph):
+        for name, cam in cams.items():
+            signed = [cam.combine(A[layer], dA[layer]) for layer in layers[name]]
+            scaled = signed if captured.y is None else [cam.rescale(S, full(captured.y)) for S in signed]
+            maps[name] = cam.fuse(scaled, images)
+    return maps, captured.target

@@ -1,0 +1,148 @@
+"""Where images come from: whatever a user has at hand, in numbered batches that know the index of each image."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+
+from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.state import same_state
+
+from .read import ANNOTATIONS, describe, pick
+
+Split = Literal["val", "test"]
+BATCH = 32  # images, where the data do not come in batches
+
+
+class BatchSource:
+    """Batches of images with their targets and indices.
+
+    A data set that can be indexed is read in its own order, whatever the loader's; `max_images` of it are those that
+    the seed chooses. Another source is read as it comes, up to `max_images`.
+
+    Args:
+        data: a data module, a loader, a data set, a pair of tensors (images, target) or an iterable of batches.
+        max_images: how many images at most.
+        split: of a data module.
+        seed: of the choice of images.
+    """
+
+    def __init__(self, data: Any, max_images: int | None = None, split: Split = "val", seed: int = 0) -> None:
+        one_of("split", split, "val", "test")
+        if max_images is not None and max_images < 1:
+            raise ValueError(f"expected max_images of at least 1, got {max_images}; None takes all.")
+        self.mean, self.std = (getattr(data, name, None) for name in ("mean", "std"))
+        self.max_images, self.source = max_images, source_of(data, split)
+        self.plan: list[list[int]] | None = None
+        chosen = indices_of(self.source) if isinstance(self.source, DataLoader) else None
+        if chosen is not None:
+            if max_images is not None and max_images < len(chosen):
+                order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+                chosen = chosen[order[:max_images].sort().values]
+            self.plan = [part.tolist() for part in chosen.split(self.source.batch_size or BATCH) if len(part)]
+
+    def size(self) -> int | None:
+        """How many images there are, where that is known."""
+        return None if self.plan is None else sum(map(len, self.plan))
+
+    def read(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Tensor, Tensor | None]]:
+        """Number, indices, images and target of each batch whose number is wanted."""
+        for number, indices, images, target, _ in self.read_annotated(wanted):
+            yield number, indices, images, target
+
+    def read_annotated(
+        self, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, list[int], Tensor, Tensor | None, dict[str, Any]]]:
+        """`read` with what else a batch holds, which tells where the objects are."""
+        if self.plan is None:
+            yield from self._stream(wanted)
+            return
+        numbers = [number for number in range(len(self.plan)) if wanted(number)]
+        with same_state(self.source.dataset, self.source.collate_fn):
+            for number, batch in zip(numbers, again(self.source, [self.plan[number] for number in numbers])):
+                picked = pick(batch, strict=True)
+                yield number, self.plan[number], picked.images, picked.target, annotations_of(picked.rest)
+
+    def _stream(
+        self, wanted: Callable[[int], bool]
+    ) -> Iterator[tuple[int, list[int], Tensor, Tensor | None, dict[str, Any]]]:
+        seen = 0
+        for number, batch in enumerate(self.source):
+            picked = pick(batch, strict=True)
+            images, target, annotations = picked.images, picked.target, annotations_of(picked.rest)
+            if self.max_images is not None and seen + len(images) > self.max_images:
+                left = self.max_images - seen
+                images, target = images[:left], None if target is None else target[:left]
+                annotations = {name: value[:left] for name, value in annotations.items()}
+            indices = list(range(seen, seen + len(images)))
+            seen += len(images)
+            if len(images) and wanted(number):
+                yield number, indices, images, target, annotations
+            if seen == self.max_images:
+                return
+
+
+def source_of(data: Any, split: Split) -> Any:
+    """A loader, or an iterable of batches."""
+    loaders = getattr(data, f"{split}_dataloader", None)
+    if callable(loaders):
+        data.prepare_data()
+        data.setup("validate" if split == "val" else "test")
+        return source_of(loaders(), split)
+    pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    if pair and data[1].ndim < 3:  # else two batches of images
+        images, target = data
+        if len(images) != len(target):
+            raise ValueError(f"expected as many targets as images, got {len(target)} for {len(images)} images.")
+        data = TensorDataset(images, target)
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size=BATCH)
+    if not hasattr(data, "__iter__") or isinstance(data, (Tensor, str, dict)):
+        raise TypeError(
+            f"expected a data module, a loader, a data set, (images, target) or batches as data, got {describe(data)}."
+        )
+    return data
+
+
+def indices_of(loader: DataLoader) -> Tensor | None:
+    """Of what the loader reads of a data set that gives each item by its index, in order; None where it may be else."""
+    data, sampler = loader.dataset, loader.sampler
+    own = type(loader).__iter__ is not DataLoader.__iter__ or type(loader.batch_sampler) is not BatchSampler
+    if own or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        return None
+    if isinstance(sampler, SubsetRandomSampler):
+        return torch.tensor(sorted(sampler.indices), dtype=torch.long)
+    whole = isinstance(sampler, (SequentialSampler, RandomSampler)) and len(sampler) == len(data)
+    return torch.arange(len(data)) if whole or isinstance(sampler, DistributedSampler) else None
+
+
+def again(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
+    """The same loader for other batches."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=batches,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
+def annotations_of(entries: Any) -> dict[str, Any]:
+    """What a batch tells of where the objects are: tensors, or lists with one tensor for each image."""
+    if not isinstance(entries, Mapping):
+        return {}
+    return {name: entries[name] for name in ANNOTATIONS if isinstance(entries.get(name), (Tensor, list, tuple))}

@@ -1,0 +1,5 @@
+"""The command `interpretable-training`."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,0 +1,131 @@
+"""The command `interpretable-training`.
+
+What needs no training (help, version, a mistyped command) is answered without importing torch, which takes seconds.
+"""
+
+import argparse
+import difflib
+import sys
+from typing import NoReturn
+
+from interpretable_training import __version__
+
+COMMANDS = {
+    "fit": "train a model",
+    "validate": "evaluate a model on the validation split",
+    "test": "evaluate a model on the test split",
+    "predict": "compute the model's predictions",
+    "evaluate": "measure how good a model's explanations are",
+    "explain": "show where a trained network looks in pictures of yours",
+    "sweep": "run a sweep file of Weights & Biases on this machine, without an account",
+    "demo": "train a small network on images with a shortcut, and see whether it fell for it (about a minute)",
+}
+OWN = ("explain", "sweep", "demo")  # the others leave their options to Lightning
+EXAMPLES = """examples:
+  interpretable-training demo
+  interpretable-training fit --config configs/baseline.yaml --trainer.max_epochs 3
+  interpretable-training explain --model runs/shortcut/version_0/checkpoints/....ckpt --images my_pictures
+  interpretable-training sweep configs/sweeps/guided_gradient_digits.yaml --count 6
+  interpretable-training fit --help
+  interpretable-training fit --model.help Classifier
+"""
+
+
+class LightParser(argparse.ArgumentParser):
+    """Answers a mistake with one paragraph."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. Run {self.prog} --help for what it accepts.\n")
+
+
+def build_parser() -> LightParser:
+    """Parser of the commands; those of Lightning leave their options to Lightning."""
+    parser = LightParser(
+        prog="interpretable-training",
+        description="Train image classifiers that explain themselves.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, description=text, add_help=name in OWN, allow_abbrev=False)
+    demo = commands.choices["demo"]
+    demo.add_argument("--output", default="runs", help="folder for logs and checkpoints (default: runs)")
+    demo.add_argument("--epochs", type=int, default=3, help="epochs of training (default: 3)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of weights and pictures (default: 0)")
+    add_explain(commands.choices["explain"])
+    add_sweep(commands.choices["sweep"])
+    return parser
+
+
+def add_explain(explain: argparse.ArgumentParser) -> None:
+    """The options of the command explain."""
+    explain.add_argument(
+        "--model", required=True, help="a checkpoint of one of our modules, or the name of a timm model"
+    )
+    explain.add_argument("--images", required=True, nargs="+", metavar="PATH", help="pictures, or folders of them")
+    explain.add_argument("--methods", nargs="+", default=["GradCAM"], metavar="METHOD", help="default: GradCAM")
+    explain.add_argument("--target", default="pred", help="pred, least, topk:K, or a class (default: pred)")
+    explain.add_argument("--output", default="explanations", help="folder for the results (default: explanations)")
+    explain.add_argument("--class-names", nargs="+", metavar="NAME", help="of the classes, if the model has none")
+    explain.add_argument("--pretrained", action="store_true", help="download the weights of a timm model")
+
+
+def add_sweep(sweep: argparse.ArgumentParser) -> None:
+    """The options of the command sweep."""
+    sweep.add_argument("file", metavar="FILE", help="sweep in the format of W&B, such as configs/sweeps/*.yaml")
+    sweep.add_argument("--count", type=int, help="runs of the sweep in all, those that are there included")
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    sweep.add_argument("--output", help="folder, which several processes may share (default: runs/sweeps/NAME)")
+    sweep.add_argument("--seed", type=int, default=0, help="seed of the values that are drawn (default: 0)")
+    sweep.add_argument("--retry-failed", action="store_true", help="run those again that failed")
+    sweep.add_argument("--dry-run", action="store_true", help="show the commands and run nothing")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        argv: Words after the command's name; by default those of the shell.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser()
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        closest = difflib.get_close_matches(argv[0], COMMANDS)
+        parser.error(f"expected a command of {[*COMMANDS]}, got {argv[0]!r}; closest: {closest}")
+    options, rest = parser.parse_known_args(argv)
+    if options.command is None:
+        if rest:
+            parser.error(f"expected a command before {rest[0]!r}")
+        parser.print_help()
+        return
+    from .errors import one_paragraph
+
+    if options.command in OWN and rest:
+        parser.error(f"{options.command} does not accept {rest}")
+    if options.command == "explain":
+        from .explain_pictures import explain_pictures
+
+        del options.command
+        with one_paragraph():
+            explain_pictures(**vars(options))
+        return
+    if options.command == "sweep":
+        from interpretable_training.sweeps.local import Options, run_sweep
+
+        del options.command
+        with one_paragraph():
+            code = run_sweep(Options(**vars(options)))
+        raise SystemExit(code)
+    if options.command == "demo":
+        from .demo import demo
+
+        with one_paragraph():
+            demo(options.output, options.epochs, options.seed)
+        return
+    from .lightning_commands import run
+
+    with one_paragraph():
+        run(argv)

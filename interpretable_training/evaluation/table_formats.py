@@ -1,0 +1,150 @@
+"""A table as text, Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from interpretable_training.text_tables import WIDTH, aligned, csv_text
+
+if TYPE_CHECKING:
+    from .table import Cell, Table
+
+LATEX = {sign: rf"\{sign}" for sign in "_%&#${}"}
+LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "*": "$^*$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+LATEX |= {"^": r"\textasciicircum{}"}
+ARROWS = {True: "↑", False: "↓", None: ""}
+
+
+def records(table: Table) -> list[dict[str, str | float | int]]:
+    """One per method and metric."""
+    return [
+        {
+            **vars(cell),
+            "reference": table.reference,
+            "direction": table.passports[cell.metric]["direction"],  # type: ignore[dict-item]
+            "unit": table.passports[cell.metric]["unit"],  # type: ignore[dict-item]
+        }
+        for cell in table.cells.values()
+    ]
+
+
+def to_csv(table: Table) -> str:
+    """`records` as CSV."""
+    rows = records(table)
+    return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
+
+
+def values_to_csv(table: Table) -> str:
+    """The number of each image under each metric, one line per image and method."""
+    lines: list[list[object]] = [["image", "class", "method", "degenerate", *table.metrics]]
+    for method in table.values:
+        columns = [table.per_image(method, metric).tolist() for metric in table.metrics]
+        flags = table.degenerate[method].int().tolist()
+        lines += [
+            [image, target, method, flag, *numbers]
+            for image, target, flag, *numbers in zip(table.images.tolist(), table.classes.tolist(), flags, *columns)
+        ]
+    return csv_text(lines)
+
+
+def to_text(table: Table) -> str:
+    """Means with intervals, then the differences from the reference, then what both are made of."""
+    means = aligned([["", *headings(table)], *body(table, mean_of)])
+    differences = aligned([[f"minus {table.reference}", *headings(table)], *body(table, difference_of)[1:]])
+    lines = [line for note in notes(table) for line in textwrap.wrap(note, WIDTH)]
+    return "\n".join([means, "", differences, "", *lines]) + "\n"
+
+
+def to_markdown(table: Table) -> str:
+    """The same as Markdown."""
+    parts = []
+    for corner, rows in (("", body(table, mean_of)), (f"minus {table.reference}", body(table, difference_of)[1:])):
+        head = [corner, *headings(table)]
+        lines = [head, ["---", *["---:"] * len(table.metrics)], *rows]
+        parts.append("\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines))
+    return "\n\n".join([*parts, "  \n".join(notes(table))]) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """Means with intervals as a LaTeX tabular."""
+
+    def escaped(text: str) -> str:
+        return "".join(LATEX.get(sign, sign) for sign in " ".join(text.split()))
+
+    rows = [["", *headings(table)], *body(table, mean_of)]
+    lines = [" & ".join(map(escaped, row)) + r" \\" for row in rows]
+    begin = rf"\begin{{tabular}}{{l{'r' * len(table.metrics)}}}"
+    comments = [f"% {' '.join(note.split())}" for note in notes(table)]
+    return "\n".join([*comments, begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}", ""])
+
+
+def headings(table: Table) -> list[str]:
+    """Names of the metrics with the better direction."""
+    return [f"{name} {ARROWS[metric.wants_high]}".strip() for name, metric in table.metrics.items()]
+
+
+def body(table: Table, write: Callable[[Cell], str]) -> list[list[str]]:
+    """One row per method, the reference first and the controls last."""
+    others = [name for name in table.values if name != table.reference and name not in table.controls]
+    controls = [name for name in table.controls if name != table.reference]
+    rows = []
+    for name in [table.reference, *others, *controls]:
+        label = f"{name} (control)" if name in table.controls else name
+        rows.append([label, *(write(table[name, metric]) for metric in table.metrics)])
+    return rows
+
+
+def mean_of(cell: Cell) -> str:
+    """Mean, interval, and a star where it differs from the reference."""
+    star = "*" if cell.p < 0.05 else ""
+    return f"{number(cell.mean)}{star} [{number(cell.low)}, {number(cell.high)}]"
+
+
+def difference_of(cell: Cell) -> str:
+    """Difference from the reference and its p-value."""
+    p = "<0.001" if cell.p < 0.001 else f"={cell.p:.3f}"
+    return f"{cell.difference:+.3g} (p{p})" if not math.isnan(cell.difference) else "-"
+
+
+def number(value: float) -> str:
+    """Two decimals, or three digits of what is small."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if abs(value) >= 10 or value == 0 else f"{value:.3g}"
+
+
+def notes(table: Table) -> list[str]:
+    """How many images, which class, how the intervals were made, and what was left out."""
+    images = len(set(table.images.tolist()))
+    rows = f" ({len(table)} pairs of image and class)" if len(table) != images else ""
+    found = [
+        f"{images} images{rows}, class: {table.facts['target']}. Means with bootstrap 95 % intervals over images "
+        f"({table.resamples} draws, seed {table.seed}); * differs from {table.reference}, paired bootstrap p < 0.05."
+    ]
+    if not table.complete:
+        found.append("Stopped before the end: some images are missing.")
+    for method, flags in table.degenerate.items():
+        if int(flags.sum()) and method not in table.controls:
+            found.append(f"{method}: {int(flags.sum())} of {len(flags)} maps are constant or not numbers.")
+    return found + left_out(table)
+
+
+def left_out(table: Table) -> list[str]:
+    """How many rows have no number, once for methods and metrics that lack equally many."""
+    alike: dict[tuple[int, str], dict[str, list[str]]] = {}
+    for cell in table.cells.values():
+        if cell.n_invalid:
+            reason = table.metrics[cell.metric].why_no_number
+            alike.setdefault((cell.n_invalid, reason), {}).setdefault(cell.metric, []).append(cell.method)
+    found = []
+    for (n, reason), by_metric in alike.items():
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for metric, those in by_metric.items():
+            groups.setdefault(tuple(those), []).append(metric)
+        for methods, metrics in groups.items():
+            whose = "all methods" if len(methods) == len(table.curves) > 1 else ", ".join(methods)
+            found.append(f"{whose}, {', '.join(metrics)}: {n} rows {reason} left out.")
+    return found

@@ -1,0 +1,1 @@
+"""The machinery of metrics: rescoring, masking, perturbation, imputation, regions."""

@@ -1,0 +1,1 @@
+"""Sanity checks of attribution methods: randomized parameters, randomized labels, shifted inputs."""

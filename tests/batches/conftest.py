@@ -1,0 +1,1 @@
+from support.metric_fixtures import *  # noqa: F403 (fixtures)

@@ -1,0 +1,201 @@
+"""`evaluate` on batches that tell where the objects are, and what the tables say of generated shapes."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils.data import DataLoader
+
+from interpretable_training.attribution import Attribution, GradCAM
+from interpretable_training.batches.source import BatchSource, annotations_of
+from interpretable_training.data import ShapesDataModule
+from interpretable_training.evaluation.cache import Part
+from interpretable_training.evaluation.evaluate import EvaluationRun
+from interpretable_training.metrics import (
+    AverageDrop,
+    BoxAccuracy,
+    EnergyLocalizationError,
+    EnergyPointingGame,
+    LocalizationError,
+    OfficialMetric,
+    PixelF1,
+    PointingGame,
+    SaliencyMetric,
+    evaluate,
+)
+
+OPTIONS = {"resamples": 20, "progress": False}
+METRICS = {
+    "om": OfficialMetric(),
+    "le": LocalizationError(),
+    "ele": EnergyLocalizationError(),
+    "f1": PixelF1(),
+    "ba": BoxAccuracy(steps=5),
+    "sp": PointingGame(),
+    "ep": EnergyPointingGame(),
+}
+
+
+@dataclass(frozen=True)
+class Known(Attribution):
+    """Maps that are known, found by the images' first pixels."""
+
+    maps: Tensor
+    keys: Tensor
+
+    def attribute(self, prepared, images, target):
+        rows = (images[:, 0, 0, :4, None] == self.keys.T[None].to(images)).all(1).int().argmax(1)
+        return self.maps[rows].to(images)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    """96 images of 32 x 32, of which half hold a cue."""
+    data = ShapesDataModule(image_size=32, n_train=1, n_val=96, n_test=1, annotations=True, shortcut=0.5)
+    data.setup("validate")
+    return data
+
+
+def known(data, name):
+    whole = next(iter(DataLoader(data.splits["val"], batch_size=96)))
+    return Known(whole[name].float(), whole["image"][:, 0, 0, :4])
+
+
+def stub(x):
+    return (
+        torch.nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 6).float() + 0 * x.mean((1, 2, 3))[:, None]
+    )
+
+
+def test_a_map_equal_to_the_mask_is_perfect_and_noise_at_chance(shapes, function):
+    """Noise hits, and has its energy on, the share of the image that objects fill: 4 standard errors at most beside."""
+    model = function(stub)
+    found = evaluate(model, {"mask": known(shapes, "mask")}, METRICS, shapes, **OPTIONS)
+    assert {name: found["mask", name].mean for name in ("le", "ele")} == {"le": 0, "ele": 0}
+    assert {name: found["mask", name].mean for name in ("f1", "ba", "sp", "ep")} == dict.fromkeys(
+        ["f1", "ba", "sp", "ep"], 100
+    )
+    wrong = 100 * (1 - 1 / 6)
+    assert found["mask", "om"].mean == pytest.approx(wrong)  # the model always says class 0
+    masks = known(shapes, "mask").maps
+    chance = 100 * masks.mean((1, 2)).double()
+    for name in ("sp", "ep"):
+        values = found.per_image("random", name)
+        spread = (chance * (100 - chance)).mean().sqrt() if name == "sp" else (values - chance).std()
+        assert abs(float((values - chance).mean())) < 4 * float(spread) / 96**0.5
+    assert found["random", "le"].mean > 90
+
+
+def test_the_cue_is_a_region_of_its_own(shapes, function):
+    metrics = {"cue": EnergyPointingGame(region="shortcut_mask"), "object": EnergyPointingGame()}
+    found = evaluate(function(stub), {"cue": known(shapes, "shortcut_mask")}, metrics, shapes, **OPTIONS)
+    marked = known(shapes, "shortcut_mask").maps.flatten(1).any(1)
+    assert 0 < marked.sum() < 96
+    assert found["cue", "cue"].mean == 100
+    assert found["cue", "object"].mean == 0
+    assert found["cue", "cue"].n_invalid == int((~marked).sum())
+    assert f"all methods, cue: {int((~marked).sum())} rows have no annotated region" in str(found)
+
+
+def test_any_batches_and_an_interrupted_cache_give_the_same(shapes, network, tmp_path):
+    network = network.float()
+    metrics = {"ep": EnergyPointingGame(), "le": LocalizationError(iou=True)}
+    options = {**OPTIONS, "max_images": 20, "target": "pred"}
+    whole = evaluate(network, GradCAM("3"), metrics, shapes, **options)
+    for size in (3, 7):
+        loader = DataLoader(shapes.splits["val"], batch_size=size)
+        for _ in range(2):
+            parts = evaluate(network, GradCAM("3"), metrics, loader, cache=tmp_path / str(size), **options)
+            for name in metrics:
+                assert_close(parts.per_image("gradcam", name), whole.per_image("gradcam", name))
+
+
+def test_other_masks_are_another_evaluation_for_the_cache(shapes, network, tmp_path):
+    class Other(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            item = shapes.splits["val"][index]
+            return {**item, "mask": ~item["mask"]}
+
+    options = {**OPTIONS, "target": "pred", "cache": tmp_path}
+    part = torch.utils.data.Subset(shapes.splits["val"], range(4))
+    evaluate(network.float(), GradCAM("3"), EnergyPointingGame(), part, **options)
+    with pytest.raises(ValueError, match="expected a cache of the same evaluation"):
+        evaluate(network.float(), GradCAM("3"), EnergyPointingGame(), Other(), **options)
+
+
+def test_ragged_boxes_are_cut_with_their_images(network, images, target):
+    boxes = [torch.tensor([[0.0, 0, 4, 4]] * n) for n in (1, 2, 0, 3, 1)]
+    stream = iter([{"image": images, "target": target, "boxes": boxes, "name": list("abcde")}])
+    found = evaluate(network, GradCAM("3"), LocalizationError(iou=True), stream, max_images=4, **OPTIONS)
+    assert found.per_image("gradcam", "localization_error").isnan().tolist() == [False, False, True, False]
+    assert annotations_of({"boxes": boxes, "prob": target, "mask": None}) == {"boxes": boxes}
+
+
+def test_each_class_of_an_image_has_its_own_boxes(network, images):
+    """Image 0 holds classes 0 and 2, one in each half; a constant map has its energy evenly on both."""
+    target = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0]])
+    boxes = torch.tensor([[[0.0, 0, 8, 3], [0, 3, 8, 12]], [[0, 0, 8, 6], [torch.nan] * 4]])
+    batch = {"image": images[:2], "target": target, "boxes": boxes, "box_target": torch.tensor([[0, 2], [1, -1]])}
+    ones = Known(torch.ones(1, 12, 8) - torch.eye(12, 8) * 1e-6, torch.zeros(1, 4))
+    found = evaluate(network, {"ones": ones}, EnergyPointingGame(), [batch], multilabel=True, **OPTIONS)
+    assert found.classes.tolist() == [0, 2, 1]
+    assert_close(found.per_image("random", "energy_pointing_game").sum() > 0, torch.tensor(True))
+    kept = evaluate(network, {"ones": ones}, PointingGame(ties="fraction"), [batch], multilabel=True, **OPTIONS)
+    assert_close(kept.per_image("ones", "pointing_game")[:2].sum().float(), torch.tensor(100.0), atol=30, rtol=0)
+
+
+@pytest.mark.parametrize("metric", [PointingGame(), LocalizationError(), PixelF1(region="boxes"), OfficialMetric()])
+def test_without_annotations_the_metric_is_named(network, images, target, metric):
+    name = type(metric).__name__
+    with pytest.raises(ValueError, match=f"in the batch for {name}, got none; make batches dicts that carry them"):
+        evaluate(network, GradCAM("3"), metric, (images, target), **OPTIONS)
+
+
+def test_the_saliency_metric_needs_no_annotation(network, images, target):
+    found = evaluate(network, GradCAM("3"), [SaliencyMetric(), AverageDrop()], (images, target), **OPTIONS)
+    assert found["gradcam", "saliency_metric"].n == 5
+
+
+def test_a_run_measures_a_batch_with_its_annotations(network, images, target):
+    """Other entries of the batch are left out by `annotations_of`, as in the callback."""
+    work = EvaluationRun(network, {"g": GradCAM("3")}, {"ep": EnergyPointingGame()}, "label", False, None, None)
+    rest = {"mask": images[:, 0] > 0, "name": ["a"] * 5, "prob": target, "weights": 3}
+    part = work.measure(0, list(range(5)), images, target, True, annotations_of(rest))
+    assert isinstance(part, Part)
+    assert part.values["g"]["ep"].shape == (5, 1)
+    plain = EvaluationRun(network, {"g": GradCAM("3")}, {"ad": AverageDrop()}, "label", False, None, None)
+    assert plain.measure(0, list(range(5)), images, target, True).values["g"]["ad"].isfinite().all()
+
+
+def test_feeds_read_as_before_or_with_annotations(images, target):
+    source = BatchSource([{"image": images, "target": target, "mask": images[:, 0] > 0}])
+    number, indices, x, y = next(source.read(lambda _: True))
+    assert (number, indices) == (0, list(range(5)))
+    assert list(next(source.read_annotated(lambda _: True))[4]) == ["mask"]
+    assert torch.equal(x, images)
+    assert torch.equal(y, target)
+
+
+@pytest.mark.slow
+def test_maps_of_a_network_that_learned_a_shortcut_point_at_the_cue():
+    """Grad-CAM has more energy on the mark than a random map, and gains more there than on the object."""
+    from interpretable_training.metrics import memorize
+    from interpretable_training.models.tiny import TinyCNN
+
+    data = ShapesDataModule(image_size=32, n_train=1200, n_val=120, batch_size=1200, annotations=True, shortcut=1.0)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = TinyCNN(6, width=8)
+        memorize(network, batch["image"], batch["target"], accuracy=0.9, max_epochs=40, learning_rate=3e-3)
+    metrics = {"cue": EnergyPointingGame(region="shortcut_mask"), "object": EnergyPointingGame()}
+    found = evaluate(network, GradCAM(), metrics, data, **OPTIONS)
+    assert found["gradcam", "cue"].low > 1.3 * found["random", "cue"].high
+    gains = {name: found["gradcam", name].mean / found["random", name].mean for name in metrics}
+    assert gains["cue"] > gains["object"]

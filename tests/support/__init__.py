@@ -1,0 +1,1 @@
+"""Networks, trainings, data trees and cases that tests share."""

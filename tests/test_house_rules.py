@@ -78,3 +78,13 @@ def test_rooms_import_no_more_than_they_need(room, absent):
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
     assert loaded & absent == set()
+
+
+def test_callbacks_import_no_modules_and_no_recipes():
+    """Importing a LightningModule would register it in other people's LightningCLI."""
+    barred = ("interpretable_training.modules", "interpretable_training.recipes", "recipes")
+    for path in (ROOT / "callbacks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert [name for name in names if name.startswith(barred)] == [], path

@@ -117,7 +117,7 @@ class CAStreamClassifier(Classifier):
         """Log the metrics of the stream and of average pooling, and entropy and coverage of the attention."""
         images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
-        seen = self.network.look(images)
+        seen = self.network.forward_with_gap(images)
         loss = self.criterion(seen.logits, target, batch_idx)
         self.log_step(metrics, seen.logits, target, loss)
         gap_metrics.update(seen.gap, target)

@@ -203,7 +203,7 @@ def test_checkpoint_of_backbone_from_file_is_rebuilt(tmp_path, fitted):
     first.save_checkpoint(tmp_path / "backbone.ckpt")
     weights = str(tmp_path / "backbone.ckpt")
     module = CAStreamClassifier("tiny_cnn", 3, weights=weights, stream={"start": 1, "heads": 2}, **small)
-    assert_close(module.network.gap()(images), first.lightning_module.eval()(images))
+    assert_close(module.network.backbone(images), first.lightning_module.eval()(images))
     path = fitted(module)
     saved = torch.load(path, weights_only=True)
     assert {name.split(".")[1] for name in saved["state_dict"]} == {"stream", "_extra_state"}
@@ -218,7 +218,7 @@ def test_checkpoint_of_object_needs_the_object(fitted):
     with pytest.raises(ValueError, match=r"expected network=.*object of class TinyCNN"):
         CAStreamClassifier.load_from_checkpoint(path)
     assert CAStreamClassifier.load_from_checkpoint(path, network=backbone()).network.stream.blocks[0].key is not None
-    with pytest.raises(RuntimeError, match="expected the backbone beside which this stream was learned"):
+    with pytest.raises(RuntimeError, match="expected the backbone with which this stream was trained"):
         CAStreamClassifier.load_from_checkpoint(path, network=backbone(seed=1))
 
 

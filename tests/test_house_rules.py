@@ -221,3 +221,13 @@ def private_uses(path):
 def test_private_names_of_other_libraries_are_used_in_compat_only():
     uses = {(relative(path), name) for path in FILES if path.name != "_compat.py" for name in private_uses(path)}
     assert {(path, name) for path, name in uses if path not in PRIVATE_USES_TO_MEND} == set()
+
+
+def test_callbacks_import_no_modules_and_no_recipes():
+    """Importing a LightningModule would register it in other people's LightningCLI."""
+    barred = ("interpretable_training.modules", "interpretable_training.recipes", "recipes")
+    for path in (ROOT / "callbacks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert [name for name in names if name.startswith(barred)] == [], path

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 import interpretable_training.attribution as attribution
 from interpretable_training.attribution import Attribution
 from interpretable_training.attribution.core.base import name_methods
-from interpretable_training.callbacks.watching.explained import Explained, check_target, joined
-from interpretable_training.callbacks.watching.explaining import explain_images
+from interpretable_training.callbacks.watching.explanation_memo import explain_images
+from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
 from interpretable_training.callbacks.watching.image_logging import Gallery, as_bytes
 from interpretable_training.callbacks.watching.schedule import Moment
 from interpretable_training.data.pictures import BROKEN

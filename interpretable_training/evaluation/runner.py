@@ -93,6 +93,7 @@ class EvaluationRun:
         target: Tensor | None,
         check: bool,
         annotations: Mapping[str, Any] | None = None,
+        explained: tuple[Tensor, Mapping[str, Tensor]] | None = None,
     ) -> Part:
         """Return the numbers of one batch.
 
@@ -103,6 +104,7 @@ class EvaluationRun:
             target: labels, or None.
             check: whether to refuse a model that returns no numbers at all.
             annotations: what `annotations_of` returns for the batch.
+            explained: classes (B,) and raw maps (B, H, W) of the methods, from a caller that has them already.
         """
         images = check_images(images)
         device = next((p.device for p in self.model.parameters()), images.device)
@@ -115,15 +117,16 @@ class EvaluationRun:
             images = prepare(prepared, images)
             with torch.no_grad():
                 output = prepared.run_fast(images)  # once, for the predicted class and the clean scores
-            chosen = prepared.resolve_in(output, classes.to(device) if self.target == "label" else self.target)
+            target_of = classes if self.target == "label" else self.target if explained is None else explained[0]
+            chosen = prepared.resolve_in(output, target_of.to(device) if isinstance(target_of, Tensor) else target_of)
             clean: dict[Hashable, Tensor] = {"images": scores_of(prepared, output, chosen)}
             if check:
                 refuse_not_numbers(clean["images"], images)
             methods = {name: at_regions(method, images, there) for name, method in self.methods.items()}
-            maps = explain_regions(methods, prepared, images, chosen)
+            maps = explain_regions(methods, prepared, images, chosen) if explained is None else dict(explained[1])
             part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
             for name, method in methods.items():
-                self._score(part, name, full(maps[name]), prepared, images, chosen, clean, method, there)
+                self._score(part, name, full(maps[name].to(device)), prepared, images, chosen, clean, method, there)
         return part
 
     def _score(

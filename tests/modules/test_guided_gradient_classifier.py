@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from interpretable_training.modules import Classifier, GuidedGradientClassifier
-from interpretable_training.modules.guided_gradient_classifier import warn_of_collapse
 from interpretable_training.regularization import GuidedGradientRegularizer, both_gradients
+from interpretable_training.regularization.monitoring import warn_of_collapse
 
 STRONG = GuidedGradientRegularizer(weight=1.0)
 

@@ -1,4 +1,4 @@
-"""What was found for some images: maps, and what the network says of them."""
+"""Explanations of a batch of images: maps, logits, and the numbers computed from them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ Views = dict[str, Tensor]  # name -> class of each image (B,)
 
 @dataclass
 class Explained:
-    """What was found for some images, on the CPU.
+    """Explanations of some images, on the CPU.
 
     Attributes:
         ids: index of each image, or a name.
@@ -27,7 +27,7 @@ class Explained:
         targets: view -> the class that is explained (n,).
         maps: view -> method -> raw maps (n, H, W).
         inside: pixels of the objects (n, H, W), where batches have masks or boxes.
-        errors: method -> why it has no maps, or which are not numbers.
+        errors: method -> why it has no maps, or that its maps hold values that are not numbers.
     """
 
     ids: list[Any]
@@ -42,15 +42,15 @@ class Explained:
 
     @property
     def pred(self) -> Tensor:
-        """Predicted class (n,); one logit stands for two classes."""
+        """Return the predicted class (n,); one logit stands for two classes."""
         return (self.logits[:, 0] > 0).long() if self.logits.shape[1] == 1 else by_rank("pred", self.logits)
 
     def prob(self, target: Tensor) -> Tensor:
-        """Probability of a class of each image, (n,)."""
+        """Return the probability of a class of each image, (n,)."""
         return score_of(self.logits, target, "sigmoid" if self.multilabel else "prob")
 
     def rows(self, order: list[int]) -> "Explained":
-        """Some of the images, in another order."""
+        """Return some of the images, in another order."""
         return Explained(
             [self.ids[i] for i in order],
             self.images[order],
@@ -64,33 +64,22 @@ class Explained:
         )
 
     def sorted_by_id(self) -> "Explained":
+        """Return the images in the order of their ids."""
         return self.rows(sorted(range(len(self.ids)), key=self.ids.__getitem__))
 
     def largest_losses(self, k: int) -> "Explained":
+        """Return the `k` images with the largest losses."""
         loss = self.loss()
         assert loss is not None  # by which they were chosen
         return self.rows(loss.nan_to_num(nan=float("inf")).argsort(descending=True, stable=True)[:k].tolist())
 
     def loss(self) -> Tensor | None:
-        """How wrong the network is on each image, (n,)."""
+        """Return the loss of each image, (n,)."""
         return None if self.label is None else losses(self.logits, self.label)
 
 
-@dataclass
-class Look:
-    """What a process found at a moment, by group of images."""
-
-    found: dict[str, Explained]
-
-    @property
-    def errors(self) -> dict[str, Failure]:
-        """What went wrong with single methods, each reason once."""
-        failures = [failure for found in self.found.values() for failure in found.errors.values()]
-        return {failure.reason: failure for failure in failures}
-
-
 def joined(parts: list[Explained]) -> Explained:
-    """One after the other; of the methods that all of them have."""
+    """Concatenate explanations, with the methods that all of them have."""
     first = parts[0]
     views = {
         view: {
@@ -117,7 +106,7 @@ def joined(parts: list[Explained]) -> Explained:
 
 
 def check_target(target: str | int) -> None:
-    """Refuse a target that no network could have."""
+    """Raise a ValueError for a target that no network has."""
     named = isinstance(target, str) and (target in TARGETS or target.removeprefix("topk:").isdigit())
     if not named and (not isinstance(target, int) or target < 0):
         raise ValueError(
@@ -126,7 +115,7 @@ def check_target(target: str | int) -> None:
 
 
 def losses(logits: Tensor, label: Tensor) -> Tensor | None:
-    """Cross-entropy of each image, (B,); the mean over classes where there are several labels."""
+    """Return the cross-entropy of each image, (B,); the mean over classes where images have several labels."""
     logits = logits.float()
     if label.ndim == 2:
         return nn.functional.binary_cross_entropy_with_logits(logits, label.float(), reduction="none").mean(1)
@@ -134,7 +123,7 @@ def losses(logits: Tensor, label: Tensor) -> Tensor | None:
 
 
 def view(target: str | int, logits: Tensor, label: Tensor | None) -> Views:
-    """The classes that are explained, by the name of the view: one, or several for "both" and "topk:K"."""
+    """Return the explained classes by the name of the view: one view, or several for "both" and "topk:K"."""
     if target == "both":
         return view("pred", logits, label) | view("label", logits, label)
     if target == "label":
@@ -143,12 +132,14 @@ def view(target: str | int, logits: Tensor, label: Tensor | None) -> Views:
         return {"label": label.float().argmax(1) if label.ndim == 2 else label.long()}  # the first of several
     if isinstance(target, int):
         return {f"class {target}": as_classes(target, logits)}
-    found = by_rank(target, logits)
-    return {target: found} if found.ndim == 1 else {f"top{k + 1}": found[:, k] for k in range(found.shape[1])}
+    classes = by_rank(target, logits)
+    if classes.ndim == 1:
+        return {target: classes}
+    return {f"top{k + 1}": classes[:, k] for k in range(classes.shape[1])}
 
 
 def statistics(saliency: Tensor) -> dict[str, Tensor]:
-    """Numbers by which raw maps (n, H, W) of different epochs compare, (n,) each.
+    """Return numbers by which raw maps (n, H, W) of different epochs compare, (n,) each.
 
     `max`; `mass`, the mean of the positive values; `entropy`, that of the positive mass over pixels, from 0 (one pixel)
     to 1 (spread evenly); `degenerate`, whether the map is constant or not a number.

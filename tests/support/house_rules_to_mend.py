@@ -6,7 +6,6 @@ NAMES_TO_MEND = {  # public names with two definitions
 }
 
 IMPORTS_TO_MEND = {  # files and the room that they should not import
-    ("callbacks/guided_gradient_regularization.py", "modules"),
     ("interpretable_training/data/cmapss.py", "attribution"),
     ("interpretable_training/evaluation/trainer.py", "cli"),
     ("interpretable_training/metrics/__init__.py", "evaluation"),

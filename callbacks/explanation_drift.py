@@ -33,7 +33,7 @@ from interpretable_training.report.value_readers import (
     read_integer,
     read_number,
 )
-from interpretable_training.visual.drift import draw_drift
+from interpretable_training.visual.drift_curves import draw_drift
 
 REFERENCES = ("previous", "first", "best")
 Maps = dict[str, Tensor]  # method -> small maps (n, h, w)

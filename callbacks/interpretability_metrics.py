@@ -13,6 +13,7 @@ from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.batching import in_chunks
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.batches.read import Picked
+from interpretable_training.batches.source import annotations_of
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
@@ -178,7 +179,8 @@ class Measured:
         def some(rows: slice) -> None:
             few = picked.rows(rows)
             check = not self.parts and not parts
-            parts.append(work.measure(len(self.parts), ids[rows], few.images, few.target, check, few.rest))
+            where = annotations_of(few.rest)
+            parts.append(work.measure(len(self.parts), ids[rows], few.images, few.target, check, where))
 
         in_chunks(some, len(ids), len(ids), picked.images)
         self.parts += parts

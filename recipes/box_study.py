@@ -22,7 +22,6 @@ from interpretable_training.files import save_picture
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease
 from interpretable_training.metrics import box_study as rows_of
 from interpretable_training.metrics.core.regions import pixels
-from interpretable_training.metrics.core.rescoring import ScoredBatch
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
 from interpretable_training.recipes.opti_cam_study import cams
@@ -123,10 +122,8 @@ def draw_parts(study: EvaluationRecipe, path: str, names: tuple[str, ...] = ("gr
 
 def inside_of(boxes: list[Tensor], images: Tensor) -> Tensor:
     """Return (B, H, W): 1 inside of the boxes (n, 4) of each image, 0 elsewhere."""
-    blank = images.new_zeros(len(images), *images.shape[2:])
-    return pixels(ScoredBatch(saliency=blank, annotations={"boxes": boxes}), "boxes").to(
-        images
-    )  # as the metrics see them
+    size = (len(images), *images.shape[2:])
+    return pixels({"boxes": boxes}, "boxes", size).to(images)  # as the metrics see them
 
 
 def box_study_report(study: EvaluationRecipe) -> str:

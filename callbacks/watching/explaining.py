@@ -19,7 +19,6 @@ from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.errors import Failure
 from interpretable_training.callbacks.watching.explained import Explained, joined, view
 from interpretable_training.metrics.core.regions import pixels
-from interpretable_training.metrics.core.rescoring import ScoredBatch
 
 
 def explain_panel(
@@ -49,8 +48,7 @@ def objects(picked: Picked) -> Tensor | None:
     annotations = annotations_of(picked.rest)
     if "mask" not in annotations and "boxes" not in annotations:
         return None
-    nowhere = torch.zeros_like(picked.images[:, 0])  # what the size is taken from
-    return pixels(ScoredBatch(saliency=nowhere, annotations=annotations), "auto").cpu()
+    return pixels(annotations, "auto", picked.images[:, 0].shape).cpu()
 
 
 def explain_images(

@@ -28,10 +28,10 @@ from .core.baselines import Baselines, as_baselines, features
 from .core.batching import in_chunks
 from .core.capture import capture, gradients, grid_of, ran, tap
 from .core.gradient_sums import per_input
+from .core.input_gradients import refuse_no_grad_inside
 from .core.precision import wide
 from .core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from .core.targets import Resolved, Target, take
-from .gradient import refuse_hidden
 
 Difference = Literal["layer_diff", "encode_diff", "tangent"]
 Indices = Literal["iid", "sequential"] | Sequence[int]
@@ -226,7 +226,7 @@ def _at_layer_and_input(
         y = prepared.score(x, target, cam.score)
         A = ran(outputs, layer)[-1]
         if A.is_leaf:  # A does not depend on x
-            refuse_hidden(prepared, x)
+            refuse_no_grad_inside(prepared, x)
         grads = gradients(y, {"A": A, "x": x})
     grid = grid_of(prepared, x, layer, A, target)
     if grid.prefix and not grid.read(grads["A"]).any():

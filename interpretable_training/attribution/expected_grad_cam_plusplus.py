@@ -23,7 +23,7 @@ from .core.baselines import Baselines, features
 from .core.prepared_model import PreparedModel
 from .core.targets import Resolved
 from .expected_grad_cam import Difference, ExpectedGradCAM, Indices, PathDraws, for_draws, mean_map
-from .grad_cam_plusplus import alpha
+from .grad_cam_plusplus import gradient_ratio
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ExpectedGradCAMPlusPlus(GradientCAM):
             if self.form == "moments":
                 parts = [g, g**2, g**3, D]
             else:
-                a = alpha(rows.A, g**2, g**2, g**3, "sum_act_grad")  # (1)
+                a = gradient_ratio(rows.A, g**2, g**2, g**3, "sum_act_grad")  # (1)
                 parts = [a * g.relu() * D if self.form == "weighted" else a * D]  # (2), (3)
             for total, part in zip(sums, parts):
                 total.index_add_(0, at, part / self.n)
@@ -72,7 +72,7 @@ class ExpectedGradCAMPlusPlus(GradientCAM):
         if self.form == "moments":
             g, g2, g3, D = sums
             repeated = A.repeat(self.batches, *[1] * (A.ndim - 1))
-            per_cell = alpha(repeated, g2, g2, g3, "sum_act_grad") * g.relu() * D  # (4)
+            per_cell = gradient_ratio(repeated, g2, g2, g3, "sum_act_grad") * g.relu() * D  # (4)
         else:
             (per_cell,) = sums
         return mean_map(per_cell.flatten(2).mean(2), A, self.relu)  # (5)

@@ -42,31 +42,31 @@ class GradCAMPlusPlus(GradientCAM):
     exp: bool = False
 
     def rescale(self, S: Tensor, y: Tensor) -> Tensor:
-        return S * unflatten(y[:, None], S[:, None])[:, 0].exp() if self.exp else S
+        return S * _unflatten(y[:, None], S[:, None])[:, 0].exp() if self.exp else S
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
-        a = alpha(A, dA**2, dA**2, dA**3, self.denominator)  # (1)
+        a = gradient_ratio(A, dA**2, dA**2, dA**3, self.denominator)  # (1)
         if self.alpha_norm:
             total = (a * (dA > 0)).flatten(2).sum(2)
-            a = a / unflatten(torch.where(total == 0, 1, total), a)
+            a = a / _unflatten(torch.where(total == 0, 1, total), a)
         w = (a * dA.relu()).flatten(2).sum(2)  # (2), (B, K)
         return torch.einsum("bk,bk...->b...", w, A)  # (3)
 
 
-def alpha(A: Tensor, top: Tensor, g2: Tensor, g3: Tensor, denominator: Denominator) -> Tensor:
+def gradient_ratio(A: Tensor, top: Tensor, g2: Tensor, g3: Tensor, denominator: Denominator) -> Tensor:
     """Return the ratio (1) with `top` as its numerator, (B, K, *spatial)."""
     if denominator == "sum_act":
-        second = unflatten(A.flatten(2).sum(2), A) * g3  # (4)
+        second = _unflatten(A.flatten(2).sum(2), A) * g3  # (4)
     elif denominator == "sum_act_grad":
-        second = unflatten((A * g3).flatten(2).sum(2), A)  # (5)
+        second = _unflatten((A * g3).flatten(2).sum(2), A)  # (5)
     else:
-        second = unflatten((A * g3).flatten(2).mean(2), A)  # (6)
+        second = _unflatten((A * g3).flatten(2).mean(2), A)  # (6)
     safe = torch.where(g2 == 0, 1, g2)
     # Numerator and denominator are divided by g^2, so that the ratio does not depend on the size of the gradients.
     return torch.where(g2 == 0, 0, top / safe / away_from_zero(2 + second / safe))
 
 
-def unflatten(w: Tensor, A: Tensor) -> Tensor:
+def _unflatten(w: Tensor, A: Tensor) -> Tensor:
     """Return weights (B, K) in a shape that multiplies `A` (B, K, *spatial)."""
     return w.reshape(*w.shape, *[1] * (A.ndim - 2))
 

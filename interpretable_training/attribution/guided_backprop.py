@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .core.activation_gates import Scope
 from .core.base import Attribution
+from .core.input_gradients import input_gradient
 from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
-from .gradient import Reduce, input_gradient, reduce_channels
+from .gradient import Reduce, reduce_channels
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,10 @@ class PolyCAM(Attribution):
         P: Tensor | None = None
         for name in reversed(names):
             A = full(captured.A[name])
-            w = self._weights(prepared, images, target, percentiles(A, 2), p0)
+            w = self._weights(prepared, images, target, _scale_by_percentiles(A, 2), p0)
             M = torch.einsum("bk,bk...->b...", w, A).relu()  # (5)
             P = M if P is None else self._refine(M, P)
-            stages[name] = resize(percentiles(P, 1), images.shape[2:], self.align_corners)  # (7)
+            stages[name] = resize(_scale_by_percentiles(P, 1), images.shape[2:], self.align_corners)  # (7)
         return stages
 
     def _refine(self, M: Tensor, P: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class PolyCAM(Attribution):
         return w.view(B, K)
 
 
-def percentiles(v: Tensor, leading: int) -> Tensor:
+def _scale_by_percentiles(v: Tensor, leading: int) -> Tensor:
     """Return q of tensors with cells in the dimensions after the first `leading` ones."""
     flat = v.flatten(leading)
     low, high = _percentile(flat, OUTLIERS), _percentile(flat, 1 - OUTLIERS)

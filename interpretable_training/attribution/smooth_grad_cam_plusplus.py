@@ -22,7 +22,7 @@ from .core.batching import in_chunks, seeded_noise
 from .core.capture import capture
 from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, take
-from .grad_cam_plusplus import alpha
+from .grad_cam_plusplus import gradient_ratio
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,6 @@ class SmoothGradCAMPlusPlus(GradientCAM):
             last[i[s == self.n - 1]] = g[s == self.n - 1]
 
         in_chunks(add, self.n * len(images), self.chunk_size, images)
-        a = alpha(A, D1 if self.numerator == "D1" else D2, D2, D3, "sum_act_grad")  # (3)
+        a = gradient_ratio(A, D1 if self.numerator == "D1" else D2, D2, D3, "sum_act_grad")  # (3)
         w = (a * (D1 if self.relu_of == "mean" else last).relu()).flatten(2).sum(2)  # (4)
         return torch.einsum("bk,bk...->b...", w, A)  # (5)

@@ -11,10 +11,11 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from interpretable_training.attribution import degenerate
 from interpretable_training.attribution.core.base import Attribution, full
 from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model, unwrap
-from interpretable_training.batches.source import BatchSource, annotations_of
+from interpretable_training.batches.source import BatchSource
 from interpretable_training.metrics.core.base import Fact, ImageMetric, checksum, described
+from interpretable_training.metrics.core.inputs import check_images
 from interpretable_training.metrics.core.regions import of_class, rows_of
-from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_range
+from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_range, scores_of
 
 from .cache import Cache, Part
 from .ranks import Peers
@@ -92,13 +93,19 @@ class EvaluationRun:
         check: bool,
         annotations: Mapping[str, Any] | None = None,
     ) -> Part:
-        """The numbers of one batch; `check` that the model returns numbers at all.
+        """Return the numbers of one batch.
 
-        `annotations` are the batch's `mask`, `boxes`, `shortcut_mask`, `box_target` and `mask_target`, if it has such;
-        whatever else is in there is ignored.
+        Args:
+            number: of the batch.
+            indices: of its images.
+            images: (B, C, H, W).
+            target: labels, or None.
+            check: whether to refuse a model that returns no numbers at all.
+            annotations: what `annotations_of` returns for the batch.
         """
+        images = check_images(images)
         device = next((p.device for p in self.model.parameters()), images.device)
-        ids, images, there = torch.tensor(indices), images.to(device), annotations_of(annotations)
+        ids, images, there = torch.tensor(indices), images.to(device), dict(annotations or {})
         if self.target == "label":
             ids, images, classes, there = self._labeled(ids, images, target, there)
             if not len(ids):
@@ -108,7 +115,7 @@ class EvaluationRun:
             with torch.no_grad():
                 output = prepared.run_fast(images)  # once, for the predicted class and the clean scores
             chosen = prepared.resolve_in(output, classes.to(device) if self.target == "label" else self.target)
-            clean: dict[Hashable, Tensor] = {"images": ScoredBatch(prepared).scores_in(output, chosen)}
+            clean: dict[Hashable, Tensor] = {"images": scores_of(prepared, output, chosen)}
             if check:
                 refuse_not_numbers(clean["images"], images)
             methods = {name: at_regions(method, images, there) for name, method in self.methods.items()}

@@ -26,7 +26,7 @@ class PlainModule(L.LightningModule):
 
     optimizer: OptimizerCallable
     scheduler: SchedulerCallable | None
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # of the optimizer, over which the learning rate rises
 
     @classmethod
     def load_from_checkpoint(

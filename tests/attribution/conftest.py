@@ -60,6 +60,17 @@ def images() -> Tensor:
 
 
 @pytest.fixture
+def baselines() -> Tensor:
+    return torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.fixture
+def square(function) -> nn.Module:
+    """y = sum of x^2 / 2, with the gradient x."""
+    return function(lambda x: x.square().flatten(1).sum(1) / 2)
+
+
+@pytest.fixture
 def picture() -> Tensor:
     return torch.randn(2, 2, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

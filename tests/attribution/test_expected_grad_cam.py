@@ -30,11 +30,6 @@ close = partial(assert_close, rtol=0, atol=1e-9)
 Raw = partial(ExpectedGradCAM, relu=False, upsample=False)
 
 
-@pytest.fixture
-def baselines():
-    return torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
 @pytest.mark.parametrize("difference", ["layer_diff", "encode_diff", "tangent"])
 @pytest.mark.parametrize("batches", [1, 3])
 def test_expected_grad_cam_equals_printed_mean(difference, batches, network, images, baselines, activations):

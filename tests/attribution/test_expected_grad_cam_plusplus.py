@@ -11,11 +11,6 @@ from interpretable_training.attribution import ExpectedGradCAM, ExpectedGradCAMP
 Raw = partial(ExpectedGradCAMPlusPlus, relu=False, upsample=False)
 
 
-@pytest.fixture
-def baselines():
-    return torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
 def ratio(A, g2, g3):
     return g2 / (2 * g2 + (A * g3).sum((2, 3), keepdim=True))
 

@@ -15,12 +15,6 @@ def baselines():
     return torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-@pytest.fixture
-def square(function):
-    """y = sum of x^2 / 2, whose gradient is x."""
-    return function(lambda x: x.square().flatten(1).sum(1) / 2)
-
-
 @pytest.mark.parametrize("n", [4, 12])
 def test_expected_gradients_of_linear_model_by_hand(n, linear, images, baselines):
     """With every baseline used equally often phi = (x - mean x') w, whatever a."""

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from interpretable_training.attribution import RISE, ExtremalPerturbation, Occlusion, PolyCAM, ScoreCAM
 from interpretable_training.attribution.core.map_operations import resize
-from interpretable_training.attribution.poly_cam import percentiles
+from interpretable_training.attribution.poly_cam import _scale_by_percentiles
 
 MASKS = {
     "occlusion": Occlusion(4, 3),
@@ -112,7 +112,7 @@ def test_poly_cam_of_one_layer_equals_score_cam(function, images):
     assert ((A == 0).flatten(2).sum(2) > 1).all()
     assert ((A == 1).flatten(2).sum(2) > 1).all()
     peer = ScoreCAM(layer="conv", weights="raw", score="prob")(net, images, 2)
-    assert_close(PolyCAM("+", layers=["conv"])(net, images, 2), percentiles(peer, 1))
+    assert_close(PolyCAM("+", layers=["conv"])(net, images, 2), _scale_by_percentiles(peer, 1))
 
 
 def test_poly_cam_ignores_unit_of_features(convolutions, images):

@@ -10,7 +10,7 @@ from interpretable_training.attribution import PolyCAM
 from interpretable_training.attribution.core.auto_layer import scale_layers
 from interpretable_training.attribution.core.map_operations import resize
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model
-from interpretable_training.attribution.poly_cam import percentiles
+from interpretable_training.attribution.poly_cam import _scale_by_percentiles
 
 # As the authors list them.
 RESNET50 = ("resnet50", "relu layer1 layer2 layer3 layer4")
@@ -71,16 +71,16 @@ def test_poly_cam_of_constant_model_by_hand(function, images):
     net = function(lambda x, conv: logits + 0 * conv(x).sum((1, 2, 3))[:, None], conv=conv)
     maps = {v: PolyCAM(v, layers=["conv"])(net, images, 0) for v in ("+", "-", "+-")}
     M = conv(images).sum(1).relu().detach()  # times p, which q takes away
-    assert_close(maps["+"], resize(percentiles(M, 1), (8, 8)))
+    assert_close(maps["+"], resize(_scale_by_percentiles(M, 1), (8, 8)))
     assert_close(maps["+-"], maps["+"])
     assert not maps["-"].any()
 
 
 def test_poly_cam_percentiles_equal_numpy():
     v = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert_close(percentiles(v, 2), torch.stack([torch.stack([q(c) for c in image]) for image in v]))
-    assert_close(percentiles(v[:, 0], 1), torch.stack([q(image[0]) for image in v]))
-    assert not percentiles(torch.zeros(2, 3, 1, 1), 2).any()
+    assert_close(_scale_by_percentiles(v, 2), torch.stack([torch.stack([q(c) for c in image]) for image in v]))
+    assert_close(_scale_by_percentiles(v[:, 0], 1), torch.stack([q(image[0]) for image in v]))
+    assert not _scale_by_percentiles(torch.zeros(2, 3, 1, 1), 2).any()
 
 
 def test_poly_cam_local_mean_of_constant_map_is_one():

@@ -1,8 +1,10 @@
-"""What every method promises, over all methods of the package."""
+"""Properties of every method of the package."""
 
+import ast
 import gc
 import random
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,18 @@ def test_list_of_methods_is_complete():
     exported = {getattr(attribution, name) for name in attribution.__all__}
     classes = {c for c in exported if isinstance(c, type) and issubclass(c, Attribution)}
     assert {type(method) for method in METHODS.values()} == classes - {Attribution, GradientCAM}
+
+
+@every_method
+def test_docstring_of_method_has_an_example(name):
+    assert ">>> " in type(METHODS[name]).__doc__
+
+
+def test_core_imports_no_method():
+    """Methods import the core, never the other way round."""
+    for path in (Path(attribution.__file__).parent / "core").glob("*.py"):
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not [node.module for node in imports if node.level > 1], path
 
 
 @every_method

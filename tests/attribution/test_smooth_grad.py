@@ -10,12 +10,6 @@ close = partial(assert_close, rtol=0, atol=1e-9)
 Volume = partial(SmoothGrad, reduce="none")
 
 
-@pytest.fixture
-def square(function):
-    """y = sum of x^2 / 2, whose gradient is the noisy image itself."""
-    return function(lambda x: x.square().flatten(1).sum(1) / 2)
-
-
 def noise(n, images, seed=0):
     return torch.randn(n, *images.shape[1:], generator=torch.Generator().manual_seed(seed)).double()
 

@@ -54,7 +54,7 @@ def pyramid(side: int) -> nn.Sequential:
         return nn.Sequential(*layers).double()
 
 
-class Residual(nn.Module):
+class BiasedResidual(nn.Module):
     """Convolutions with bias, batch norm, in-place ReLU, a residual sum in place, pooling and two linear layers."""
 
     def __init__(self, axes: int, act: type[nn.Module] = nn.ReLU, bias: bool = True) -> None:
@@ -73,11 +73,11 @@ class Residual(nn.Module):
         return self.head(self.mean(self.pool(F.relu_(out))))
 
 
-def residual(axes: int = 2, bias: bool = True, **options: type[nn.Module]) -> tuple[Residual, Tensor]:
-    """Return a `Residual` in eval mode with statistics as after a training, and images (3, 2, 16, ...) for it."""
+def residual(axes: int = 2, bias: bool = True, **options: type[nn.Module]) -> tuple[BiasedResidual, Tensor]:
+    """Return a `BiasedResidual` in eval mode with statistics as after a training, and images (3, 2, 16, ...) for it."""
     with torch.random.fork_rng():
         torch.manual_seed(axes)
-        net = Residual(axes, bias=bias, **options).double().eval()
+        net = BiasedResidual(axes, bias=bias, **options).double().eval()
         for module in net.modules():
             if hasattr(module, "running_var"):
                 nn.init.uniform_(module.running_var, 0.5, 2)
@@ -87,7 +87,7 @@ def residual(axes: int = 2, bias: bool = True, **options: type[nn.Module]) -> tu
         return net, torch.randn(3, 2, *[16] * axes, dtype=torch.float64)
 
 
-def residual_terms(net: Residual, x: Tensor, target: int = 1) -> list[Tensor]:
+def residual_terms(net: BiasedResidual, x: Tensor, target: int = 1) -> list[Tensor]:
     """Return dy/dx * x and dy/dz * b of all operations with a position, one after the other by hand."""
     conv1, norm1 = net.stem[:2]
     conv2, norm2, _, conv3 = net.body

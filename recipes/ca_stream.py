@@ -219,7 +219,7 @@ def compare_poolings(recipe: Recipe, max_images: int | None = None) -> Table:
     options: dict[str, Any] = {"max_images": max_images, "controls": False}
     return join(
         {
-            "GAP": evaluate(net.gap(), methods, metrics, data, **options),
+            "GAP": evaluate(net.backbone, methods, metrics, data, **options),
             "CA": evaluate(net, methods, metrics, data, **options),
         }
     )
@@ -259,7 +259,7 @@ def draw_attention(recipe: Recipe, path: str | Path, count: int = 6) -> None:
     rows = {"image": (255 * pictures).byte().permute(0, 2, 3, 1)}
     rows["raw attention"] = overlay(pictures, RawAttention()(net, images, target))
     for method, cam in explained_by(data).items():
-        rows[f"{method}, GAP"] = overlay(pictures, cam(net.gap(), images, target))
+        rows[f"{method}, GAP"] = overlay(pictures, cam(net.backbone, images, target))
         rows[f"{method}, CA"] = overlay(pictures, cam(net, images, target))
     save_picture(draw_sheet(rows), path)
 

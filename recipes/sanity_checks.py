@@ -110,7 +110,7 @@ def sanity_checks(
         callbacks=[
             ModelCheckpoint(monitor="val/accuracy", mode="max"),
             TrainingCurves(),
-            RandomizationTest(watched, n_images=16, test=ParameterRandomization()),
+            RandomizationTest(watched, max_images=16, test=ParameterRandomization()),
         ],
     )
     return Recipe(trainer, module, data)

@@ -74,7 +74,7 @@ def shortcut(
     }
     methods = {"gradcam": GradCAM(layer=layer)}
     watch = [
-        ExplanationLogger(methods, n_images=12, target="label", every_n_steps=every_n_steps),
+        ExplanationLogger(methods, max_images=12, target="label", every_n_steps=every_n_steps),
         InterpretabilityMetrics(methods, metrics, every_n_steps=every_n_steps),
         ExplanationDrift(methods, every_n_steps=every_n_steps),
         ExplanationAlarms(methods, outside=0.75),

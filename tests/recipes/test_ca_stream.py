@@ -161,4 +161,4 @@ def test_a_fine_tuned_backbone_follows_the_same_path(tmp_path, backbone):
     trainer.save_checkpoint(tmp_path / "voc.ckpt")
     stream = CAStreamClassifier("tiny_cnn", 6, weights=str(tmp_path / "voc.ckpt"), multilabel=True)
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(stream.network.gap()(images), module.eval()(images))
+    torch.testing.assert_close(stream.network.backbone(images), module.eval()(images))

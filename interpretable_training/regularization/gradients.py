@@ -6,7 +6,6 @@
 x: images (B, C, H, W), or the output of a layer. L: loss of a batch. The rule of (2) is `attribution.rules`'.
 """
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from interpretable_training.attribution.core._compat import at_end_of_backward, compiler_is_imported, is_compiled
 from interpretable_training.attribution.core.activation_gates import Gates, Scope, gates, no_gates
 from interpretable_training.attribution.core.capture import ran, tap
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model, unwrap
@@ -78,7 +78,7 @@ def record(model: nn.Module, at: str = "input", scope: Scope = "all") -> Iterato
     with ExitStack() as stack:
         mode = stack.enter_context(gates("guided", scope, model, INSTEAD))
         assert mode is not None
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled
+        if compiler_is_imported():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the other kernels have no second derivative
         kept = {} if at == "input" else stack.enter_context(tap(unwrap(model), [at]))
@@ -91,19 +91,19 @@ def attend_by_math(_: Tensor) -> None:
     """Hook of d: until the end of the backward pass that it belongs to, checkpointed attention runs again as before."""
     stack = ExitStack()
     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-    torch.autograd.Variable._execution_engine.queue_callback(stack.close)
+    at_end_of_backward(stack.close)
 
 
 def run_eagerly(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function that is not compiled, even where what calls it is."""
-    if "torch._dynamo" not in sys.modules:
+    if not compiler_is_imported():
         return function(*args)
     return torch.compiler.disable(function)(*args)
 
 
 def say_eager(model: nn.Module) -> None:
     """Warn, once, that compiled modules do not run compiled here."""
-    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+    if any(map(is_compiled, model.modules())):
         warnings.warn(
             f"{type(unwrap(model)).__name__} is compiled, and compiled modules cannot be differentiated twice: steps "
             "with guided gradients run eagerly",

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from interpretable_training.attribution.core._compat import saved_tensors_are_watched
+
 from .batch_norm import batch_norm
 from .convolution import Convolution, Geometry, Switch
 
@@ -26,7 +28,7 @@ class Quick(TorchFunctionMode):
         x = args[0] if args else kwargs.get("input")
         # Whoever watches saved tensors (activation checkpointing) runs the forward pass again, outside of our mode, and
         # expects the same tensors then.
-        watched = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        watched = saved_tensors_are_watched()
         self.watched |= watched
         ours = (func in DIMENSIONS or func is F.batch_norm) and not watched
         if ours and isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():

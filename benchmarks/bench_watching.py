@@ -112,7 +112,7 @@ def memory():
 
     metrics = InterpretabilityMetrics(max_images=8, every_n_steps=1)
     with tempfile.TemporaryDirectory() as folder:
-        train([ExplanationLogger(n_images=8, every_n_steps=1), metrics, Scale()], 32 * 120, 1, folder)
+        train([ExplanationLogger(max_images=8, every_n_steps=1), metrics, Scale()], 32 * 120, 1, folder)
     line("memory after 20 and 120 looks", f"{seen[20]:.0f} and {seen[120]:.0f} MB", "flat")
 
 

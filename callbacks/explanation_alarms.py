@@ -1,31 +1,41 @@
-"""Says so when a model looks where it should not.
+"""Alarms for maps that lie where they should not.
 
     alike   = mean over pairs of images of pearson(S, S')                     (1)
     outside = share of the map's mass outside of the object's mask or boxes   (2)
     border  = share of the map's mass in the outer tenth of the image         (3)
-    drift   = mean over images of the share of mass that moved since the look before, see ExplanationDrift (4)
+    drift   = mean over images of the share of mass that moved since the previous maps, see ExplanationDrift (4)
 
 S, S': maps of two images. Mass: the positive values of a map. A map without any is left out.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import degenerate
-from interpretable_training.callbacks.explanation_drift import compare, small
+from interpretable_training.attribution.core.prepared_model import Output
+from interpretable_training.callbacks.explanation_drift import compare, small_maps
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
-from interpretable_training.callbacks.watching.explained import Look, check_target, joined
-from interpretable_training.callbacks.watching.explaining import explain_panel
+from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
+from interpretable_training.callbacks.watching.options import (
+    Images,
+    OnError,
+    Stages,
+    common_options,
+    suggest_options,
+)
 from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
 from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.session import WatchSession
+from interpretable_training.callbacks.watching.startup_report import Line
 from interpretable_training.report.value_readers import list_of, mapping_of, read_text
 
 log = logging.getLogger("lightning.pytorch.alarms")  # shown where Lightning's own messages are
@@ -34,73 +44,85 @@ MEANINGS = {
     "alike": "maps of different images look alike",
     "outside": "the model looks outside of the object",
     "border": "the model looks at the border of the image",
-    "drift": "explanations change much between two looks",
+    "drift": "explanations change much between two explanation steps",
 }
 
 
 class ExplanationAlarms(Watcher):
-    """Logs `xai/<method>/alarm/<kind>` and warns when one is above its threshold; each kind is off unless given one.
+    """Logs `xai/<method>/alarm/<kind>` and warns when a value is above its threshold; a kind without one is off.
 
-    An alarm is a warning, a line in the report and, where the logger knows such, an alert; given when the value rises
+    An alarm is a warning, a line in the report and, where the logger has them, an alert; given when the value rises
     above the threshold, not again while it stays there.
+
+    >>> ExplanationAlarms(alike=0.9, border=0.5).thresholds
+    {'alike': 0.9, 'border': 0.5}
+
+    `Watcher` describes the options from `every_n_epochs` on.
 
     Args:
         methods: name -> method, or a list; by default Grad-CAM.
+        max_images: how many images.
         images: which images; see `Watcher`.
-        n_images: how many of them.
         target: the class that is explained: "pred", "label", "least" or a number.
         alike: threshold for the correlation of maps of different images, from -1 to 1.
         outside: for the share of mass outside of the object; batches need a `mask` or `boxes`.
         border: for the share of mass in the outer tenth of the image, 0.36 for a map that is even.
-        drift: for the share of mass that has moved since the look before.
-        stages: stages in which to look.
-        **watch: when to look and how to read batches; see `Watcher`.
+        drift: for the share of mass that has moved since the previous maps.
     """
 
+    @suggest_options
     def __init__(
         self,
         methods: Methods | None = None,
-        images: Any = "panel",
-        n_images: int = 16,
+        max_images: int = 16,
+        images: Images = "panel",
         target: str | int = "pred",
         alike: float | None = None,
         outside: float | None = None,
         border: float | None = None,
         drift: float | None = None,
-        stages: tuple[str, ...] | list[str] = ("fit",),
-        **watch: Any,
+        every_n_epochs: int | None = 1,
+        every_n_steps: int | None = None,
+        stages: Stages = ("fit",),
+        on_error: OnError = "warn",
+        budget: Budget | float | None = None,
+        network: str | None = None,
+        output: Output = None,
+        image_key: int | str | None = None,
+        label_key: int | str | None = None,
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(n_images, images, stages=stages, **watch)
+        super().__init__(**common_options(locals()))
         check_target(target)
-        given = {"alike": alike, "outside": outside, "border": border, "drift": drift}
-        self.thresholds = {kind: limit for kind, limit in given.items() if limit is not None}
+        limits = {"alike": alike, "outside": outside, "border": border, "drift": drift}
+        self.thresholds = {kind: limit for kind, limit in limits.items() if limit is not None}
         if not self.thresholds:
-            raise ValueError(f"expected a threshold for one of {list(given)}, got none; pass for example alike=0.9.")
+            raise ValueError(f"expected a threshold for one of {list(limits)}, got none; pass for example alike=0.9.")
         self.methods = name_methods(GradCAM() if methods is None else methods)
         self.target = target
         self.above: set[str] = set()  # names of the values above their threshold
-        self.before: dict[str, Tensor] = {}
-        self.values: dict[str, float] = {}  # of this look
+        self.previous: dict[str, Tensor] = {}  # small maps by method
+        self.latest: dict[str, float] = {}
 
     def settings(self) -> dict[str, Any]:
-        told = {"methods": {name: repr(method) for name, method in self.methods.items()}, "target": self.target}
-        return {**told, "thresholds": self.thresholds, **super().settings()}
+        methods = {name: repr(method) for name, method in self.methods.items()}
+        return {"methods": methods, "target": self.target, "thresholds": self.thresholds, **super().settings()}
 
-    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
+    def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
         return [("alarms", ", ".join(f"{kind} > {limit:g}" for kind, limit in self.thresholds.items()))]
 
-    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
-        if scene is None:
-            return None
-        found = explain_panel(trainer, scene, self.methods, self.target, self.thrift.keep(self.n))
-        return Look({"panel": found})
+    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> Explained:
+        return session.explain(context, self.methods, self.target, self.budget.keep(self.n))
 
-    def scalars(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
         if not parts:
             return {}
-        found = joined([part.found["panel"] for part in parts]).sorted_by_id()
-        maps: dict[str, Tensor] = next(iter(found.maps.values()), {})
-        now = small(found)
+        explained = joined(parts).sorted_by_id()
+        maps: dict[str, Tensor] = next(iter(explained.maps.values()), {})
+        now = small_maps(explained)
         values: dict[str, float] = {}
         for name, S in maps.items():
             mass = S.clamp(min=0)
@@ -109,21 +131,19 @@ class ExplanationAlarms(Watcher):
             if "border" in self.thresholds:
                 values[f"xai/{name}/alarm/border"] = share(mass, ring(S).expand_as(S))
             if "outside" in self.thresholds:
-                if found.inside is None:
+                if explained.inside is None:
                     raise ValueError("expected a mask or boxes in the batch for the alarm 'outside', got neither.")
-                values[f"xai/{name}/alarm/outside"] = share(mass, ~found.inside)
+                values[f"xai/{name}/alarm/outside"] = share(mass, ~explained.inside)
             if "drift" in self.thresholds:
-                before = self.before.get(name)
-                same = before is not None and before.shape == now[name].shape
-                moved = (
-                    compare(now[name], before)["shift"].nanmean() if same and before is not None else torch.zeros(())
-                )
-                values[f"xai/{name}/alarm/drift"] = float(moved)
-        self.before, self.values = now, values
+                previous = self.previous.get(name)
+                same = previous is not None and previous.shape == now[name].shape
+                shift = compare(now[name], previous)["shift"].nanmean() if same else 0.0  # type: ignore[arg-type]
+                values[f"xai/{name}/alarm/drift"] = float(shift)
+        self.previous, self.latest = now, values
         return values
 
-    def show(self, trainer: L.Trainer, parts: list[Any], moment: Moment) -> None:
-        for key, value in self.values.items():
+    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], moment: Moment) -> None:
+        for key, value in self.latest.items():
             method, _, kind = key.removeprefix("xai/").rsplit("/", 2)
             limit = self.thresholds[kind]
             if not value > limit:
@@ -131,22 +151,22 @@ class ExplanationAlarms(Watcher):
             elif key not in self.above:
                 self.above.add(key)
                 message = f"{method}: {MEANINGS[kind]} ({kind} {value:.2f}, threshold {limit:g})"
-                told = {"name": key, "value": value, "threshold": limit, "message": message}
-                self.records.write(trainer, "alarm", moment, **told)
-                log.warning(f"{message}, epoch {moment.epoch}, step {moment.step}")
-                logger_adapters.alert(trainer, MEANINGS[kind], f"{message}, epoch {moment.epoch}, step {moment.step}")
+                session.write("alarm", moment, name=key, value=value, threshold=limit, message=message)
+                text = f"{message}, epoch {moment.epoch}, step {moment.step}"
+                log.warning(text)
+                logger_adapters.alert(session.trainer, MEANINGS[kind], text)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "above": sorted(self.above), "before": self.before}
+        return {**super().state_dict(), "above": sorted(self.above), "previous": self.previous}
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
         self.above = set(saved.read("above", list_of(read_text), []))
-        self.before = saved.read("before", mapping_of(map_stack), {})
+        self.previous = saved.read("previous", mapping_of(map_stack), {})
 
 
 def alike(S: Tensor) -> float:
-    """(1) of maps (n, h, w); NaN with fewer than two that are not constant."""
+    """Return (1) of maps (n, h, w); NaN with fewer than two that are not constant."""
     S = S[~degenerate(S)].flatten(1).double()
     if len(S) < 2:
         return float("nan")
@@ -157,13 +177,13 @@ def alike(S: Tensor) -> float:
 
 
 def share(mass: Tensor, where: Tensor) -> float:
-    """The mean share of each map's mass (n, H, W) that lies where it says, (2), (3)."""
+    """Return the mean share of each map's mass (n, H, W) in the pixels `where`, (2), (3)."""
     mass = mass.nan_to_num().double()
     return float(((mass * where).sum((1, 2)) / mass.sum((1, 2))).nanmean())
 
 
 def ring(S: Tensor) -> Tensor:
-    """The outer tenth of images of the size of maps (n, H, W), (H, W)."""
+    """Return the outer tenth (H, W) of images of the size of maps (n, H, W)."""
     height, width = S.shape[1:]
     outer = torch.ones(height, width, dtype=torch.bool)
     y, x = max(1, round(RING * height)), max(1, round(RING * width))

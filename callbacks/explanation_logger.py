@@ -1,5 +1,6 @@
-"""Where the model looks, epoch by epoch: overlays of a fixed panel of images, and of those it is most wrong about."""
+"""Log where the model looks, epoch by epoch: overlays of a fixed panel of images and of those with the largest loss."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -9,117 +10,137 @@ from lightning.pytorch.utilities import rank_zero_warn
 from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
-from interpretable_training.callbacks.watching.explained import Look, check_target, joined
-from interpretable_training.callbacks.watching.explaining import explain_images, explain_panel
-from interpretable_training.callbacks.watching.hardest_images import Worst
+from interpretable_training.callbacks.watching.explanation_memo import explain_images
+from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
+from interpretable_training.callbacks.watching.hardest_images import HardestImages
 from interpretable_training.callbacks.watching.image_logging import Gallery
+from interpretable_training.callbacks.watching.options import (
+    Images,
+    OnError,
+    Stages,
+    common_options,
+    suggest_options,
+)
 from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import Moment
-from interpretable_training.callbacks.watching.startup_report import probe
+from interpretable_training.callbacks.watching.session import WatchSession, session_of
+from interpretable_training.callbacks.watching.startup_report import Line, probe
 
 
 class ExplanationLogger(Watcher):
-    """Shows maps of a fixed panel of images in the project's logger, and keeps them on disk for the report.
+    """Sends maps of a fixed panel of images to the loggers, and keeps them on disk for the report.
+
+    >>> ExplanationLogger(GradCAM("layer4"), max_images=8, target="both").settings()["worst"]
+    4
+
+    `Watcher` describes the options from `every_n_epochs` on.
 
     Args:
         methods: name -> method, or a list; by default Grad-CAM.
+        max_images: how many images.
         images: which images; see `Watcher`.
-        n_images: how many of them.
         target: the class that is explained: "pred", "label", "both", "least", "topk:K" or a number.
         worst: of how many images more, those with the largest loss in the validation, maps are shown.
         scale: the colors of a map cover its own values ("image"), or the largest of the "run" so far, which shows how
-            strong maps are beside those of other images and epochs.
+            strong maps are compared with those of other images and epochs.
         table: whether a table of all maps' numbers is sent at the end.
-        **watch: when to look and how to read batches; see `Watcher`.
     """
 
+    @suggest_options
     def __init__(
         self,
         methods: Methods | None = None,
-        images: Any = "panel",
-        n_images: int = 16,
+        max_images: int = 16,
+        images: Images = "panel",
         target: str | int = "pred",
         worst: int = 4,
         scale: Literal["image", "run"] = "image",
         table: bool = True,
-        **watch: Any,
+        every_n_epochs: int | None = 1,
+        every_n_steps: int | None = None,
+        stages: Stages = ("fit", "test"),
+        on_error: OnError = "warn",
+        budget: Budget | float | None = None,
+        network: str | None = None,
+        output: Output = None,
+        image_key: int | str | None = None,
+        label_key: int | str | None = None,
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(n_images, images, **watch)
+        super().__init__(**common_options(locals()))
         one_of("scale", scale, "image", "run")
         if worst < 0:
             raise ValueError(f"expected worst of at least 0, got {worst}.")
-        self.methods = name_methods(GradCAM() if methods is None else methods)
         check_target(target)
+        self.methods = name_methods(GradCAM() if methods is None else methods)
         self.target, self.table = target, table
-        self.worst = Worst(worst, self.options)
-        self.told_deaf = False
+        self.hardest = HardestImages(worst, self.options)
+        self.warned = False  # that there are no hardest images
         self.gallery = Gallery(self.methods, scale)
 
     def settings(self) -> dict[str, Any]:
-        told = {"methods": {name: repr(method) for name, method in self.methods.items()}, "target": self.target}
-        return {**told, "worst": self.worst.k, "scale": self.gallery.scale, **super().settings()}
+        methods = {name: repr(method) for name, method in self.methods.items()}
+        settings = {"methods": methods, "target": self.target, "worst": self.hardest.k, "scale": self.gallery.scale}
+        return {**settings, **super().settings()}
 
-    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
-        return probe(trainer, scene, self.methods, self.target, self.n)
+    def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
+        return probe(session.trainer, context, self.methods, self.target, self.n)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.worst.start()
+        self.hardest.start()
 
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.worst.start()
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self.listen(trainer)
+        context = session_of(trainer).found_context(self.options)
+        if context is not None and not trainer.sanity_checking:
+            self.hardest.listen(context.network)
 
-    def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self.listen(trainer)
-
-    def listen(self, trainer: L.Trainer) -> None:
-        """Hear what the network says of the next batch."""
-        scene = self.scenery.scene
-        if scene is not None and not trainer.sanity_checking:
-            self.worst.listen(scene.network)
+    on_test_batch_start = on_validation_batch_start
 
     def after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
-        self.guard(trainer, lambda: self.worst.take(trainer, batch))
+        self._guard(trainer, lambda: self.hardest.take(trainer, batch))
         super().after_batch(trainer, pl_module, batch)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.worst.stop()
+        self.hardest.stop()
         super().on_exception(trainer, pl_module, exception)
 
-    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
-        if scene is None:
-            return None
-        parts = {"panel": explain_panel(trainer, scene, self.methods, self.target, self.thrift.keep(self.n))}
-        if self.worst.deaf and not self.told_deaf:
-            self.told_deaf = True
+    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> dict[str, Explained]:
+        groups = {"panel": session.explain(context, self.methods, self.target, self.budget.keep(self.n))}
+        if self.hardest.unavailable and not self.warned:
+            self.warned = True
             rank_zero_warn(
-                f"ExplanationLogger shows no worst images: {scene.network_name or 'the network'} is not called by the "
-                "step, or is compiled as a part of it; pass network= with the part that is called."
+                f"ExplanationLogger shows no worst images: {context.network_name or 'the network'} is not called by "
+                "the step, or is compiled as a part of it; pass network= with the part that is called."
             )
-        bad = self.worst.kept if trainer.validating or trainer.testing else []
-        if bad:
-            images, label = (torch.stack([getattr(b, name) for b in bad]) for name in ("image", "label"))
+        trainer = session.trainer
+        if self.hardest.images and (trainer.validating or trainer.testing):
+            hardest = self.hardest.images
+            images, label = (torch.stack([getattr(image, name) for image in hardest]) for name in ("image", "label"))
             images = images.to(trainer.lightning_module.device)
-            options = scene.options.output, scene.multilabel, [b.id for b in bad]
-            parts["worst"] = explain_images(self.methods, scene.network, images, label, self.target, *options)
-        self.worst.kept = []
-        return Look(parts)
+            options = context.options.output, context.multilabel, [image.id for image in hardest]
+            groups["worst"] = explain_images(self.methods, context.network, images, label, self.target, *options)
+        self.hardest.images = []
+        return groups
 
-    def show(self, trainer: L.Trainer, parts: list[Any], moment: Moment) -> None:
-        scene = self.scenery.scene
-        assert scene is not None  # rank zero has the first image
-        panel = joined([part.found["panel"] for part in parts]).sorted_by_id()
-        worst = [part.found["worst"] for part in parts if "worst" in part.found]
-        groups = {"panel": panel} | ({"worst": joined(worst).largest_losses(self.worst.k)} if worst else {})
-        self.gallery.show(trainer, self.records, scene, groups, moment)
+    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], moment: Moment) -> None:
+        groups = {"panel": joined([part["panel"] for part in parts]).sorted_by_id()}
+        hardest = [part["worst"] for part in parts if "worst" in part]
+        if hardest:
+            groups["worst"] = joined(hardest).largest_losses(self.hardest.k)
+        self.gallery.show(session, context, groups, moment)
 
-    def finish(self, trainer: L.Trainer) -> None:
+    def finish(self, session: WatchSession) -> None:
         if self.table:
-            self.gallery.send_table(trainer, self.records)
+            self.gallery.send_table(session)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "gallery": self.gallery.state_dict()}

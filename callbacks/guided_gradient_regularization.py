@@ -15,15 +15,15 @@ import lightning as L
 from torch import Tensor, nn
 
 from interpretable_training.batches.read import pick
-from interpretable_training.modules.guided_gradient_classifier import (
+from interpretable_training.regularization import GuidedGradientRegularizer, Parts
+from interpretable_training.regularization.gradients import RecordedForward, record_forward
+from interpretable_training.regularization.monitoring import (
     grad_scale,
     log_parts,
-    report,
-    say_compiled,
+    report_gated,
+    warn_if_compiled,
     warn_of_collapse,
 )
-from interpretable_training.regularization import GuidedGradientRegularizer, Parts
-from interpretable_training.regularization.gradients import Run, record
 
 CRITERIA = ("criterion", "loss", "loss_fn", "loss_function")
 
@@ -60,7 +60,7 @@ class GuidedGradientRegularization(L.Callback):
                 f"expected a module with automatic optimization, got {type(pl_module).__name__} with manual; "
                 "call GuidedGradientRegularizer in its training_step instead."
             )
-        say_compiled(pl_module)
+        warn_if_compiled(pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -95,7 +95,7 @@ class GuidedGradientRegularization(L.Callback):
         log_parts(pl_module, replace(parts, classification=loss.detach() / factor), len(step.images))
         loss.add_(factor * parts.weight * parts.regularization)  # (4.4)
         if not self.reported:
-            report(pl_module, parts)
+            report_gated(pl_module, parts)
             self.reported = True
 
     def compare_part(self, step: "Step", pl_module: L.LightningModule, scale: float) -> Parts:
@@ -129,11 +129,11 @@ class Step:
         self.weight, self.batch, self.stack = weight, batch, ExitStack()
         self.images: Tensor | None = None
         self.network: nn.Module | None = None
-        self.run: Run | None = None
+        self.run: RecordedForward | None = None
 
     def record(self, pl_module: L.LightningModule, regularizer: GuidedGradientRegularizer) -> None:
         """Intercept activations until `stack` is closed."""
-        self.run = self.stack.enter_context(record(pl_module, regularizer.at, regularizer.scope))
+        self.run = self.stack.enter_context(record_forward(pl_module, regularizer.at, regularizer.scope))
 
     def watch(self, pl_module: L.LightningModule, name: str | None) -> None:
         """Find the images among the arguments of the network."""

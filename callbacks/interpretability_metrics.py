@@ -1,27 +1,41 @@
-"""How faithful explanations are while the model trains, as numbers that the project's other callbacks can watch."""
+"""Log how faithful explanations are while the model trains, as numbers that other callbacks can monitor."""
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import lightning as L
 import torch
 
-from interpretable_training.attribution import Attribution, GradCAM
+from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.batching import in_chunks
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.batches.read import Picked
 from interpretable_training.batches.source import annotations_of
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.errors import Failure
+from interpretable_training.callbacks.watching.explanations import Explained
+from interpretable_training.callbacks.watching.options import (
+    Images,
+    OnError,
+    Stages,
+    common_options,
+    suggest_options,
+)
 from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.session import WatchSession
+from interpretable_training.callbacks.watching.startup_report import PROBED, Line
 from interpretable_training.evaluation.cache import Part
 from interpretable_training.evaluation.evaluate import CONTROLS, name_metrics
+from interpretable_training.evaluation.restricted_maps import Restricted
 from interpretable_training.evaluation.runner import EvaluationRun, scaling
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
 from interpretable_training.metrics.core.base import ImageMetric
@@ -30,19 +44,21 @@ from interpretable_training.report.value_readers import list_of, mapping_of, rea
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
 
 
-FEW = 4  # images are tried at the start
-
-
 def default_metrics() -> list[ImageMetric]:
-    """Drop, increase and gain, and both curves in ten steps: 24 passes for each image."""
+    """Return drop, increase and gain, and both curves in ten steps: 24 passes for each image."""
     return [AverageDrop(), AverageIncrease(), AverageGain(), Insertion(steps=10), Deletion(steps=10)]
 
 
 class InterpretabilityMetrics(Watcher):
-    """Logs `xai/<method>/<metric>` (`test/xai/...` in test), the means over a fixed set of images.
+    """Logs `xai/<method>/<metric>`, the means over a fixed set of images; with the stage first in test and validate.
 
     `ModelCheckpoint(monitor="xai/gradcam/average_gain")`, `EarlyStopping`, schedulers and sweeps see them in the same
     validation, wherever the callback stands in the list.
+
+    >>> list(InterpretabilityMetrics(GradCAM("layer4"), [AverageDrop(), AverageGain()]).metrics)
+    ['average_drop', 'average_gain']
+
+    `Watcher` describes the options from `every_n_epochs` on.
 
     Args:
         methods: name -> method, or a list; by default Grad-CAM.
@@ -51,23 +67,35 @@ class InterpretabilityMetrics(Watcher):
         images: which images; see `Watcher`.
         target: the class that is explained and scored: "label" (where batches have none the predicted one), "pred" or
             "least".
-        controls: whether to measure Fake-CAM and a random map too, which know nothing of the model.
+        controls: whether to measure Fake-CAM and a random map too, which ignore the model.
         chunk_size: images per pass; by default what suits the device and the image size.
-        **watch: when to look and how to read batches; see `Watcher`.
     """
 
+    @suggest_options
     def __init__(
         self,
         methods: Methods | None = None,
         metrics: Metrics | None = None,
         max_images: int = 64,
-        images: Any = "panel",
+        images: Images = "panel",
         target: Literal["label", "pred", "least"] = "label",
         controls: bool = False,
         chunk_size: int | None = None,
-        **watch: Any,
+        every_n_epochs: int | None = 1,
+        every_n_steps: int | None = None,
+        stages: Stages = ("fit", "test"),
+        on_error: OnError = "warn",
+        budget: Budget | float | None = None,
+        network: str | None = None,
+        output: Output = None,
+        image_key: int | str | None = None,
+        label_key: int | str | None = None,
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(max_images, images, **watch)
+        super().__init__(**common_options(locals()))
         one_of("target", target, "label", "pred", "least")
         self.methods = name_methods(GradCAM() if methods is None else methods)
         if controls:
@@ -75,7 +103,7 @@ class InterpretabilityMetrics(Watcher):
         self.metrics = name_metrics(default_metrics() if metrics is None else metrics)
         self.target, self.chunk_size = target, chunk_size
         self.best: dict[str, float] = {}
-        self.told: set[str] = set()  # metrics whose passports are logged
+        self.described: set[str] = set()  # metrics whose passports are in the journal
 
     def settings(self) -> dict[str, Any]:
         methods = {name: repr(method) for name, method in self.methods.items()}
@@ -83,68 +111,81 @@ class InterpretabilityMetrics(Watcher):
         maps = {name: scaling(method) for name, method in self.methods.items()}
         return {"methods": methods, "maps": maps, "metrics": passports, "target": self.target, **super().settings()}
 
-    def adapted(self, scene: RunContext) -> dict[str, ImageMetric]:
-        """The metrics, which mask in the colors of the images where these are known."""
-        mean, std = scene.colors.mean, scene.colors.std
-        if mean is None and not scene.colors.guessed:
+    def _adapted(self, context: RunContext) -> dict[str, ImageMetric]:
+        """Return the metrics, which mask in the colors of the images where these are known."""
+        mean, std = context.colors.mean, context.colors.std
+        if mean is None and not context.colors.guessed:
             mean, std = (0.0,), (1.0,)
-        return {name: metric.adapted(mean, std, scene.multilabel) for name, metric in self.metrics.items()}
+        return {name: metric.adapted(mean, std, context.multilabel) for name, metric in self.metrics.items()}
 
-    def begun(self, trainer: L.Trainer, scene: RunContext) -> None:
-        passports = {name: metric.passport() for name, metric in self.adapted(scene).items()}
+    def start(self, session: WatchSession, context: RunContext) -> None:
+        passports = {name: metric.passport() for name, metric in self._adapted(context).items()}
         for name, passport in passports.items():
-            if name not in self.told:
-                self.records.write(trainer, "passport", None, metric=name, facts=passport)
-        self.told |= set(passports)
-        logger_adapters.log_facts(trainer, {"passports": passports})
+            if name not in self.described:
+                session.write("passport", None, metric=name, facts=passport)
+        self.described |= set(passports)
+        logger_adapters.log_facts(session.trainer, {"passports": passports})
 
-    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
-        n = min(self.n, scene.size(trainer))
-        start, found = time.perf_counter(), self.rows(trainer, scene, FEW)
-        seconds = (time.perf_counter() - start) * n / max(1, min(FEW, n))
-        failed = [("failed", str(why)) for why in found.errors.values()]
-        return [*failed, ("a look", f"about {seconds:.2g} s for {n} images")]
+    def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
+        n = min(self.n, context.size(session.trainer))
+        session.memo.clear()  # else the time may lack what another callback computed
+        start, measured = time.perf_counter(), self._measure(session, context, PROBED)
+        seconds = (time.perf_counter() - start) * n / max(1, min(PROBED, n))
+        failed = [("failed", str(why)) for why in measured.errors.values()]
+        return [*failed, ("an explanation step", f"about {seconds:.2g} s for {n} images")]
 
-    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
-        return None if scene is None else self.rows(trainer, scene, self.thrift.keep(self.n))
+    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> "Measurements":
+        return self._measure(session, context, self.budget.keep(self.n))
 
-    def rows(self, trainer: L.Trainer, scene: RunContext, n: int) -> "Measured":
-        """The numbers of this process's images among the first `n`."""
-        found, metrics = Measured(), self.adapted(scene)
-        for ids, picked in scene.batches(trainer, n):
+    def _measure(self, session: WatchSession, context: RunContext, n: int) -> "Measurements":
+        """Return the numbers of this process's images among the first `n`."""
+        measured, metrics = Measurements(), self._adapted(context)
+        for ids, picked, explained in self._batches(session, context, n):
             target = "pred" if self.target == "label" and picked.target is None else self.target
-            options = target, scene.multilabel, scene.options.output, self.chunk_size
-
-            def measure(methods: dict[str, Attribution], *seen: Any, options: Any = options) -> None:
-                work = EvaluationRun(scene.network, methods, metrics, *options)
-                found.measure(work, *seen)
-
-            with suppress(Exception):  # which of the methods it was shows when each is alone
-                measure(self.methods, ids, picked)
+            options = metrics, target, context.multilabel, context.options.output, self.chunk_size
+            methods = self.methods
+            if explained is not None:
+                maps = explained.maps[target]
+                methods = {name: method for name, method in methods.items() if name in maps}
+                measured.errors |= {name: why for name, why in explained.errors.items() if name not in maps}
+            with suppress(Exception):  # a method alone shows whether it is the one that fails
+                measured.add(EvaluationRun(context.network, methods, *options), ids, picked, explained)
                 continue
-            for name, method in self.methods.items():
+            for name, method in methods.items():
                 try:
-                    measure({name: method}, ids, picked)
-                except Exception as error:  # counted and said by the base
-                    found.errors[name] = Failure(error, name)
-        return found
+                    measured.add(EvaluationRun(context.network, {name: method}, *options), ids, picked, explained)
+                except Exception as error:  # counted by the base
+                    measured.errors[name] = Failure(error, name)
+        return measured
 
-    def scalars(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+    def _batches(self, session: WatchSession, context: RunContext, n: int) -> Any:
+        """Yield ids, batch and explanations; None where each run explains by itself.
+
+        That is where maps depend on the boxes of a batch, or images have a row for each of several labels.
+        """
+        several = context.multilabel and self.target == "label"
+        if several or any(isinstance(method, Restricted) for method in self.methods.values()):
+            for ids, picked in context.batches(session.trainer, n):
+                yield ids, picked, None
+        else:
+            yield from session.explain_batches(context, self.methods, self.target, n)
+
+    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
         values: dict[str, float] = {}
         for method in self.methods:
             for name, metric in self.metrics.items():
-                found = [
+                numbers = [
                     part.values[method][name] for measured in parts for part in measured.parts if method in part.values
                 ]
-                rows = torch.cat(found).double() if found else torch.full((1, metric.columns), math.nan)
+                rows = torch.cat(numbers).double() if numbers else torch.full((1, metric.columns), math.nan)
                 values[f"xai/{method}/{name}"] = float(metric.aggregate(rows.nanmean(0)))
-                invalid = int(rows.isnan().any(1).sum()) if found else 0
+                invalid = int(rows.isnan().any(1).sum()) if numbers else 0
                 if invalid:
                     values[f"xai/{method}/{name}/invalid"] = float(invalid)
-        self.remember(values, moment)
+        self._keep_best(values, moment)
         return values
 
-    def remember(self, values: dict[str, float], moment: Moment) -> None:
+    def _keep_best(self, values: Mapping[str, float], moment: Moment) -> None:
         """Keep the best of each number of a fit, for the summary."""
         for method in self.methods if moment.stage == "fit" else ():
             for name, metric in self.metrics.items():
@@ -153,34 +194,37 @@ class InterpretabilityMetrics(Watcher):
                 if not math.isnan(values[key]):
                     self.best[key] = better(self.best.get(key, values[key]), values[key])
 
-    def finish(self, trainer: L.Trainer) -> None:
-        logger_adapters.log_summary(trainer, {f"best/{key}": value for key, value in self.best.items()})
+    def finish(self, session: WatchSession) -> None:
+        logger_adapters.log_summary(session.trainer, {f"best/{key}": value for key, value in self.best.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "best": self.best, "told": sorted(self.told)}
+        return {**super().state_dict(), "best": self.best, "described": sorted(self.described)}
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
         self.best = saved.read("best", mapping_of(read_number), {})
-        self.told = set(saved.read("told", list_of(read_text), []))
+        self.described = set(saved.read("described", list_of(read_text), []))
 
 
-class Measured:
-    """The numbers of a process's images, and why some methods have none."""
+@dataclass
+class Measurements:
+    """The numbers of a process's images, and why single methods have none."""
 
-    def __init__(self) -> None:
-        self.parts: list[Part] = []
-        self.errors: dict[str, Failure] = {}
+    parts: list[Part] = field(default_factory=list)
+    errors: dict[str, Failure] = field(default_factory=dict)
 
-    def measure(self, work: EvaluationRun, ids: list[int], picked: Picked) -> None:
-        """Add those of a batch; in halves, where memory does not suffice."""
+    def add(self, run: EvaluationRun, ids: list[int], picked: Picked, explained: Explained | None) -> None:
+        """Add the numbers of a batch; in halves, where memory does not suffice."""
         parts: list[Part] = []
 
-        def some(rows: slice) -> None:
+        def measure(rows: slice) -> None:
             few = picked.rows(rows)
+            maps = None if explained is None else explained.rows(list(range(len(ids)))[rows])
             check = not self.parts and not parts
-            where = annotations_of(few.rest)
-            parts.append(work.measure(len(self.parts), ids[rows], few.images, few.target, check, where))
+            found = None if maps is None else (maps.targets[run.target], maps.maps[run.target])
+            parts.append(
+                run.measure(len(self.parts), ids[rows], few.images, few.target, check, annotations_of(few.rest), found)
+            )
 
-        in_chunks(some, len(ids), len(ids), picked.images)
+        in_chunks(measure, len(ids), len(ids), picked.images)
         self.parts += parts

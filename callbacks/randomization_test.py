@@ -1,5 +1,6 @@
-"""Whether explanations depend on what the model has learned, asked when training ends."""
+"""Test at the end of training whether explanations depend on what the model has learned."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -8,58 +9,75 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
+from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
+from interpretable_training.callbacks.watching.options import Images, OnError, common_options, suggest_options
 from interpretable_training.callbacks.watching.schedule import Moment, this_moment
+from interpretable_training.callbacks.watching.session import WatchSession, session_of
 from interpretable_training.metrics.sanity.checks import Check, SanityTable
 from interpretable_training.metrics.sanity.parameter_randomization import ParameterRandomization
 
 
 class RandomizationTest(Watcher):
-    """Compares maps with those of the network with random layers; a method whose maps stay the same fails.
+    """Compares maps with those of the network with random layers; a method with the same maps fails.
 
     Runs once, at the end of fit, on the images of rank zero; the network is not written. Call `run` for any other time.
 
+    >>> RandomizationTest(GradCAM("layer4"), max_images=4).settings()["max_images"]
+    4
+
+    `Watcher` describes the options from `on_error` on.
+
     Args:
         methods: name -> method, or a list; by default Grad-CAM.
+        max_images: how many images.
         images: which images; see `Watcher`.
-        n_images: how many of them.
         test: which layers become random and when a method passes; by default two steps from the output on.
-        **watch: how to read batches; see `Watcher`.
     """
 
+    @suggest_options
     def __init__(
         self,
         methods: Methods | None = None,
-        images: Any = "panel",
-        n_images: int = 8,
+        max_images: int = 8,
+        images: Images = "panel",
         test: ParameterRandomization | None = None,
-        **watch: Any,
+        on_error: OnError = "warn",
+        network: str | None = None,
+        output: Output = None,
+        image_key: int | str | None = None,
+        label_key: int | str | None = None,
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
     ) -> None:
-        super().__init__(n_images, images, every_n_epochs=None, stages=("fit",), **watch)
+        super().__init__(every_n_epochs=None, stages=("fit",), **common_options(locals()))
         self.methods = name_methods(GradCAM() if methods is None else methods)
         self.test = test or ParameterRandomization(stages=2, similarity=("ssim", "spearman_abs"))
 
     def settings(self) -> dict[str, Any]:
         methods = {name: repr(method) for name, method in self.methods.items()}
-        return {"methods": methods, "images": self.n, "test": repr(self.test)}
+        return {"methods": methods, "max_images": self.n, "test": repr(self.test)}
 
-    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
+    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> None:
         return None
 
-    def finish(self, trainer: L.Trainer) -> None:
-        self.run(trainer, trainer.lightning_module)
+    def finish(self, session: WatchSession) -> None:
+        self.run(session.trainer, session.trainer.lightning_module)
 
     def run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Check]:
-        """Do the test now, and log what came out."""
-        scene = self.scenery.find(trainer, pl_module)
-        if scene is None:
+        """Run the test now, log its numbers and return them."""
+        session = session_of(trainer)
+        context = session.context(self.options, pl_module)
+        if context is None:
             return []
-        images = torch.cat([picked.images for _, picked in scene.batches(trainer)])
-        checks = self.test(scene.network, self.methods, images, output=scene.options.output)
+        images = torch.cat([picked.images for _, picked in context.batches(trainer)])
+        checks = self.test(context.network, self.methods, images, output=context.options.output)
         rows = [{"method": c.method, "similarity": c.similarity, "passed": c.passed, "rule": c.rule} for c in checks]
-        self.records.write(trainer, "randomization", this_moment(trainer), rows=rows)
+        session.write("randomization", this_moment(trainer), rows=rows)
         values = {f"xai/{c.method}/randomization_{kind}": v for c in checks for kind, v in c.similarity.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=logger_adapters.logged_step(trainer))

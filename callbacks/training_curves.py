@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from interpretable_training.callbacks.watching.folders import run_folder
+from interpretable_training.callbacks.watching.run_journal import run_folder
 from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.report.value_readers import mapping_of, read_count, read_number
 from interpretable_training.visual import draw_curves

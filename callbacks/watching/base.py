@@ -1,49 +1,62 @@
-"""The base of the callbacks that watch: when they look, what happens when looking fails, and what it costs.
+"""The base of the watching callbacks: when they explain, how failures are handled, and what an explanation step costs.
 
-A look is `measure` on each process, one exchange between processes, `scalars` logged by all and `show` on rank zero.
-Whatever `measure` or `show` raise is counted, said once, and does not end the training.
+In an explanation step each process computes its part, the processes exchange their parts, all of them log the numbers
+and rank zero draws. An exception in any of this is counted, logged once, and does not end the training.
 """
 
-import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import lightning as L
 
-from interpretable_training.attribution.core.map_operations import one_of
-from interpretable_training.callbacks.watching.budget import Budget, BudgetController, at_least_one
-from interpretable_training.callbacks.watching.context import Images, RunContext, options_of
-from interpretable_training.callbacks.watching.errors import Failure, attempt, attempt_for
-from interpretable_training.callbacks.watching.records import Records, address, watchers
+from interpretable_training.attribution.core.prepared_model import Output
+from interpretable_training.callbacks.watching.budget import Budget, BudgetController
+from interpretable_training.callbacks.watching.conflicts import warn_of_conflicts
+from interpretable_training.callbacks.watching.context import RunContext
+from interpretable_training.callbacks.watching.errors import ErrorPolicy, Failure
+from interpretable_training.callbacks.watching.hooks import WatchHooks, active_callbacks
+from interpretable_training.callbacks.watching.options import (
+    Images,
+    OnError,
+    Stages,
+    WatchOptions,
+    common_options,
+    suggest_options,
+)
+from interpretable_training.callbacks.watching.run_journal import RunJournal, read_address
 from interpretable_training.callbacks.watching.saved_state import Saved, epoch_and_step
-from interpretable_training.callbacks.watching.scenery import Scenery
 from interpretable_training.callbacks.watching.schedule import (
     Moment,
+    Schedule,
     gather,
-    last_batch,
-    last_epoch,
     this_moment,
-    validates_now,
 )
+from interpretable_training.callbacks.watching.session import StartEntry, WatchSession, session_of
+from interpretable_training.callbacks.watching.startup_report import Line, context_lines
 from interpretable_training.report.value_readers import mapping_of, optional, read_count
 
 
-class Watcher(L.Callback):
-    """Looks at the model from time to time and changes nothing in it.
+class Watcher(WatchHooks):
+    """Explains the model from time to time and changes nothing in it.
+
+    A subclass implements `compute`, and `values` or `draw`.
+
+    >>> Watcher(max_images=4, stages=["fit", "validate"]).settings()
+    {'max_images': 4, 'every_n_epochs': 1, 'every_n_steps': None}
 
     Args:
-        n: how many images are watched; of indices all.
+        max_images: how many images are explained; of indices all.
         images: which: "panel" (chosen by the seed, as many of each class), indices of the validation set, a data set or
             loader of your own, or a function of the trainer that returns a batch.
-        every_n_epochs: look at each validation of every n-th epoch, the first and the last one included; at the end of
-            an epoch that has no validation. None: not by epochs.
-        every_n_steps: look also every n steps of the optimizer.
-        stages: stages in which to look, of "fit", "validate" and "test".
-        on_error: "warn" says the reason of a failure once, counts it and goes on; "raise" ends the training.
-        budget: what looking may cost; more of it makes the callback look at fewer images, then less often. A number is
-            a share of the epoch's time.
+        every_n_epochs: explain at each validation of every n-th epoch, the first and the last one included; at the end
+            of an epoch that has no validation. None: not by epochs.
+        every_n_steps: explain also every n steps of the optimizer.
+        stages: stages in which to explain, of "fit", "validate" and "test".
+        on_error: "warn" logs the reason of a failure once, counts it and goes on; "raise" ends the training.
+        budget: the highest cost; above it the callback explains fewer images, then less often. A number is a share of
+            the epoch's time.
         network: name of the part of the LightningModule that is explained; by default it is found.
         output: the logits in what it returns: a key, an index or a function; by default they are found.
         image_key: name or index of the images in a batch; by default they are found.
@@ -54,64 +67,63 @@ class Watcher(L.Callback):
         seed: of the choice of images.
     """
 
-    same_images = False  # whether all images are needed at each look
+    same_images = False  # whether all images are needed in each explanation step
 
+    @suggest_options
     def __init__(
         self,
-        n: int,
+        max_images: int = 16,
         images: Images = "panel",
         every_n_epochs: int | None = 1,
         every_n_steps: int | None = None,
-        stages: tuple[str, ...] | list[str] = ("fit", "test"),
-        on_error: Literal["warn", "raise"] = "warn",
+        stages: Stages = ("fit", "test"),
+        on_error: OnError = "warn",
         budget: Budget | float | None = None,
-        **reading: Any,
+        network: str | None = None,
+        output: Output = None,
+        image_key: int | str | None = None,
+        label_key: int | str | None = None,
+        class_names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
     ) -> None:
-        if isinstance(images, str):
-            one_of("images", images, "panel")
-        elif isinstance(images, Sequence):
-            n = len(images)
-        for stage in stages:
-            one_of("stages", stage, "fit", "validate", "test")
-        one_of("on_error", on_error, "warn", "raise")
-        at_least_one(n=n, every_n_epochs=every_n_epochs, every_n_steps=every_n_steps)
-        self.n, self.images, self.stages, self.on_error = n, images, tuple(stages), on_error
-        self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
-        self.options = options_of(type(self), reading)
-        # A callback whose images must stay the same looks less often instead of at fewer of them.
-        self.thrift = BudgetController(budget, n) if self.same_images else BudgetController(budget)
-        self.records = Records()
-        self.scenery = Scenery(images, n, self.options)
-        self.step = 0  # after the last batch
-        self.met = False  # whether there was a look in this validation
-        self.looked: tuple[int, int] | None = None  # epoch and step
-        self.looked_in: int | None = None  # the last epoch
-        self.reasons: Counter[str] = Counter()
-        self.new: dict[str, Any] = {}  # the state before the first training
+        self.options = WatchOptions(**common_options(locals()))
+        self.n = self.options.count
+        # A callback whose images must stay the same explains less often instead of fewer of them.
+        self.budget = BudgetController(budget, self.n) if self.same_images else BudgetController(budget)
+        self.errors = ErrorPolicy(self.label, on_error)
+        self.schedule = Schedule(every_n_epochs, every_n_steps)
+        self.journal: RunJournal | None = None
+        self.address: dict[str, str] | None = None  # of the journal of the checkpoint from which the training resumes
+        self._reported = False  # whether the start-up report has the context
+        self.initial_state: dict[str, Any] = {}
 
-    # What subclasses say
+    # What subclasses implement
 
-    def measure(self, trainer: L.Trainer, scene: RunContext | None, moment: Moment) -> Any:
-        """What this process finds in its images; None where it has none. No exchange with other processes."""
-        raise NotImplementedError(f"expected {type(self).__name__} to implement measure.")
+    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> Any:
+        """Return what this process computes of its images. No exchange with other processes."""
+        raise NotImplementedError(f"expected {type(self).__name__} to implement compute.")
 
-    def scalars(self, parts: list[Any], moment: Moment) -> dict[str, float]:
-        """Numbers to be logged, the same in every process; NaN where all parts are missing."""
+    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+        """Return numbers to be logged, the same in every process; NaN where all parts are missing."""
         return {}
 
-    def show(self, trainer: L.Trainer, parts: list[Any], moment: Moment) -> None:
+    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], moment: Moment) -> None:
         """Write pictures and records; on rank zero."""
 
     def settings(self) -> dict[str, Any]:
-        """What this callback was told to do."""
-        return {"images": self.n, "every_n_epochs": self.every_n_epochs, "every_n_steps": self.every_n_steps}
+        """Return the options that the journal and the loggers get."""
+        return {name: getattr(self.options, name) for name in ("every_n_epochs", "every_n_steps")} | {
+            "max_images": self.n
+        }
 
-    def facts(self, trainer: L.Trainer, scene: RunContext) -> list[tuple[str, str]]:
-        """Lines of the report at the start that are this callback's own."""
+    def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
+        """Return the callback's own lines of the start-up report; on rank zero."""
         return []
 
-    def begun(self, trainer: L.Trainer, scene: RunContext) -> None:
-        """What is sent once, at the start."""
+    def start(self, session: WatchSession, context: RunContext) -> None:
+        """Send what is sent once, at the start."""
 
     @property
     def label(self) -> str:
@@ -120,194 +132,111 @@ class Watcher(L.Callback):
 
     @property
     def state_key(self) -> str:
-        images = self.images if isinstance(self.images, (str, list, tuple)) else type(self.images).__name__
-        told = {
-            **self.settings(),
-            "images": images,
-            "n": self.n,
-            "stages": self.stages,
-            "network": self.options.network,
-        }
-        return self._generate_state_key(**{name: repr(value) for name, value in told.items()})
+        """Different for callbacks whose settings differ."""
+        options = self.options
+        images = options.images if isinstance(options.images, (str, list, tuple)) else type(options.images).__name__
+        named = {"images": images, "n": self.n, "stages": tuple(options.stages), "network": options.network}
+        return self._generate_state_key(**{name: repr(value) for name, value in (self.settings() | named).items()})
 
-    # When to look
+    # The start of a stage
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.new = self.new or copy.deepcopy(self.state_dict())
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.begin(trainer, pl_module)
-
-    on_test_start = on_train_start
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.met = False
-        if trainer.state.fn == "validate":
-            self.begin(trainer, pl_module)
-
-    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prepare what can be prepared before the first look, and say what was found."""
-        self.scenery.clear()
-        self.step, self.met = trainer.global_step, False
-        if trainer.state.fn not in self.stages:
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find the run context if there are images already, and add to the start-up report."""
+        self.schedule.begin(trainer)
+        self._reported = False
+        if not self._is_active(trainer):
             return
         if trainer.state.fn == "fit" and not trainer.global_step:
-            self.load_state_dict(self.new)  # of an earlier training nothing is left
-        self.records.open(trainer)
-        found = attempt_for(self, trainer, lambda: self.scenery.find(trainer, pl_module))
-        failed = [part for part in gather(trainer, found if isinstance(found, Failure) else None) if part]
-        self.failed(trainer, failed, this_moment(trainer))
-        self.tell(trainer)
-        if watchers(trainer)[-1] is self:
-            self.records.started(trainer, watchers(trainer))
+            self.load_state_dict(self.initial_state)  # nothing remains of an earlier training
+        session, moment = session_of(trainer), this_moment(trainer)
+        if not session.is_open:
+            warn_of_conflicts(trainer, active_callbacks(trainer))
+            peers = [callback for callback in trainer.callbacks if isinstance(callback, Watcher)]  # type: ignore[attr-defined]
+            addresses = [peer.address for peer in peers if peer.address is not None]
+            session.open([peer.journal for peer in peers], addresses[0] if addresses else None)
+        self.journal, self.address = session.run, None
+        context = session.attempt(self.errors, lambda: session.context(self.options, pl_module))
+        failures = [part for part in gather(trainer, context if isinstance(context, Failure) else None) if part]
+        session.fail(self.errors, failures, moment)
+        self._add_to_start_report(session, None if isinstance(context, Failure) else context)
+        if self._all_arrived(trainer, "start"):
+            self._guard(trainer, session.write_start_report)
 
-    def tell(self, trainer: L.Trainer) -> bool:
-        """Say what was found, as soon as there is something; whether it was said now."""
-        scene = self.scenery.scene
-        if scene is None or self.scenery.told:
-            return False
-        self.scenery.told = True
-        self.guard(trainer, lambda: self.records.tell(trainer, self, scene))
-        self.guard(trainer, lambda: self.begun(trainer, scene))
-        return True
+    def _add_to_start_report(self, session: WatchSession, context: RunContext | None) -> None:
+        lines: list[Line] = []
+        self._reported = context is not None
+        if context is not None:
+            lines += context_lines(context, session.trainer.lightning_module)
+            if session.trainer.is_global_zero:
+                self._guard(session.trainer, lambda: lines.extend(self.start_lines(session, context)))
+            self._guard(session.trainer, lambda: self.start(session, context))
+        session.entries.append(StartEntry(self.label, self.settings(), context, lines))
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.thrift.start_epoch()
+    # An explanation step
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if "fit" not in self.stages:
-            return
-        step, before = trainer.global_step, self.step
-        self.step = step
-        if self.scenery.waits and not trainer.enable_validation:
-            self.guard(trainer, lambda: self.scenery.take(batch))
-        if self.due(trainer) and validates_now(trainer):
-            return  # to look then
-        every = (self.every_n_steps or 0) * self.thrift.stretch(self.n)
-        by_steps = every > 0 and step // every > before // every  # an optimizer may make several steps in a batch
-        # An epoch without validation ends here for us: what is logged now is seen by every callback at its end.
-        by_epochs = trainer.is_last_batch and self.due(trainer) and self.looked_in != trainer.current_epoch
-        if by_steps or by_epochs:
-            self.look(trainer, pl_module, by_epochs, on_step=True)
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self.after_batch(trainer, pl_module, batch)
-
-    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
-
-    def after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
-        """Look after the last batch: averaged weights, which later hooks take away again, are still in the model."""
-        if trainer.sanity_checking or trainer.state.fn not in self.stages:
-            return
-        if self.scenery.waits:
-            self.guard(trainer, lambda: self.scenery.take(batch))
-        if last_batch(trainer):
-            self.meet(trainer, pl_module)
-
-    def meet(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look once in a validation or test, where all processes do."""
-        if not self.met and (trainer.state.fn != "fit" or self.due(trainer)):
-            self.look(trainer, pl_module)
-        self.met = True
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.state.fn in self.stages:
-            self.meet(trainer, pl_module)  # for this process there was no batch
-
-    on_test_epoch_end = on_validation_epoch_end
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.records.validated_in = trainer.current_epoch
-        if trainer.state.fn == "validate":
-            self.records.report(trainer, self)
-
-    def due(self, trainer: L.Trainer) -> bool:
-        """Whether this epoch is one to look at."""
-        every = (self.every_n_epochs or 0) * self.thrift.stretch(self.n)
-        return every > 0 and (trainer.current_epoch % every == 0 or last_epoch(trainer))
-
-    def look(
+    def _explain(
         self, trainer: L.Trainer, pl_module: L.LightningModule, for_epoch: bool = True, on_step: bool = False
     ) -> None:
-        """Measure, exchange, log, show."""
-        moment = this_moment(trainer)
-        key = (moment.epoch, moment.step)
-        if moment.stage == "fit" and key == self.looked:  # before the checkpoint from which the run went on was written
-            return
-        start, size = time.perf_counter(), self.records.bytes_written
-        part = attempt_for(self, trainer, lambda: self.measure(trainer, self.scenery.find(trainer, pl_module), moment))
-        parts = gather(trainer, part)
-        if moment.stage == "fit":
-            self.looked, self.looked_in = key, moment.epoch if for_epoch else self.looked_in
-        if self.tell(trainer):
-            self.records.started(trainer, [self])
-        failed = [part for part in parts if isinstance(part, Failure)]
+        """Compute, exchange, log, draw."""
+        session, moment = session_of(trainer), this_moment(trainer)
+        if moment.stage == "fit" and (moment.epoch, moment.step) == self.schedule.last_step:
+            return  # explained before the checkpoint was written from which the training resumed
+        start, size = time.perf_counter(), session.bytes_written
+        parts = gather(trainer, session.attempt(self.errors, lambda: self._part(session, pl_module, moment)))
+        self.schedule.record(moment, for_epoch)
+        context = session.found_context(self.options)
+        if context is not None and not self._reported:
+            self._add_to_start_report(session, context)
+            self._guard(trainer, session.write_start_report)
+        failures = [part for part in parts if isinstance(part, Failure)]
         good = [part for part in parts if part is not None and not isinstance(part, Failure)]
-        partly = [failure for part in good for failure in getattr(part, "errors", {}).values()]
-        self.failed(trainer, failed + partly, moment)
-        if good or failed:
-            found = attempt(lambda: self.scalars(good, moment))  # the same in all processes
-            self.failed(trainer, [found] if isinstance(found, Failure) else [], moment)
-            values = {} if isinstance(found, Failure) else found
-            self.records.log(trainer, self, {moment.prefix + k: v for k, v in values.items()}, moment, on_step)
+        of_methods = [failure for part in good for failure in method_failures(part)]
+        session.fail(self.errors, failures + of_methods, moment)
+        if good or failures:
+            self._log(session, good, moment, on_step)
         if good and trainer.is_global_zero:
-            self.guard(trainer, lambda: self.show(trainer, good, moment))
-        self.thrift.spend(time.perf_counter() - start, self.records.bytes_written - size)
+            assert context is not None  # rank zero has the first image
+            self._guard(trainer, lambda: self.draw(session, context, good, moment))
+        self.budget.spend(time.perf_counter() - start, session.bytes_written - size)
 
-    def guard(self, trainer: L.Trainer, work: Callable[[], Any]) -> None:
-        """Do what concerns this process alone; a failure is counted."""
-        if isinstance(found := attempt_for(self, trainer, work), Failure):
-            self.failed(trainer, [found], this_moment(trainer))
+    def _part(self, session: WatchSession, pl_module: L.LightningModule, moment: Moment) -> Any:
+        context = session.context(self.options, pl_module)
+        return None if context is None else self.compute(session, context, moment)
 
-    def failed(self, trainer: L.Trainer, failures: list[Failure], moment: Moment) -> None:
-        """Count failures; raise the first where that was asked for."""
-        for failure in failures:
-            self.reasons[failure.reason] += 1
-            self.records.failed(trainer, self, failure, moment)
-        if failures and self.on_error == "raise":
-            raise failures[0].error
-        for failure in failures:
-            failure.forget()
+    def _log(self, session: WatchSession, parts: list[Any], moment: Moment, on_step: bool) -> None:
+        values: dict[str, float] = {}
+        try:
+            values = self.values(parts, moment)  # the same in all processes
+        except Exception as error:
+            session.fail(self.errors, [Failure(error)], moment)
+        values = {moment.prefix + name: value for name, value in values.items()}
+        session.log(self.errors.owner, values, moment, on_step)
+        if values and on_step:
+            self._guard(session.trainer, lambda: session.send(values, moment))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if "fit" not in self.stages:
-            return
-        if self.due(trainer) and self.looked_in != trainer.current_epoch:  # a loader that does not know its last batch
-            self.look(trainer, pl_module)
-        self.thrift.end_epoch(trainer)
-        self.records.end_epoch(trainer, self, this_moment(trainer), self.thrift.adjust(trainer, self.n))
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and "fit" in self.stages:
-            self.guard(trainer, lambda: self.finish(trainer))
-
-    def finish(self, trainer: L.Trainer) -> None:
-        """What is sent once, at the end; on rank zero."""
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.records.report(trainer, self)
-
-    on_test_end = on_fit_end
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self.records.report(trainer, self)
+    # The state in a checkpoint
 
     def state_dict(self) -> dict[str, Any]:
-        told = {"looked": self.looked, "looked_in": self.looked_in, "reasons": dict(self.reasons)}
-        return {**told, "thrift": self.thrift.state_dict(), "journal": self.records.address}
+        schedule = {name: getattr(self.schedule, name) for name in ("last_step", "last_epoch")}
+        journal = None if self.journal is None else self.journal.address
+        state = {"reasons": dict(self.errors.reasons), "budget": self.budget.state_dict(), "journal": journal}
+        return {**schedule, **state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         Saved(state_dict).load(self.restore, self.label)
 
     def restore(self, saved: Saved) -> None:
         """Take over the state of a checkpoint."""
-        self.looked = saved.read("looked", optional(epoch_and_step), None)
-        self.looked_in = saved.read("looked_in", optional(read_count), None)
-        self.reasons = Counter(saved.read("reasons", mapping_of(read_count), {}))
-        self.thrift.restore(saved.part("thrift"))
-        self.records.resumed = saved.read("journal", optional(address), None)
+        self.schedule.last_step = saved.read("last_step", optional(epoch_and_step), None)
+        self.schedule.last_epoch = saved.read("last_epoch", optional(read_count), None)
+        self.errors.reasons = Counter(saved.read("reasons", mapping_of(read_count), {}))
+        self.budget.restore(saved.part("budget"))
+        self.schedule.stretch = self.budget.stretch(self.n)
+        self.address = saved.read("journal", optional(read_address), None)
+
+
+def method_failures(part: Any) -> list[Failure]:
+    """Return why single methods failed in a part, or in the parts of a mapping, each reason once."""
+    groups = part.values() if isinstance(part, Mapping) else [part]
+    failures = [failure for group in groups for failure in getattr(group, "errors", {}).values()]
+    return list({failure.reason: failure for failure in failures}.values())

@@ -1,4 +1,4 @@
-"""What looking costs, and doing less of it when it costs too much."""
+"""The cost of a callback, and how a budget limits it."""
 
 import math
 import time
@@ -11,14 +11,17 @@ from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import gather
 from interpretable_training.report.value_readers import read_count
 
-FEWEST = 4  # images: below that it is better to look less often
-HIGHEST = 64  # level
-EASE = 3  # a level is taken back when looking costs this many times less than it may
+MIN_IMAGES = 4  # with fewer images a callback explains less often instead
+MAX_LEVEL = 64
+SLACK = 3  # a level is taken back when the cost is this many times below the budget
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a callback may cost.
+    """The highest cost of a callback in an epoch.
+
+    >>> Budget(share=0.05, megabytes=20)
+    Budget(share=0.05, megabytes=20)
 
     Args:
         share: of the time of an epoch, such as 0.05.
@@ -38,58 +41,62 @@ class Budget:
 
 
 class BudgetController:
-    """Counts seconds and bytes of an epoch, and how far the callback thins itself out.
+    """Counts seconds and bytes of an epoch, and sets how many images a callback explains and how often.
 
-    Each level halves the number of images; below the fewest each level doubles the time between looks instead.
+    Each level halves the number of images; below the fewest each level doubles the time between explanation steps
+    instead.
     """
 
-    def __init__(self, budget: Budget | float | None, fewest: int = FEWEST) -> None:
+    def __init__(self, budget: Budget | float | None, fewest: int = MIN_IMAGES) -> None:
         self.budget = Budget(budget) if isinstance(budget, (int, float)) else budget
         self.fewest, self.level = fewest, 0
         self.seconds, self.bytes, self.start = 0.0, 0, time.perf_counter()
         self.duration = math.inf
 
     def start_epoch(self) -> None:
+        """Count from zero."""
         self.seconds, self.bytes, self.start = 0.0, 0, time.perf_counter()
 
     def spend(self, seconds: float, size: int) -> None:
+        """Add the cost of an explanation step."""
         self.seconds, self.bytes = self.seconds + seconds, self.bytes + size
 
-    def end_epoch(self, trainer: L.Trainer) -> None:
+    def end_epoch(self) -> None:
+        """Set the duration of the epoch."""
         self.duration = max(time.perf_counter() - self.start, 1e-9)
 
     @property
     def share(self) -> float:
-        """Of the last epoch's time."""
+        """Share of the last epoch's time."""
         return self.seconds / self.duration
 
     def keep(self, n: int) -> int:
-        """How many of n images are left at this level."""
+        """Return how many of n images are left at this level."""
         return max(n >> self.level, min(n, self.fewest))
 
     def stretch(self, n: int) -> int:
-        """By which factor looks are rarer at this level."""
+        """Return the factor by which explanation steps are rarer at this level."""
         halvings = int(math.log2(n / self.fewest)) if n > self.fewest else 0
         return 2 ** max(0, self.level - halvings)
 
     def adjust(self, trainer: L.Trainer, n: int) -> str:
-        """Go a level up or down by what the epoch cost in the dearest process; what changed, in words."""
+        """Go a level up or down by the cost in the most expensive process; return what changed, in words."""
         if self.budget is None:
             return ""
         spent = gather(trainer, (self.share, self.bytes / 1e6))
         if not any(share for share, _ in spent):
-            return ""  # an epoch without a look
+            return ""  # an epoch without an explanation step
         limits = (self.budget.share, self.budget.megabytes)
         used = [max(part[i] for part in spent) / limit for i, limit in enumerate(limits) if limit is not None]
         level = self.level + (1 if max(used, default=0.0) > 1 else 0)
-        if self.level and max(used, default=1.0) < 1 / EASE:
+        if self.level and max(used, default=1.0) < 1 / SLACK:
             level = self.level - 1
         if level == self.level:
             return ""
         self.level = level
         share, megabytes = max(part[0] for part in spent), max(part[1] for part in spent)
         stretch = self.stretch(n)
-        often = f", in one of {stretch} epochs in which it would look" if stretch > 1 else ""
+        often = f", in one of {stretch} epochs in which it would explain" if stretch > 1 else ""
         return (
             f"used {share:.1%} of the epoch and {megabytes:.2g} MB, its budget is {self.budget}; from now on "
             f"{self.keep(n)} of {n} images{often}"
@@ -99,11 +106,4 @@ class BudgetController:
         return {"level": self.level}
 
     def restore(self, saved: Saved) -> None:
-        self.level = min(saved.read("level", read_count, 0), HIGHEST)
-
-
-def at_least_one(**counts: int | None) -> None:
-    """Refuse counts that are none."""
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"expected {name} of at least 1, got {value}.")
+        self.level = min(saved.read("level", read_count, 0), MAX_LEVEL)

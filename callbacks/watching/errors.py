@@ -1,52 +1,71 @@
-"""What happened instead of a look."""
+"""Failures of explanation steps: how they are counted, logged, and kept from ending the training."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 
 from interpretable_training.attribution.core.state import StateWarning, listen
-from interpretable_training.callbacks.watching.schedule import this_moment
-
-if TYPE_CHECKING:
-    from interpretable_training.callbacks.watching.base import Watcher
+from interpretable_training.callbacks.watching.options import OnError
 
 
 class Failure:
-    """An exception on its way from one process to the others; of a single method, if it is named."""
+    """An exception that one process sends to the others; of a single method, if it is named."""
 
     def __init__(self, error: Exception, method: str = "") -> None:
         self.error = error
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        self.reason = f"{method}: {told}" if method else told
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        self.reason = f"{method}: {text}" if method else text
 
     def __str__(self) -> str:
         return self.reason
 
-    def forget(self) -> None:
-        """Let go of what the traceback holds, which may be tensors that fill the memory."""
+    def release(self) -> None:
+        """Drop the traceback, whose frames may hold tensors that fill the memory."""
         self.error = RuntimeError(self.reason)
 
     def __getstate__(self) -> dict[str, Any]:  # the exception itself may not be one that can be sent
         return {"error": RuntimeError(self.reason), "reason": self.reason}
 
 
-def attempt(work: Callable[[], Any], changed: Callable[[str], None] | None = None) -> Any:
-    """The result of `work`, or its failure; `changed` is called with state that could not be put back."""
-    try:
-        with listen(changed) if changed else nullcontext():
-            return work()
-    except Exception as error:
-        return Failure(error)
+class ErrorPolicy:
+    """Count the failures of a callback by their reason; warn of each reason once, or raise.
 
+    Args:
+        owner: name of the callback, in warnings and in the journal.
+        on_error: "warn" or "raise".
+    """
 
-def attempt_for(watcher: "Watcher", trainer: L.Trainer, work: Callable[[], Any]) -> Any:
-    """`attempt`; state that could not be put back is a failure with on_error="raise", and is logged with "warn"."""
-    changes: list[str] = []
-    result = attempt(work, changes.append)
-    failures = [Failure(StateWarning(text)) for text in dict.fromkeys(changes)]
-    if failures and watcher.on_error == "raise":
-        return result if isinstance(result, Failure) else failures[0]
-    watcher.failed(trainer, failures, this_moment(trainer))
-    return result
+    def __init__(self, owner: str, on_error: OnError) -> None:
+        self.owner, self.on_error = owner, on_error
+        self.reasons: Counter[str] = Counter()
+
+    def attempt(self, work: Callable[[], Any], write: Callable[..., None]) -> Any:
+        """Return the result of `work` or its Failure; state that could not be put back counts as a failure too."""
+        changes: list[str] = []
+        try:
+            with listen(changes.append):
+                result = work()
+        except Exception as error:
+            result = Failure(error)
+        failures = [Failure(StateWarning(text)) for text in dict.fromkeys(changes)]
+        if failures and self.on_error == "raise":
+            return result if isinstance(result, Failure) else failures[0]
+        self.handle(failures, write)
+        return result
+
+    def handle(self, failures: Sequence[Failure], write: Callable[..., None]) -> None:
+        """Count failures, pass each to `write`, and raise the first with on_error="raise"."""
+        for failure in failures:
+            self.reasons[failure.reason] += 1
+            first = self.reasons[failure.reason] == 1
+            if first and self.on_error == "warn":
+                state = isinstance(failure.error, StateWarning)  # the maps exist, but the training has changed
+                text = f"{self.owner} failed, the training goes on: {failure.reason}"
+                rank_zero_warn(f"{self.owner}: {failure.reason}" if state else text)
+            write("failure", callback=self.owner, reason=failure.reason, first=first)
+        if failures and self.on_error == "raise":
+            raise failures[0].error
+        for failure in failures:
+            failure.release()

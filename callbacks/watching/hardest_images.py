@@ -1,4 +1,4 @@
-"""The images on which the network is most wrong in a validation, found while it runs, at no further pass."""
+"""The images with the largest losses of a validation, found while it runs, without a further pass."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
+from interpretable_training.attribution.core.checksum import checksum
 from interpretable_training.attribution.core.targets import pick_logits
 from interpretable_training.batches.read import pick
-from interpretable_training.callbacks.watching.context import Options
 from interpretable_training.callbacks.watching.discovery import output_of
-from interpretable_training.callbacks.watching.explained import losses
+from interpretable_training.callbacks.watching.explanations import losses
 from interpretable_training.callbacks.watching.image_panel import indexed
-from interpretable_training.metrics.core.base import checksum
+from interpretable_training.callbacks.watching.options import WatchOptions
 
 
 @dataclass
-class Bad:
+class HardImage:
     """An image with its loss."""
 
     loss: float
@@ -27,50 +27,55 @@ class Bad:
     label: Tensor
 
 
-class Worst:
+class HardestImages:
     """Reads the logits that the network returns in `validation_step`, and keeps the images with the largest losses.
 
-    The network is listened to by a hook for the time of a batch. A network that `validation_step` does not call, or
-    that is compiled as a part of the step, is not heard.
+    A hook reads the logits, for the time of a batch. Hardest images are unavailable when `validation_step` does not
+    call the network, or the network is compiled as a part of the step.
+
+    Args:
+        k: how many images are kept.
+        options: how batches and outputs are read.
     """
 
-    def __init__(self, k: int, options: Options) -> None:
+    def __init__(self, k: int, options: WatchOptions) -> None:
         self.k, self.options = k, options
-        self.kept: list[Bad] = []
-        self.heard: Any = None
+        self.images: list[HardImage] = []
+        self.output: Any = None
         self.handle: torch.utils.hooks.RemovableHandle | None = None
         self.position = 0  # in this process
-        self.batches = 0  # that were listened to
+        self.batches = 0  # in which the hook was registered
 
     def start(self) -> None:
-        """Forget the last validation."""
+        """Drop the images of the last validation."""
         self.stop()
-        self.kept, self.position, self.batches = [], 0, 0
+        self.images, self.position, self.batches = [], 0, 0
 
     def listen(self, network: nn.Module) -> None:
-        """Before a batch."""
+        """Register the hook, before a batch."""
         self.stop()
         if self.k:
-            self.handle = network.register_forward_hook(self.hear)
+            self.handle = network.register_forward_hook(self.keep_output)
 
-    def hear(self, network: nn.Module, args: Any, output: Any) -> None:
-        if self.heard is None:  # later calls are those of other callbacks after the step
-            self.heard = output
+    def keep_output(self, network: nn.Module, args: Any, output: Any) -> None:
+        """Keep what the first call in a batch returns."""
+        if self.output is None:  # later calls are those of other callbacks after the step
+            self.output = output
 
     def stop(self) -> None:
-        """After a batch, or an error in it."""
+        """Remove the hook, after a batch or an error in it."""
         if self.handle is not None:
             self.handle.remove()
-        self.handle = self.heard = None
+        self.handle = self.output = None
 
     @property
-    def deaf(self) -> bool:
-        """Whether the network said nothing in any of the batches."""
+    def unavailable(self) -> bool:
+        """Whether no step called the network."""
         return self.batches > 0 and self.position == 0
 
     def take(self, trainer: L.Trainer, batch: Any) -> None:
-        """Compare the batch with what is kept."""
-        output = self.heard
+        """Compare the losses of a batch with the largest so far."""
+        output = self.output
         self.batches += self.handle is not None
         self.stop()
         if not self.k or output is None:
@@ -85,15 +90,15 @@ class Worst:
         if loss is None:
             return
         loss = loss.nan_to_num(nan=float("inf"))
-        floor = self.kept[-1].loss if len(self.kept) == self.k else -float("inf")
+        floor = self.images[-1].loss if len(self.images) == self.k else -float("inf")
         for row in loss.topk(min(self.k, n)).indices.tolist():
             if float(loss[row]) > floor:
                 image, label = picked.images[row].detach().cpu().clone(), picked.target[row].detach().cpu().clone()
                 # Ranks take turns where Lightning shares a loader among them.
                 index = trainer.global_rank + trainer.world_size * (start + row)
                 index = index if ordered(trainer) else -1 - int(checksum(image), 16)
-                self.kept.append(Bad(float(loss[row]), index, image, label))
-        self.kept = sorted(self.kept, key=lambda bad: -bad.loss)[: self.k]
+                self.images.append(HardImage(float(loss[row]), index, image, label))
+        self.images = sorted(self.images, key=lambda bad: -bad.loss)[: self.k]
 
 
 def ordered(trainer: L.Trainer) -> bool:

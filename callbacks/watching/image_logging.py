@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -11,10 +10,10 @@ from interpretable_training.attribution import Attribution
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.discovery import name_of
-from interpretable_training.callbacks.watching.explained import Explained, statistics
-from interpretable_training.callbacks.watching.records import Records
+from interpretable_training.callbacks.watching.explanations import Explained, statistics
 from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.report.journal import Journal, read_journal, shrink
 from interpretable_training.report.value_readers import list_of, mapping_of, read_number, read_text
 from interpretable_training.visual.map_levels import map_scales
@@ -34,17 +33,15 @@ class Gallery:
         self.tops: dict[str, float] = {}  # by method
         self.sent: set[str] = set()  # the stages whose original images were sent
 
-    def show(
-        self, trainer: L.Trainer, records: Records, scene: RunContext, groups: dict[str, Explained], moment: Moment
-    ) -> None:
+    def show(self, session: WatchSession, context: RunContext, groups: dict[str, Explained], moment: Moment) -> None:
         """Draw the groups of a moment, and send them in one call."""
         images: dict[str, tuple[list[Tensor], list[str]]] = {}
         prefix, test = moment.prefix + "xai", moment.stage == "test"
-        kept: list[tuple[str, Explained, Tensor, dict[str, Tensor]]] = []
+        shown: list[tuple[str, Explained, Tensor, dict[str, Tensor]]] = []
         for group, found in groups.items():
-            pictures = scene.colors.pictures(found.images)
+            pictures = context.colors.pictures(found.images)
             if group == "panel" and moment.stage not in self.sent:
-                images[f"{prefix}/images"] = (list(as_bytes(pictures)), self.titles(found, scene.class_names))
+                images[f"{prefix}/images"] = (list(as_bytes(pictures)), self.titles(found, context.class_names))
             rows = {"image": as_bytes(pictures)}
             for view, maps in found.maps.items():
                 for method, S in maps.items():
@@ -52,14 +49,14 @@ class Gallery:
                     name = method if len(found.maps) == 1 else f"{method}/{view}"
                     rows[name.replace("/", " ")] = drawn
                     key = f"{prefix}/{name}" if group == "panel" else f"{prefix}/{group}/{name}"
-                    images[key] = (list(drawn), self.captions(found, view, S, scene, moment))
-            kept.append((f"test-{group}" if test else group, found, pictures, rows))
+                    images[key] = (list(drawn), self.captions(found, view, S, context, moment))
+            shown.append((f"test-{group}" if test else group, found, pictures, rows))
         try:
-            for part in kept if records.journal is not None else ():
-                own = scene.panel.prefix if part[0].endswith("panel") else ""
-                self.keep(records.journal, scene.class_names, *part, moment, ("test-" if test else "") + own)
+            for part in shown if session.run is not None else ():
+                prefix = ("test-" if test else "") + (context.panel.prefix if part[0].endswith("panel") else "")
+                self.keep(session.run.journal, context.class_names, *part, moment, prefix)
         finally:  # also with a full disk
-            logger_adapters.log_images(trainer, images, moment.logged, moment.epoch)
+            logger_adapters.log_images(session.trainer, images, moment.logged, moment.epoch)
             self.sent.add(moment.stage)
 
     def keep(
@@ -128,35 +125,36 @@ class Gallery:
             titles.append(f"{name_of(class_names, pred)} {float(prob[i]):.2f}{wrong}")
         return titles
 
-    def captions(self, found: Explained, view: str, S: Tensor, scene: RunContext, moment: Moment) -> list[str]:
+    def captions(self, found: Explained, view: str, S: Tensor, context: RunContext, moment: Moment) -> list[str]:
         """What is to know of each overlay."""
         numbers, target = statistics(S), found.targets[view]
-        prob, titles, captions = found.prob(target), self.titles(found, scene.class_names), []
+        prob, titles, captions = found.prob(target), self.titles(found, context.class_names), []
         for i, index in enumerate(found.ids):
-            label, about = self.label(found, i), name_of(scene.class_names, int(target[i]))
+            label, about = self.label(found, i), name_of(context.class_names, int(target[i]))
             parts = [f"#{index}"] if index >= 0 else []  # unknown where the loader shuffles
             parts.append(f"predicted {titles[i]}")
             if label is not None:
-                parts.append(f"true {name_of(scene.class_names, label)}")
+                parts.append(f"true {name_of(context.class_names, label)}")
             parts.append(f"shown {about} {float(prob[i]):.2f}")
             parts.append(" ".join(f"{name} {float(numbers[name][i]):.3g}" for name in ("max", "mass", "entropy")))
             parts += ["map is constant"] if numbers["degenerate"][i] else []
-            parts += ["colors guessed"] if scene.colors.guessed else []
+            parts += ["colors guessed"] if context.colors.guessed else []
             parts += [f"{moment.weights} weights"] if moment.weights != "raw" else []
             captions.append(" | ".join(parts))
         return captions
 
-    def send_table(self, trainer: L.Trainer, records: Records) -> None:
-        """All maps' numbers as one table, once."""
-        if records.journal is None or not trainer.loggers:
+    def send_table(self, session: WatchSession) -> None:
+        """Send the numbers of all maps as one table, once."""
+        if session.run is None or not session.trainer.loggers:
             return
+        journal = session.run.journal
         rows: list[list[Any]] = []
-        for line in read_journal(records.journal.folder, records.journal.run).of("maps"):
+        for line in read_journal(journal.folder, journal.run).of("maps"):
             for row in line["rows"] if line["method"] in self.methods else []:
                 told = [line.get(name) for name in ("epoch", "step", "group")]
                 told += [row["id"], line["method"], line["view"]]
                 rows.append(told + [row.get(name) for name in ("label", "pred", "target", "prob", "loss", *NUMBERS)])
-        logger_adapters.log_table(trainer, "xai/maps", COLUMNS + NUMBERS, rows[-ROWS:])
+        logger_adapters.log_table(session.trainer, "xai/maps", COLUMNS + NUMBERS, rows[-ROWS:])
 
     def state_dict(self) -> dict[str, Any]:
         return {"tops": self.tops, "sent": sorted(self.sent)}

@@ -1,14 +1,15 @@
-"""Which images are watched: the same ones in every epoch and every run of a sweep."""
+"""The panel: the images that are explained, the same in every epoch and every run of a sweep."""
 
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -18,16 +19,14 @@ from interpretable_training.attribution.core.state import same_state
 from interpretable_training.attribution.core.state_undo import dotted
 from interpretable_training.batches.read import pick
 from interpretable_training.batches.source import again, indices_of
-
-if TYPE_CHECKING:
-    from interpretable_training.callbacks.watching.context import Options
+from interpretable_training.callbacks.watching.options import WatchOptions
 
 READ_PER_IMAGE = 4  # items read for each image wanted, where labels are only known by reading
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Images to watch, as batches of the project's own loader.
+    """The images that are explained, as batches of the project's own loader.
 
     Attributes:
         ids: index of each image in its data set.
@@ -50,7 +49,7 @@ class Panel:
 
 @contextmanager
 def seeded(seed: int, *sources: Any) -> Iterator[None]:
-    """Draw from the seed alone inside, and put everything back afterwards.
+    """Draw random numbers from the seed alone inside the block, and restore all state afterwards.
 
     Args:
         seed: of the global generators and of those that the sources hold.
@@ -58,10 +57,10 @@ def seeded(seed: int, *sources: Any) -> Iterator[None]:
     """
     with same_generators(), same_state(*sources) as state:
         if state.iterators and any(isinstance(source, Dataset) for source in sources):
-            held = dotted(state.iterators[0][2])
+            place = dotted(state.iterators[0][2])
             raise ValueError(
-                f"expected a data set that can be read without changing it, got an iterator at {held!r} whose position "
-                "cannot be put back; pass images= with a function that returns a batch."
+                f"expected a data set that can be read without changing it, got an iterator at {place!r} whose "
+                "position cannot be put back; pass images= with a function that returns a batch."
             )
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -73,15 +72,13 @@ def seeded(seed: int, *sources: Any) -> Iterator[None]:
         yield
 
 
-def choose_panel(
-    loader: DataLoader, n: int, options: "Options", rank: int = 0, world: int = 1, prefix: str = ""
-) -> Panel:
-    """`n` images of a loader's data set, as many of each class as there are; those of one rank.
+def choose_panel(loader: DataLoader, options: WatchOptions, rank: int = 0, world: int = 1, prefix: str = "") -> Panel:
+    """Choose images of a loader's data set, as many of each class, and return those of one rank.
 
     Labels are taken from the data set's list of them; where it has none, some items are read. The classes take turns,
     so that the first images are balanced too.
     """
-    index, seed = indices_of(loader), options.seed
+    index, seed, n = indices_of(loader), options.seed, options.count
     assert index is not None, "asked before"
     order = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))].tolist()
     with seeded(seed, loader.dataset):
@@ -94,7 +91,7 @@ def choose_panel(
 
 
 def read_panel(loader: DataLoader, ids: Sequence[int], source: str, seed: int) -> Panel:
-    """The images of given indices, in the loader's batches; their random transforms are drawn by the seed."""
+    """Read the images of given indices in the loader's batches; their random transforms are drawn by the seed."""
     size = loader.batch_size or 32
     parts = [list(ids[i : i + size]) for i in range(0, len(ids), size)]
     batches = read(loader, parts, seed)
@@ -104,7 +101,7 @@ def read_panel(loader: DataLoader, ids: Sequence[int], source: str, seed: int) -
 
 
 def read(loader: DataLoader, parts: list[list[int]], seed: int) -> list[Any]:
-    """Batches of given indices; the data set and what collates them are left as they were."""
+    """Return batches of given indices; the data set and the collate function stay as they were."""
     with seeded(seed, loader.dataset, loader.collate_fn, loader.worker_init_fn):
         return list(again(loader, parts)) if parts else []
 
@@ -117,20 +114,20 @@ def repeats(batch: Any, first: Any) -> bool:
 
 
 def known_labels(dataset: Any) -> dict[int, int] | None:
-    """Index -> class, where the data set has a list of its labels, as those of torchvision have."""
+    """Return index -> class, where the data set has a list of its labels, as those of torchvision have."""
     if isinstance(dataset, Subset):
         inner = known_labels(dataset.dataset)
         return None if inner is None else {i: inner[j] for i, j in enumerate(dataset.indices) if j in inner}
     tensors = getattr(dataset, "tensors", None)
-    held: list[Any] = [getattr(dataset, name, None) for name in ("targets", "labels", "y")]
+    lists: list[Any] = [getattr(dataset, name, None) for name in ("targets", "labels", "y")]
     if isinstance(tensors, dict):
-        held.append(tensors.get("target"))
+        lists.append(tensors.get("target"))
     elif isinstance(tensors, (tuple, list)):
-        held += tensors[1:]
+        lists += tensors[1:]
     samples = getattr(dataset, "samples", None)
     if isinstance(samples, list) and samples and isinstance(samples[0], (tuple, list)) and len(samples[0]) == 2:
-        held.append([sample[1] for sample in samples])
-    for labels in held:
+        lists.append([sample[1] for sample in samples])
+    for labels in lists:
         if isinstance(labels, (list, tuple, Tensor)) and len(labels) == len(dataset):
             try:
                 values = torch.as_tensor(labels)
@@ -141,8 +138,8 @@ def known_labels(dataset: Any) -> dict[int, int] | None:
     return None
 
 
-def read_labels(loader: DataLoader, ids: list[int], options: "Options") -> dict[int, int] | None:
-    """Index -> class of some items, found by reading them; None where they have no single label."""
+def read_labels(loader: DataLoader, ids: list[int], options: WatchOptions) -> dict[int, int] | None:
+    """Return index -> class of some items by reading them; None where they have no single label."""
     labels: dict[int, int] = {}
     for part, start in zip(read_panel(loader, ids, "", options.seed).batches, count(0, loader.batch_size or 32)):
         try:
@@ -156,7 +153,7 @@ def read_labels(loader: DataLoader, ids: list[int], options: "Options") -> dict[
 
 
 def balanced(order: list[int], labels: dict[int, int] | None, n: int) -> list[int]:
-    """The first `n` of an order, taking a class after the other in turn."""
+    """Return the first `n` of an order; the classes take turns."""
     if labels is None:
         return order[:n]
     groups: dict[int, list[int]] = {}
@@ -170,7 +167,7 @@ def balanced(order: list[int], labels: dict[int, int] | None, n: int) -> list[in
 
 
 def first_loader(loaders: Any) -> DataLoader | None:
-    """The first loader of what a Trainer holds: one, or a list or dict of them."""
+    """Return the first loader of what a Trainer holds: one, or a list or dict of them."""
     if isinstance(loaders, DataLoader):
         return loaders
     if isinstance(loaders, dict):
@@ -183,3 +180,25 @@ def first_loader(loaders: Any) -> DataLoader | None:
 def indexed(loader: Any) -> bool:
     """Whether the images of a loader can be read by their index."""
     return isinstance(loader, DataLoader) and isinstance(loader.dataset, Dataset) and indices_of(loader) is not None
+
+
+class Collector:
+    """Copies the first images of the batches that pass by, where none can be read by index."""
+
+    def __init__(self, n: int, options: WatchOptions) -> None:
+        self.n, self.options, self.seen = n, options, 0
+        self.batches: list[Any] = []
+
+    def take(self, batch: Any) -> None:
+        """Keep a copy of a batch on the CPU, as long as there are too few."""
+        if self.seen < self.n:
+            images = pick(batch, self.options.image_key, self.options.label_key).images
+            self.batches.append(apply_to_collection(batch, Tensor, lambda t: t.detach().cpu().clone()))
+            self.seen += len(images)
+
+    def panel(self, rank: int, world: int) -> Panel | None:
+        """Return the images as a panel; the processes' images take turns in their numbers."""
+        if not self.batches:
+            return None
+        ids = list(range(rank, rank + world * self.seen, world))
+        return Panel(ids, self.batches, "the first of the stream", ready=True)

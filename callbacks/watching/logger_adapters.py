@@ -26,6 +26,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from interpretable_training.callbacks.watching._compat import key_prefix, logged_step
 from interpretable_training.text_tables import csv_text
 
 Pictures = Sequence[np.ndarray | Tensor]
@@ -33,13 +34,6 @@ Checked = Mapping[str, Sequence[tuple[np.ndarray, str]]]  # by key that is fit f
 
 TITLE = 63  # characters that W&B allows the title of an alert
 LONGEST = 100  # characters of a key, to which loggers add steps and digests for a file name of 255 at most
-
-
-def logged_step(trainer: L.Trainer) -> int:
-    """The step under which Lightning files what is logged at this moment; `global_step` counts each optimizer."""
-    step = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
-    hook = getattr(trainer.lightning_module, "_current_fx_name", None)
-    return step - 1 if hook == "on_train_epoch_end" else step  # for which Lightning itself goes back by one
 
 
 def log_images(
@@ -110,7 +104,7 @@ class Adapter:
 
     def prefixed(self, key: str) -> str:
         """The key with the prefix that the logger puts before all of its keys."""
-        prefix = getattr(self.logger, "_prefix", "")
+        prefix = key_prefix(self.logger)
         return f"{prefix}{self.logger.LOGGER_JOIN_CHAR}{key}" if prefix else key
 
 

@@ -1,26 +1,27 @@
-"""When something is watched, and by how many processes."""
+"""When callbacks explain, and how processes exchange what they computed."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
-from lightning.pytorch.callbacks import WeightAveraging
 
-from interpretable_training.callbacks.watching.logger_adapters import logged_step
+from interpretable_training.callbacks.watching._compat import averages_weights, logged_step, may_stop, validates_now
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment of a run.
+    """One moment of a run, at which callbacks explain.
+
+    >>> Moment("test", epoch=3, step=12, logged=12).prefix
+    'test/'
 
     Attributes:
         stage: "fit", "validate" or "test".
         epoch: the trainer's current one.
         step: optimizer steps so far.
-        logged: the step under which Lightning files what is logged now.
+        logged: the step under which Lightning logs now.
         weights: "raw", or "averaged" while a callback has put averaged weights into the model.
-        last: whether the run is about to end.
     """
 
     stage: str
@@ -37,16 +38,67 @@ class Moment:
 
     @property
     def prefix(self) -> str:
-        """Of logged names."""
-        return "test/" if self.stage == "test" else ""
+        """Start of all logged names: nothing in fit, "validate/" and "test/" in these stages."""
+        return "" if self.stage == "fit" else f"{self.stage}/"
+
+
+class Schedule:
+    """Decides after which batches, validations and epochs a callback explains.
+
+    Args:
+        every_n_epochs: explain in each n-th epoch, None for no epoch.
+        every_n_steps: explain each n steps of the optimizer, None for no step.
+    """
+
+    def __init__(self, every_n_epochs: int | None, every_n_steps: int | None) -> None:
+        self.every_n_epochs, self.every_n_steps = every_n_epochs or 0, every_n_steps or 0
+        self.stretch = 1  # factor by which a budget makes explanation steps rarer
+        self.last_step: tuple[int, int] | None = None  # epoch and step of the last explanation step of a fit
+        self.last_epoch: int | None = None  # the last epoch with an explanation step of its own
+        self.step = 0  # after the last batch
+        self.validated = False  # whether this validation was asked for already
+
+    def begin(self, trainer: L.Trainer) -> None:
+        """Begin a stage."""
+        self.step, self.validated = trainer.global_step, False
+
+    def is_due(self, trainer: L.Trainer) -> bool:
+        """Whether this epoch is one in which to explain."""
+        every = self.every_n_epochs * self.stretch
+        return every > 0 and (trainer.current_epoch % every == 0 or is_last_epoch(trainer))
+
+    def epoch_lacks_step(self, trainer: L.Trainer) -> bool:
+        """Whether this epoch is one in which to explain, and did not have its explanation step yet."""
+        return self.is_due(trainer) and self.last_epoch != trainer.current_epoch
+
+    def after_training_batch(self, trainer: L.Trainer) -> tuple[bool, bool]:
+        """Return whether to explain now, and whether that is the explanation step of the epoch."""
+        step, before = trainer.global_step, self.step
+        self.step = step
+        if self.is_due(trainer) and validates_now(trainer):
+            return False, False  # the validation that follows has an explanation step
+        every = self.every_n_steps * self.stretch
+        by_steps = every > 0 and step // every > before // every  # an optimizer may make several steps in a batch
+        # An epoch without validation ends here: what is logged now is seen by every callback at its end.
+        by_epochs = trainer.is_last_batch and self.epoch_lacks_step(trainer)
+        return by_steps or by_epochs, by_epochs
+
+    def in_validation(self, trainer: L.Trainer) -> bool:
+        """Whether to explain at the end of a validation or test; once in each."""
+        explain = not self.validated and (trainer.state.fn != "fit" or self.is_due(trainer))
+        self.validated = True
+        return explain
+
+    def record(self, moment: Moment, for_epoch: bool) -> None:
+        """Note an explanation step of a fit."""
+        if moment.stage == "fit":
+            self.last_step = moment.epoch, moment.step
+            self.last_epoch = moment.epoch if for_epoch else self.last_epoch
 
 
 def this_moment(trainer: L.Trainer) -> Moment:
-    """The moment at which a hook runs."""
-    averaged = trainer.validating and any(
-        isinstance(callback, WeightAveraging) and callback._average_model is not None
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-    )
+    """Return the moment at which a hook runs."""
+    averaged = trainer.validating and any(map(averages_weights, trainer.callbacks))  # type: ignore[attr-defined]
     return Moment(
         str(trainer.state.fn.value if trainer.state.fn else "fit"),
         trainer.current_epoch,
@@ -57,7 +109,7 @@ def this_moment(trainer: L.Trainer) -> Moment:
 
 
 def gather(trainer: L.Trainer, part: Any) -> list[Any]:
-    """What each process has; every process has to call it, whatever happened to it before."""
+    """Return the parts of all processes; every process has to call it, whatever happened before."""
     if trainer.world_size == 1 or not (dist.is_available() and dist.is_initialized()):
         return [part]
     parts: list[Any] = [None] * trainer.world_size
@@ -65,20 +117,14 @@ def gather(trainer: L.Trainer, part: Any) -> list[Any]:
     return parts
 
 
-def validates_now(trainer: L.Trainer) -> bool:
-    """Whether a validation follows the batch of training that has just ended."""
-    loop: Any = trainer.fit_loop
-    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
-
-
-def last_epoch(trainer: L.Trainer) -> bool:
+def is_last_epoch(trainer: L.Trainer) -> bool:
     """Whether the training ends with this epoch, as far as can be known."""
     steps = 0 < trainer.max_steps <= trainer.global_step
-    stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
+    stopped = may_stop(trainer)
     return steps or stopped or trainer.current_epoch + 1 == trainer.max_epochs
 
 
-def last_batch(trainer: L.Trainer) -> bool:
+def is_last_batch(trainer: L.Trainer) -> bool:
     """Whether the batch that has just been validated or tested was the last one."""
     if trainer.state.fn == "test":
         loop: Any = trainer.test_loop

@@ -1,7 +1,7 @@
-"""What is said before the first look: the layers, whether a gradient reaches them, and what a look will cost."""
+"""The start-up report: network, images, layers, and the cost of an explanation step."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import lightning as L
 import torch
@@ -14,59 +14,84 @@ from interpretable_training.attribution.core.base import GradientCAM
 from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model
 from interpretable_training.callbacks.watching.context import RunContext
-from interpretable_training.callbacks.watching.explaining import explain_images
+from interpretable_training.callbacks.watching.explanation_memo import explain_images
 from interpretable_training.report.journal import png
 from interpretable_training.visual.overlay import overlay
 
-FEW = 4  # images are tried
+PROBED = 4  # images
+Line = tuple[str, str]  # name and text
 
 
 def probe(
-    trainer: L.Trainer, scene: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int
-) -> list[tuple[str, str]]:
-    """Lines of the table at the start, found by explaining a few images."""
-    picked = next(iter(scene.batches(trainer, FEW)))[1]
-    n = min(n, scene.size(trainer))
-    lines = [("layer", text) for text in layers(scene, methods, picked.images)]
+    trainer: L.Trainer, context: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int
+) -> list[Line]:
+    """Explain a few images, and return lines about layers, failures and costs."""
+    picked = next(iter(context.batches(trainer, PROBED)))[1]
+    n = min(n, context.size(trainer))
+    lines = [("layer", text) for text in layers(context, methods, picked.images)]
     target = "pred" if target in ("label", "both") and picked.target is None else target
-    options = scene.options.output, scene.multilabel
-    explain_images(methods, scene.network, picked.images, picked.target, target, *options)  # the first time is slower
+    options = context.options.output, context.multilabel
+    explain_images(methods, context.network, picked.images, picked.target, target, *options)  # the first run is slower
     start = time.perf_counter()
-    found = explain_images(methods, scene.network, picked.images, picked.target, target, *options)
+    explained = explain_images(methods, context.network, picked.images, picked.target, target, *options)
     seconds = (time.perf_counter() - start) * n / len(picked.images)
-    maps = [(name, S) for view in found.maps.values() for name, S in view.items()]
+    maps = [(name, S) for view in explained.maps.values() for name, S in view.items()]
     flat = {name: int(degenerate(S).sum()) for name, S in maps}
-    lines += [("maps", f"{name}: {k} of {len(found.ids)} are constant") for name, k in flat.items() if k]
-    lines += [("failed", str(why)) for why in found.errors.values()]
+    lines += [("maps", f"{name}: {k} of {len(explained.ids)} are constant") for name, k in flat.items() if k]
+    lines += [("failed", str(why)) for why in explained.errors.values()]
     cost = f"about {seconds:.2g} s for {n} images"
     if maps:
-        size = picture_size(scene, found.images[:1], maps[0][1][:1]) * n * len(maps) / 1e6
+        size = picture_size(context, explained.images[:1], maps[0][1][:1]) * n * len(maps) / 1e6
         cost += f", {size:.2g} MB of pictures"
-    return [*lines, ("a look", cost)]
+    return [*lines, ("an explanation step", cost)]
 
 
-def layers(scene: RunContext, methods: Mapping[str, Attribution], images: Tensor) -> list[str]:
-    """The layers of the methods that have some, with their grids."""
+def layers(context: RunContext, methods: Mapping[str, Attribution], images: Tensor) -> list[str]:
+    """Return the layers of the methods that have some, with their grids."""
     cams = {name: cam for name, cam in methods.items() if isinstance(cam, GradientCAM)}
     if not cams:
         return []
-    with prepare_model(scene.network, scene.options.output) as prepared:
+    with prepare_model(context.network, context.options.output) as prepared:
         ready = prepare(prepared, images[:1])
-        found = {c.name: c for c in candidates(prepared, ready)}
+        grids = {c.name: c for c in candidates(prepared, ready)}
         by_layer: dict[str, list[str]] = {}
         for name, cam in cams.items():
             for layer in cam.layers(prepared, ready, None):
                 by_layer.setdefault(layer, []).append(name)
     lines = []
     for layer, names in by_layer.items():
-        grid = found.get(layer)
+        grid = grids.get(layer)
         shape = "" if grid is None else f", {' x '.join(map(str, grid.grid.shape))}"
-        lost = "" if grid is None or grid.reaches else ", but no gradient reaches it"
-        lines.append(f"{layer} ({', '.join(names)}{shape}{lost})")
+        warning = "" if grid is None or grid.reaches else ", but no gradient reaches it"
+        lines.append(f"{layer} ({', '.join(names)}{shape}{warning})")
     return lines
 
 
-def picture_size(scene: RunContext, images: Tensor, saliency: Tensor) -> int:
-    """Bytes of one overlay."""
+def picture_size(context: RunContext, images: Tensor, saliency: Tensor) -> int:
+    """Return the bytes of one overlay."""
     with torch.no_grad():
-        return len(png(Image.fromarray(overlay(scene.colors.pictures(images), saliency)[0].numpy())))
+        return len(png(Image.fromarray(overlay(context.colors.pictures(images), saliency)[0].numpy())))
+
+
+def context_lines(context: RunContext, pl_module: L.LightningModule) -> list[Line]:
+    """Return what was found, one line each."""
+    name = context.network_name or "the LightningModule itself"
+    return [
+        ("network", f"{name} ({type(context.network).__name__}) of {type(pl_module).__name__}"),
+        ("batches", str(context.first)),
+        ("images", context.panel.source),
+        ("classes", context.class_source),
+        ("colors", context.colors.source),
+    ]
+
+
+def number_names(names: Sequence[str]) -> list[str]:
+    """Return the names, the second of a kind with a number."""
+    return [f"{name} {names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
+
+
+def merge_lines(lines_of: Mapping[str, list[Line]]) -> list[Line]:
+    """Return the lines that all callbacks share, then the others with the name of their callback."""
+    lists = [lines for lines in lines_of.values() if lines]
+    shared = [line for line in lists[0] if all(line in lines for lines in lists)] if lists else []
+    return shared + [(f"{name}: {a}", b) for name, lines in lines_of.items() for a, b in lines if (a, b) not in shared]

@@ -1,7 +1,6 @@
 """When alarms are given, and which methods fail the randomization test."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,7 +65,7 @@ class OfDicts(Module):
 @pytest.mark.parametrize("name", ["mask", "boxes"])
 def test_mass_outside_of_the_object(tmp_path, name):
     data = DataLoader(Marked(name), batch_size=4)
-    watcher = ExplanationAlarms(Given(), n_images=4, outside=0.2, border=0.99, on_error="raise")
+    watcher = ExplanationAlarms(Given(), max_images=4, outside=0.2, border=0.99, on_error="raise")
     fit(tmp_path, [watcher], OfDicts(), data, data, max_epochs=1)
     (values,) = of_callback(tmp_path, "ExplanationAlarms")
     assert values["xai/given/alarm/outside"] == pytest.approx(0.25)
@@ -85,7 +84,7 @@ def test_an_alarm_is_given_when_a_value_rises_above_the_threshold(tmp_path, capl
             return maps
 
     logger = Memory()
-    watcher = ExplanationAlarms({"a/b": Wanders()}, n_images=4, border=0.5, on_error="raise")
+    watcher = ExplanationAlarms({"a/b": Wanders()}, max_images=4, border=0.5, on_error="raise")
     trainer = trainer_of(tmp_path, [watcher], max_epochs=6, logger=logger)
     trainer.fit(Module(), loader(16, 0), loader())
     values = [v["xai/a/b/alarm/border"] for v in of_callback(tmp_path, "ExplanationAlarms")]
@@ -111,21 +110,12 @@ def test_alarms_need_a_threshold_and_an_object(tmp_path):
 def test_a_method_that_knows_nothing_of_the_network_fails_the_randomization_test(tmp_path):
     logger = Memory()
     module = Module()
-    watcher = RandomizationTest({"random": RandomMap(), "gradcam": GradCAM()}, n_images=3, on_error="raise")
-    fit(tmp_path, [watcher], module, max_epochs=1, logger=logger)
+    watcher = RandomizationTest({"random": RandomMap(), "gradcam": GradCAM()}, max_images=3, on_error="raise")
+    trainer = fit(tmp_path, [watcher], module, max_epochs=1, logger=logger)
     (line,) = record(tmp_path).of("randomization")
     passed = {row["method"]: row["passed"] for row in line["rows"]}
     assert passed["random"] is False
     assert line["rows"][0]["similarity"]["spearman_abs"] == pytest.approx(1)
     assert logger.steps("xai/random/randomization_spearman_abs") == [4]
-    again = watcher.run(SimpleNamespace(**vars_of(watcher, module)), module)
+    again = watcher.run(trainer, module)
     assert [check.passed for check in again] == [row["passed"] for row in line["rows"]]
-
-
-def vars_of(watcher, module):
-    trainer = trainer_of(watcher.records.folder.parent, [])
-    trainer.strategy.connect(module)
-    return {
-        name: getattr(trainer, name)
-        for name in ["lightning_module", "world_size", "global_rank", "loggers", "callbacks", "state", "is_global_zero"]
-    } | {"fit_loop": trainer.fit_loop, "validating": False, "current_epoch": 1, "global_step": 4}

@@ -33,19 +33,19 @@ METRICS = {"average_drop": AverageDrop(), "insertion": Insertion(steps=3)}
 def everyone(n=6, **options):
     options = {"on_error": "raise", **options}
     return [
-        ExplanationLogger(n_images=n, worst=3, **options),
+        ExplanationLogger(max_images=n, worst=3, **options),
         InterpretabilityMetrics(metrics=METRICS, max_images=n, **options),
-        ExplanationDrift(n_images=n, **options),
-        ExplanationAlarms(n_images=n, alike=0.5, border=0.1, **options),
-        RandomizationTest(n_images=n, **options),
+        ExplanationDrift(max_images=n, **options),
+        ExplanationAlarms(max_images=n, alike=0.5, border=0.1, **options),
+        RandomizationTest(max_images=n, **{name: o for name, o in options.items() if name != "every_n_steps"}),
     ]
 
 
 class OneRankFails(InterpretabilityMetrics):
-    def measure(self, trainer, scene, moment):
-        if trainer.global_rank == 1:
+    def compute(self, session, context, moment):
+        if session.trainer.global_rank == 1:
             raise ZeroDivisionError("of the second process alone")
-        return super().measure(trainer, scene, moment)
+        return super().compute(session, context, moment)
 
 
 class Whole(Module):
@@ -83,7 +83,7 @@ CASES = {
     "a function": (Module, lambda: everyone(images=lambda trainer: pictures(9, 1)[:6]), {}),
     "stream": (Module, lambda: everyone(), {"val": lambda: DataLoader(Shard(), batch_size=4)}),
     "stream of one": (Module, lambda: everyone(), {"val": lambda: DataLoader(Shard(True), batch_size=4)}),
-    "one fails": (Module, lambda: [OneRankFails(metrics=METRICS, max_images=6), ExplanationDrift(n_images=4)], {}),
+    "one fails": (Module, lambda: [OneRankFails(metrics=METRICS, max_images=6), ExplanationDrift(max_images=4)], {}),
     "one fails, raised": (Module, lambda: [OneRankFails(metrics=METRICS, on_error="raise")], {}),
 }
 

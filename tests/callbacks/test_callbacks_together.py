@@ -27,7 +27,7 @@ def fit(folder, *callbacks):
 
 
 def test_two_that_overwrite_each_other_are_named(tmp_path):
-    two = ExplanationLogger(n_images=2), ExplanationLogger({"gradcam": LayerCAM()}, n_images=4)
+    two = ExplanationLogger(max_images=2), ExplanationLogger({"gradcam": LayerCAM()}, max_images=4)
     with pytest.warns(UserWarning, match=r"different names in two ExplanationLogger, got \['gradcam'\] in both"):
         fit(tmp_path, *two)
     metrics = {"drop": AverageDrop()}
@@ -37,9 +37,9 @@ def test_two_that_overwrite_each_other_are_named(tmp_path):
 
 
 def test_two_with_names_or_metrics_or_stages_of_their_own_work(tmp_path):
-    two = [ExplanationLogger(n_images=2), ExplanationLogger({"other": GradCAM()}, n_images=4)]
+    two = [ExplanationLogger(max_images=2), ExplanationLogger({"other": GradCAM()}, max_images=4)]
     two += [InterpretabilityMetrics(metrics=[metric], max_images=2) for metric in (AverageDrop(), Complexity())]
-    two += [ExplanationLogger(n_images=3, stages=["validate"])]
+    two += [ExplanationLogger(max_images=3, stages=["validate"])]
     logged = fit(tmp_path, *two).callback_metrics
     assert {"xai/gradcam/average_drop", "xai/gradcam/complexity"} <= set(logged)
 
@@ -85,8 +85,8 @@ def test_methods_take_no_modules():
 
 
 def test_options_that_do_not_exist():
-    with pytest.raises(TypeError, match=r"option of ExplanationLogger, got 'n_imgs'; closest: \['n_images'"):
-        ExplanationLogger(n_imgs=4)
+    with pytest.raises(TypeError, match=r"option of ExplanationLogger, got 'max_imgs'; closest: \['max_images'"):
+        ExplanationLogger(max_imgs=4)
     with pytest.raises(
         TypeError, match=r"option of InterpretabilityMetrics, got 'clas_names'; closest: \['class_names'"
     ):

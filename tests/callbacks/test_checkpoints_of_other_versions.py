@@ -28,11 +28,11 @@ CHECKPOINTS = 12  # each with a corruption in each of the callbacks
 def everyone():
     methods, options = GradCAM(), {"on_error": "raise"}
     return [
-        ExplanationLogger(methods, n_images=3, worst=2, scale="run", **options),
+        ExplanationLogger(methods, max_images=3, worst=2, scale="run", **options),
         InterpretabilityMetrics(methods, metrics=AverageDrop(), max_images=4, **options),
-        ExplanationDrift(methods, n_images=3, monitor="val/loss", mode="min", **options),
-        ExplanationAlarms(methods, n_images=3, border=0.3, drift=1e-6, **options),
-        RandomizationTest(methods, n_images=2, **options),
+        ExplanationDrift(methods, max_images=3, monitor="val/loss", mode="min", **options),
+        ExplanationAlarms(methods, max_images=3, border=0.3, drift=1e-6, **options),
+        RandomizationTest(methods, max_images=2, **options),
         TrainingCurves(),
     ]
 
@@ -59,7 +59,7 @@ def corrupted(state, draw):
     state = copy.deepcopy(state)
     kind = draw.choice(["gone", "other", "other", "added", "all"])
     if kind == "all":
-        return draw.choice(["text", 7, ["x"], {"x": 1}, {"thrift": None, "gallery": 3}]), kind
+        return draw.choice(["text", 7, ["x"], {"x": 1}, {"budget": None, "gallery": 3}]), kind
     *way, last = draw.choice(list(places(state)))
     part = state
     for key in way:
@@ -98,7 +98,15 @@ def test_corrupted_states_are_defaults_and_the_run_goes_on(tmp_path, written, se
     assert len(owners) == len(set(owners))  # one warning for each callback at most
 
 
-WAYS = [("looked",), ("looked_in",), ("reasons",), ("thrift",), ("thrift", "level"), ("journal",), ("journal", "run")]
+WAYS = [
+    ("last_step",),
+    ("last_epoch",),
+    ("reasons",),
+    ("budget",),
+    ("budget", "level"),
+    ("journal",),
+    ("journal", "run"),
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=".".join)
@@ -119,7 +127,7 @@ def test_one_warning_names_what_is_not_as_expected(written, way, how):
     assert len(caught) == 1
     assert f"'{way[0]}" in str(caught[0].message)
     assert len(drift.history) == 1  # the rest is there
-    assert drift.kept["first"]["gradcam"].shape == (3, 16, 16)
+    assert drift.maps["first"]["gradcam"].shape == (3, 16, 16)
 
 
 def test_a_state_as_it_was_written_is_taken_over_without_a_warning(written, recwarn):
@@ -128,7 +136,7 @@ def test_a_state_as_it_was_written_is_taken_over_without_a_warning(written, recw
         found, expected = callback.state_dict(), copy.deepcopy(written["callbacks"][key])
         if expected.pop("journal", None):
             found.pop("journal")
-            assert callback.records.resumed == written["callbacks"][key]["journal"]
+            assert callback.address == written["callbacks"][key]["journal"]
         assert repr(found) == repr(expected)
     assert [str(w.message) for w in recwarn if "goes on from" in str(w.message)] == []
 
@@ -136,9 +144,9 @@ def test_a_state_as_it_was_written_is_taken_over_without_a_warning(written, recw
 @pytest.mark.parametrize(("level", "images"), [(3, 4), (-2, 16), (10**30, 16), (2**40, 4)])
 def test_a_level_of_thrift_is_never_out_of_range(level, images):
     metrics = InterpretabilityMetrics(metrics=AverageDrop(), max_images=16, budget=0.1)
-    state = {**metrics.state_dict(), "thrift": {"level": level}}
+    state = {**metrics.state_dict(), "budget": {"level": level}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         metrics.load_state_dict(state)
-    assert metrics.thrift.keep(16) == images
-    assert metrics.thrift.stretch(16) < 2**65
+    assert metrics.budget.keep(16) == images
+    assert metrics.budget.stretch(16) < 2**65

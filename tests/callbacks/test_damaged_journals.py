@@ -31,11 +31,11 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     method = GradCAM()
     callbacks = [
-        ExplanationLogger(method, n_images=3, worst=2),
+        ExplanationLogger(method, max_images=3, worst=2),
         InterpretabilityMetrics(method, metrics=AverageDrop(), max_images=4),
-        ExplanationDrift(method, n_images=3),
-        ExplanationAlarms(method, n_images=3, border=0.01, alike=0.01),
-        RandomizationTest(method, n_images=2),
+        ExplanationDrift(method, max_images=3),
+        ExplanationAlarms(method, max_images=3, border=0.01, alike=0.01),
+        RandomizationTest(method, max_images=2),
     ]
     fit(folder, callbacks, Module(small_network()), max_epochs=2)
     journal = Journal(folder / "explanations")

@@ -30,6 +30,7 @@ from interpretable_training.callbacks import (
     ExplanationLogger,
     InterpretabilityMetrics,
 )
+from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.metrics import AverageDrop
 from interpretable_training.report.journal import Journal
 
@@ -86,7 +87,7 @@ def test_a_method_that_works_later_is_compared_from_then_on(tmp_path, faulty):
     method, becomes = faulty
     becomes(raises(RuntimeError("not yet")))
     heals = Switch(1, lambda module: becomes(lambda images: 1.0))
-    fit(tmp_path, [heals, ExplanationDrift([GradCAM(), method], n_images=3)])
+    fit(tmp_path, [heals, ExplanationDrift([GradCAM(), method], max_images=3)])
     lines = [line["values"] for line in record(tmp_path).of("values") if "xai/gradcam/shift_first" in line["values"]]
     assert [line.get("xai/faulty/similarity_first") for line in lines] == [None, 1, 1]
 
@@ -132,25 +133,25 @@ def test_a_layer_that_is_gone_after_the_network_was_swapped(tmp_path):
 
 
 def test_the_network_that_is_there_is_the_one_explained(tmp_path):
-    module, watcher = Module(), ExplanationDrift(GradCAM("0"), n_images=9, target=0, on_error="raise")
+    module, watcher = Module(), ExplanationDrift(GradCAM("0"), max_images=9, target=0, on_error="raise")
     fit(tmp_path, [Switch(2, swap), watcher], module)
     expected = GradCAM("0")(module.network, pictures(9, 1).tensors[0], 0)
     expected = expected / expected.flatten(1).amax(1).clamp(min=1e-30)[:, None, None]
-    torch.testing.assert_close(watcher.kept["previous"]["gradcam"], expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(watcher.maps["previous"]["gradcam"], expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("refuses", ["images", "metrics"])
-def test_a_logger_that_refuses(tmp_path, refuses):
+def test_a_logger_that_refuses(tmp_path, monkeypatch, refuses):
     """Numbers that Lightning itself sends are Lightning's to care for; those of steps are sent by the callbacks."""
     logger = Memory(refuses)
-    watching = ExplanationLogger(n_images=3, every_n_epochs=None, every_n_steps=2)
+    watching = ExplanationLogger(max_images=3, every_n_epochs=None, every_n_steps=2)
     numbers = InterpretabilityMetrics(metrics=AverageDrop(), max_images=2, every_n_epochs=None, every_n_steps=2)
     quiet = Module()
     callbacks = [watching, numbers] if refuses == "metrics" else [watching]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if refuses == "metrics":  # the costs of an epoch would go through Lightning
-            numbers.records.end_epoch = watching.records.end_epoch = lambda *args: None
+            monkeypatch.setattr(WatchSession, "end_epoch", lambda *args: None)
         fit(tmp_path, callbacks, quiet, logger=logger)
     assert trained(quiet, tmp_path)
     assert len(told(caught, "the service is gone")) == 1
@@ -204,7 +205,7 @@ def test_batches_without_labels(tmp_path):
 
 def test_a_target_that_batches_cannot_have_is_said(tmp_path):
     images = DataLoader(TensorDataset(pictures(5, 1).tensors[0]), batch_size=4)
-    fit(tmp_path, [ExplanationLogger(target="both", n_images=2)], Unlabeled(), train=images, val=images)
+    fit(tmp_path, [ExplanationLogger(target="both", max_images=2)], Unlabeled(), train=images, val=images)
     assert any("expected labels in the batch for target='label'" in reason for reason in failures(tmp_path))
 
 
@@ -224,17 +225,17 @@ def test_a_single_image_in_the_last_batch(tmp_path):
 
 
 class FailsAtFirst(InterpretabilityMetrics):
-    def measure(self, trainer, scene, moment):
+    def compute(self, session, context, moment):
         if moment.epoch == 0:
             raise RuntimeError("not yet")
-        return super().measure(trainer, scene, moment)
+        return super().compute(session, context, moment)
 
 
 class FailsAtLast(InterpretabilityMetrics):
-    def measure(self, trainer, scene, moment):
+    def compute(self, session, context, moment):
         if moment.epoch == 1:
             raise RuntimeError("no more")
-        return super().measure(trainer, scene, moment)
+        return super().compute(session, context, moment)
 
 
 @pytest.mark.parametrize("kind", [FailsAtFirst, FailsAtLast])

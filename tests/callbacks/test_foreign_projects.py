@@ -64,7 +64,7 @@ def test_the_readme_example_runs_in_a_foreign_project(project, module, as_dict):
 @pytest.mark.slow
 def test_another_command_line_takes_the_callbacks_by_their_class_paths(project):
     more = "--trainer.callbacks+=interpretable_training.callbacks"
-    words = f"{more}.ExplanationLogger --trainer.callbacks.n_images=4 {more}.InterpretabilityMetrics {FEW}".split()
+    words = f"{more}.ExplanationLogger --trainer.callbacks.max_images=4 {more}.InterpretabilityMetrics {FEW}".split()
     project("project.py", "fit", "--model=TupleModule", "--data=Data", *words)
     assert "xai/gradcam/insertion" in keys_of(project.folder)
 
@@ -74,7 +74,7 @@ def test_an_overlay_file_adds_callbacks_to_a_foreign_project(project):
     (project.folder / "watch.yaml").write_text(
         "trainer:\n  callbacks+:\n"
         "  - class_path: interpretable_training.callbacks.ExplanationLogger\n"
-        "    init_args: {methods: {cam: {class_path: interpretable_training.attribution.LayerCAM}}, n_images: 4}\n"
+        "    init_args: {methods: {cam: {class_path: interpretable_training.attribution.LayerCAM}}, max_images: 4}\n"
         "  - class_path: interpretable_training.callbacks.ExplanationDrift\n"
     )
     project(

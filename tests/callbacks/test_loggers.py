@@ -123,7 +123,7 @@ def test_other_ranks_send_nothing(known):
 
 def test_a_failing_logger_keeps_nothing_from_the_next_and_is_named(known):
     good, trainer = Memory(), trainer_of(Full(), Full())
-    trainer.logger_adapters.insert(1, good)
+    trainer.loggers.insert(1, good)
     with pytest.raises(
         RuntimeError, match="expected every logger to take the images, got from Full: OSError"
     ) as raised:

@@ -214,7 +214,7 @@ def test_a_dead_service_is_an_error_at_once(tmp_path, offline_wandb):
         import os, signal, time
         import lightning as L, numpy as np
         from lightning.pytorch.loggers import WandbLogger
-        from interpretable_training.callbacks.loggers import log_images
+        from interpretable_training.callbacks.watching.logger_adapters import log_images
 
         trainer = L.Trainer(logger=WandbLogger(), accelerator="cpu", enable_checkpointing=False)
         event = {"xai/gradcam": ([np.zeros((32, 32, 3), np.uint8)] * 16, ["caption"] * 16)}

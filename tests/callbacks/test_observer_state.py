@@ -14,6 +14,7 @@ from support import (
 from support.every_callback import EVERYWHERE
 from support.observed_training import Small, loaders, trainers, verify
 from support.stateful_networks import NETWORKS
+from support.watched import context_of
 from torch.utils.data import DataLoader, Dataset, random_split
 
 from interpretable_training.attribution.core.state import StateWarning
@@ -56,9 +57,9 @@ class Drawing(Dataset):
 
 def watching():
     return [
-        ExplanationLogger(n_images=4, worst=2, **EVERYWHERE),
+        ExplanationLogger(max_images=4, worst=2, **EVERYWHERE),
         InterpretabilityMetrics(max_images=4, **EVERYWHERE),
-        ExplanationDrift(n_images=4, **EVERYWHERE),
+        ExplanationDrift(max_images=4, **EVERYWHERE),
     ]
 
 
@@ -155,19 +156,19 @@ class HoldsGenerator(Small):
 
 
 def test_state_that_cannot_be_put_back_is_logged_once(tmp_path):
-    callback = ExplanationLogger(n_images=2)
+    callback = ExplanationLogger(max_images=2)
     with pytest.warns(UserWarning, match="could not be put back") as warned:
         trained(tmp_path, HoldsGenerator(), [callback])
     about = [str(w.message) for w in warned if "could not be put back" in str(w.message)]
     assert len(about) == 1
     assert "HoldsGenerator changed steps" in about[0]
     assert "verify_observer" in about[0]
-    assert any("could not be put back" in reason for reason in callback.reasons)
+    assert any("could not be put back" in reason for reason in callback.errors.reasons)
 
 
 def test_state_that_cannot_be_put_back_is_raised_where_errors_are(tmp_path):
     with pytest.raises(StateWarning, match="HoldsGenerator changed steps"):
-        trained(tmp_path, HoldsGenerator(), [ExplanationLogger(n_images=2, on_error="raise")])
+        trained(tmp_path, HoldsGenerator(), [ExplanationLogger(max_images=2, on_error="raise")])
 
 
 class ReadsStream(Drawing):
@@ -186,9 +187,9 @@ def test_data_sets_that_cannot_be_put_back_are_not_read(tmp_path):
     with pytest.raises(ValueError, match="an iterator at 'stream'"):
         read_panel(DataLoader(data, 3), [0, 1], "", 0)
     assert next(data.stream) == 1.0
-    callback = ExplanationLogger(n_images=2)
+    callback = ExplanationLogger(max_images=2)
     trained(tmp_path, Small(), [callback], DataLoader(ReadsStream(), 3, num_workers=0))
-    assert any("an iterator at 'stream'" in reason for reason in callback.reasons)
+    assert any("an iterator at 'stream'" in reason for reason in callback.errors.reasons)
 
 
 def trained(folder, module, callbacks, val=None):
@@ -202,9 +203,10 @@ def trained(folder, module, callbacks, val=None):
 def test_panels_are_the_same_in_all_runs_though_the_data_set_augments_at_random(tmp_path, kind):
     panels = []
     for seed in (1, 2):  # data sets that are seeded differently, as unseeded ones are
-        callback = ExplanationLogger(n_images=4)
-        trained(tmp_path / str(seed), Small(), [callback], DataLoader(Drawing(kind, seed), 3, num_workers=0))
-        panels.append(torch.cat([batch[0] for batch in callback.scenery.scene.panel.batches]))
+        callback = ExplanationLogger(max_images=4)
+        data = DataLoader(Drawing(kind, seed), 3, num_workers=0)
+        trainer = trained(tmp_path / str(seed), Small(), [callback], data)
+        panels.append(torch.cat([batch[0] for batch in context_of(trainer, callback).panel.batches]))
     assert torch.equal(panels[0], panels[1])
 
 
@@ -217,7 +219,7 @@ class Restless(Drawing):
 
 @pytest.mark.parametrize(("data", "differs"), [(Restless, True), (Drawing, False)])
 def test_the_start_up_report_says_which_panels_differ_between_runs(tmp_path, data, differs):
-    trained(tmp_path, Small(), [ExplanationLogger(n_images=4)], DataLoader(data("numpy"), 3, num_workers=0))
+    trained(tmp_path, Small(), [ExplanationLogger(max_images=4)], DataLoader(data("numpy"), 3, num_workers=0))
     lines = [json.loads(line) for path in tmp_path.rglob("journal.jsonl") for line in path.read_text().splitlines()]
     run = next(line for line in lines if line["kind"] == "run")
     assert any("other runs show other pictures" in text for _, text in run["probe"]) == differs

@@ -13,7 +13,7 @@ from support.full_disk import files_of_at_most, small_disk
 from support.watched import Module, fit, small_network
 
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, TrainingCurves
-from interpretable_training.callbacks.watching.folders import claim_page
+from interpretable_training.callbacks.watching.run_journal import claim_page
 from interpretable_training.report.journal import FILE, parse
 
 
@@ -51,13 +51,13 @@ def test_a_folder_named_like_the_page_is_left_alone(tmp_path):
 
 def test_a_resumed_run_continues_its_own_page(tmp_path):
     """Not that of the run which came first into the folder."""
-    fit(tmp_path, [ExplanationDrift(n_images=2)], max_epochs=1)
+    fit(tmp_path, [ExplanationDrift(max_images=2)], max_epochs=1)
     first = (tmp_path / "report.html").read_bytes()
     keeper = ModelCheckpoint(tmp_path, filename="second")
-    fit(tmp_path, [ExplanationDrift(n_images=2), keeper], enable_checkpointing=True, max_epochs=1)
+    fit(tmp_path, [ExplanationDrift(max_images=2), keeper], enable_checkpointing=True, max_epochs=1)
     (other,) = tmp_path.glob("report-*.html")
     before = other.read_bytes()
-    fit(tmp_path, [ExplanationDrift(n_images=2)], max_epochs=2, ckpt_path=tmp_path / "second.ckpt", weights_only=True)
+    fit(tmp_path, [ExplanationDrift(max_images=2)], max_epochs=2, ckpt_path=tmp_path / "second.ckpt", weights_only=True)
     assert (tmp_path / "report.html").read_bytes() == first
     assert other.read_bytes() != before
     assert len(list(tmp_path.glob("*.html"))) == 2
@@ -75,7 +75,7 @@ folder = Path(sys.argv[1])
 (folder / f"ready{sys.argv[3]}").touch()
 while not (folder / "go").exists():
     time.sleep(0.005)
-fit(folder / "runs", [ExplanationLogger(n_images=2, worst=1), ExplanationDrift(n_images=2)], max_epochs=2)
+fit(folder / "runs", [ExplanationLogger(max_images=2, worst=1), ExplanationDrift(max_images=2)], max_epochs=2)
 """
 
 
@@ -97,7 +97,7 @@ def test_three_processes_in_one_folder_leave_three_pages(tmp_path):
 
 @pytest.mark.parametrize("size", [100, 2000, 10_000, 30_000])
 def test_a_disk_that_takes_small_files_only_leaves_no_half_page(tmp_path, size):
-    callbacks = [ExplanationLogger(n_images=2, worst=1), ExplanationDrift(n_images=2), Curves()]
+    callbacks = [ExplanationLogger(max_images=2, worst=1), ExplanationDrift(max_images=2), Curves()]
     with files_of_at_most(size):
         trainer = fit(tmp_path, callbacks, Module(small_network()), max_epochs=2)
     assert trainer.state.finished
@@ -120,7 +120,7 @@ def assert_whole(folder):
 @pytest.mark.parametrize("kilobytes", [24, 32, 48, 64, 80, 96, 112, 128, 160, 200, 240, 280, 320, 400])
 def test_a_full_disk_leaves_no_half_page_and_no_half_picture(tmp_path, kilobytes):
     with small_disk(tmp_path / "disk", f"{kilobytes}k") as disk:
-        callbacks = [ExplanationLogger(n_images=3, worst=2), ExplanationDrift(n_images=3), Curves()]
+        callbacks = [ExplanationLogger(max_images=3, worst=2), ExplanationDrift(max_images=3), Curves()]
         assert fit(disk, callbacks, Module(small_network()), max_epochs=8).state.finished
         assert_whole(disk)
 

@@ -10,6 +10,7 @@ from support.watched import Memory, Module, fit, small_network
 from interpretable_training.attribution import FakeCAM, GradCAM, Gradient
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.callbacks import RandomizationTest
+from interpretable_training.callbacks.watching.session import session_of
 from interpretable_training.metrics import ParameterRandomization
 
 
@@ -22,8 +23,8 @@ class Looks(RandomizationTest):
     """Keeps what it found, and the weights and images it was found with."""
 
     def run(self, trainer, pl_module):
-        scene = self.scenery.find(trainer, pl_module)
-        self.images = torch.cat([picked.images for _, picked in scene.batches(trainer)])
+        context = session_of(trainer).context(self.options, pl_module)
+        self.images = torch.cat([picked.images for _, picked in context.batches(trainer)])
         self.weights = {name: t.clone() for name, t in pl_module.network.state_dict().items()}
         self.generator = torch.get_rng_state()
         self.mode = pl_module.training
@@ -36,7 +37,7 @@ class Looks(RandomizationTest):
 def test_the_numbers_are_those_of_the_test_of_the_trained_network(tmp_path):
     test = ParameterRandomization("independent", similarity=("spearman", "ssim"), threshold=0.9, seed=3)
     methods = {"fake": FakeCAM(), "gradient": Gradient()}
-    watcher, logger = Looks(methods, n_images=5, test=test, on_error="raise"), Memory()
+    watcher, logger = Looks(methods, max_images=5, test=test, on_error="raise"), Memory()
     fit(tmp_path, [watcher], max_epochs=2, logger=logger)
     network = small_network()
     network.load_state_dict(watcher.weights)
@@ -59,7 +60,7 @@ def test_it_is_asked_once_at_the_end_and_the_weights_are_those_of_training_alone
     alone, watched = Module(), Module()
     fit(tmp_path / "a", [], alone, max_epochs=2)
     logger = Memory()
-    fit(tmp_path / "b", [RandomizationTest(n_images=3, on_error="raise")], watched, max_epochs=2, logger=logger)
+    fit(tmp_path / "b", [RandomizationTest(max_images=3, on_error="raise")], watched, max_epochs=2, logger=logger)
     for a, b in zip(alone.parameters(), watched.parameters()):
         assert torch.equal(a, b)
     assert logger.steps(key("gradcam", "ssim")) == [8]
@@ -75,7 +76,7 @@ class Nothing(Attribution):
 
 def test_a_map_that_cannot_be_compared_is_null_in_the_journal(tmp_path):
     logger = Memory()
-    fit(tmp_path, [RandomizationTest({"no": Nothing()}, n_images=3, on_error="raise")], max_epochs=1, logger=logger)
+    fit(tmp_path, [RandomizationTest({"no": Nothing()}, max_images=3, on_error="raise")], max_epochs=1, logger=logger)
     (line,) = [line for line in lines(tmp_path) if line["kind"] == "randomization"]
     assert line["rows"][0]["passed"] is None
     assert line["rows"][0]["similarity"] == {"ssim": None, "spearman_abs": None}
@@ -88,20 +89,20 @@ class Fails(Gradient):
 
 
 def test_a_method_that_fails_does_not_end_the_training(tmp_path):
-    watcher = RandomizationTest({"fails": Fails(), "gradcam": GradCAM()}, n_images=3)
+    watcher = RandomizationTest({"fails": Fails(), "gradcam": GradCAM()}, max_images=3)
     with pytest.warns(UserWarning, match="boom"):
         fit(tmp_path, [watcher], max_epochs=1)
-    assert sum(watcher.reasons.values()) == 1
+    assert sum(watcher.errors.reasons.values()) == 1
     with pytest.raises(RuntimeError, match="boom"):
-        fit(tmp_path / "raises", [RandomizationTest({"fails": Fails()}, n_images=3, on_error="raise")], max_epochs=1)
+        fit(tmp_path / "raises", [RandomizationTest({"fails": Fails()}, max_images=3, on_error="raise")], max_epochs=1)
 
 
 def test_a_list_of_methods_gets_names_and_the_settings_say_what_is_tested():
-    watcher = RandomizationTest([GradCAM(), Gradient()], n_images=3)
+    watcher = RandomizationTest([GradCAM(), Gradient()], max_images=3)
     assert list(watcher.methods) == ["gradcam", "gradient"]
     assert watcher.settings()["methods"]["gradient"] == repr(Gradient())
     assert "stages=2" in watcher.settings()["test"]
-    other = RandomizationTest([GradCAM()], n_images=3, test=ParameterRandomization(seed=1))
+    other = RandomizationTest([GradCAM()], max_images=3, test=ParameterRandomization(seed=1))
     assert other.state_key != watcher.state_key
 
 
@@ -124,7 +125,7 @@ class Named(Module):
 
 
 def test_the_logits_are_those_that_were_named(tmp_path):
-    watcher = Looks({"gradient": Gradient()}, n_images=3, output="scores", on_error="raise")
+    watcher = Looks({"gradient": Gradient()}, max_images=3, output="scores", on_error="raise")
     module = Named()
     fit(tmp_path, [watcher], module, max_epochs=1)
     for network, output in ((module.network, "scores"), (module.network.inner, None)):

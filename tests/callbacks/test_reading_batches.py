@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.watched import Keyed, Module, fit, pictures, record, small_network
+from support.watched import Keyed, Module, context_of, fit, pictures, record, small_network
 from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
@@ -104,7 +104,10 @@ class KeyedModule(Module):
 def test_dicts_in_and_out(tmp_path):
     train, val = (DataLoader(Keyed(pictures(8, seed)), batch_size=4) for seed in (0, 1))
     output = {"output": "scores"}
-    watching = [ExplanationLogger(n_images=3, worst=2, on_error="raise", **output), numbers(on_error="raise", **output)]
+    watching = [
+        ExplanationLogger(max_images=3, worst=2, on_error="raise", **output),
+        numbers(on_error="raise", **output),
+    ]
     fit(tmp_path, watching, KeyedModule(), train, val, max_epochs=1)
     table = dict(record(tmp_path).of("run")[0]["probe"])
     assert table["batches"] == "images (3, 16, 16) from 'photo', labels from 'kind'"
@@ -132,14 +135,14 @@ def test_batches_that_the_projects_own_hooks_make_readable(tmp_path):
             image, label = self.data[index]
             return {"data": ((image * 255).byte(), label)}
 
-    module, watcher = Bytes(), ExplanationDrift(n_images=4, on_error="raise")
+    module, watcher = Bytes(), ExplanationDrift(max_images=4, on_error="raise")
     packed = DataLoader(Packed(pictures(8, 1)), batch_size=4)
-    fit(tmp_path, [watcher], module, packed, packed, max_epochs=1)
-    scene = watcher.scenery.scene
-    ids, picked = next(iter(scene.batches(SimpleNamespace(lightning_module=module, world_size=1))))
+    trainer = fit(tmp_path, [watcher], module, packed, packed, max_epochs=1)
+    context = context_of(trainer, watcher)
+    ids, picked = next(iter(context.batches(SimpleNamespace(lightning_module=module, world_size=1))))
     expected = (pictures(8, 1).tensors[0][ids] * 255).byte().float() / 255
     assert_close(picked.images, expected)
-    assert scene.colors.source == "images lie in [0, 1]"
+    assert context.colors.source == "images lie in [0, 1]"
 
 
 # Images and models of other kinds
@@ -178,9 +181,9 @@ KINDS = {
 def test_images_and_models_of_other_kinds(tmp_path, case):
     make, data = KINDS[case]
     watching = [
-        ExplanationLogger(n_images=4, worst=2, on_error="raise"),
+        ExplanationLogger(max_images=4, worst=2, on_error="raise"),
         numbers(on_error="raise"),
-        ExplanationDrift(n_images=4, on_error="raise"),
+        ExplanationDrift(max_images=4, on_error="raise"),
     ]
     batches, module = DataLoader(data, batch_size=4), make()
     fit(tmp_path, watching, module, batches, batches, max_epochs=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from support.watched import BATCHES, Module, fit, pictures, record, small_network
+from support.watched import BATCHES, Module, context_of, fit, pictures, record, small_network
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
 from interpretable_training.attribution import GradCAM
@@ -38,10 +38,10 @@ class Keeper(ModelCheckpoint):
 def everyone(**options):
     methods, options = GradCAM(), {"on_error": "raise", **options}
     return [
-        ExplanationLogger(methods, n_images=3, worst=2, scale="run", **options),
+        ExplanationLogger(methods, max_images=3, worst=2, scale="run", **options),
         InterpretabilityMetrics(methods, metrics=AverageDrop(), max_images=4, **options),
-        ExplanationDrift(methods, n_images=3, **options),
-        ExplanationAlarms(methods, n_images=3, border=0.3, drift=1e-6, **options),
+        ExplanationDrift(methods, max_images=3, **options),
+        ExplanationAlarms(methods, max_images=3, border=0.3, drift=1e-6, **options),
     ]
 
 
@@ -98,7 +98,7 @@ def test_no_event_is_missing_or_there_twice(tmp_path, whole, case, same_folder):
 
 
 def test_a_callback_that_was_not_there_before_joins_the_others(tmp_path, whole):
-    new = ExplanationDrift({"new": GradCAM("0")}, n_images=2, on_error="raise")
+    new = ExplanationDrift({"new": GradCAM("0")}, max_images=2, on_error="raise")
     fit(tmp_path, [new, *everyone(every_n_steps=3)], ckpt_path=whole / "after an epoch" / "8.ckpt")
     found = record(tmp_path).of("drift")
     assert {line["method"] for line in found if line["step"] == 8} == {"gradcam"}
@@ -130,10 +130,10 @@ class Noisy(TensorDataset):
 
 def test_the_panel_is_the_same_though_its_transform_draws(tmp_path):
     def seen(folder, **options):
-        watcher, keeper = ExplanationDrift(n_images=4, on_error="raise"), ModelCheckpoint(folder, filename="kept")
+        watcher, keeper = ExplanationDrift(max_images=4, on_error="raise"), ModelCheckpoint(folder, filename="kept")
         val = DataLoader(Noisy(*pictures(9, 1).tensors), batch_size=4)
-        fit(folder, [watcher, keeper], val=val, enable_checkpointing=True, **options)
-        return watcher.scenery.scene.panel
+        trainer = fit(folder, [watcher, keeper], val=val, enable_checkpointing=True, **options)
+        return context_of(trainer, watcher).panel
 
     first = seen(tmp_path / "a", max_epochs=1)
     torch.rand(7)

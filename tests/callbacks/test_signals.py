@@ -18,7 +18,7 @@ from interpretable_training.visual.colors import Colors
 def watched(network, x, folder, *more):
     loader = DataLoader(TensorDataset(x, torch.arange(len(x)) % 3), 4)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    watch = [ExplanationLogger(n_images=4, on_error="raise"), *more]
+    watch = [ExplanationLogger(max_images=4, on_error="raise"), *more]
     trainer = L.Trainer(max_epochs=2, callbacks=watch, enable_checkpointing=False, default_root_dir=folder, **quiet)
     trainer.fit(Classifier(network, 3), loader, loader)
     return trainer.callback_metrics
@@ -28,7 +28,7 @@ def test_signals(tmp_path):
     pool = [nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3)]
     network = nn.Sequential(nn.Conv1d(2, 4, 5, padding=2), *pool)
     signals = torch.randn(12, 2, 40, generator=torch.Generator().manual_seed(0))
-    more = [InterpretabilityMetrics(max_images=4, on_error="raise"), ExplanationDrift(n_images=4, on_error="raise")]
+    more = [InterpretabilityMetrics(max_images=4, on_error="raise"), ExplanationDrift(max_images=4, on_error="raise")]
     logged = watched(network, signals, tmp_path, *more)
     assert 0 <= logged["xai/gradcam/shift_previous"] <= 1
     assert logged["xai/gradcam/average_drop"] >= 0

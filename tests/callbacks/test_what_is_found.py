@@ -123,7 +123,7 @@ def test_two_watchers_of_two_networks_live_together(tmp_path):
     indices = [ExplanationLogger(images=[i], on_error="raise") for i in (0, 1)]
     fit(
         tmp_path / "b",
-        [*indices, ExplanationLogger(n_images=1), ExplanationLogger(images=pictures(2), n_images=1)],
+        [*indices, ExplanationLogger(max_images=1), ExplanationLogger(images=pictures(2), max_images=1)],
         max_epochs=1,
     )
 
@@ -181,7 +181,9 @@ def test_colors_that_have_to_be_guessed_are_said_in_the_caption(tmp_path):
     logger = Memory()
     shifted = TensorDataset(pictures(8).tensors[0] * 7 - 3, pictures(8).tensors[1])
     data = DataLoader(shifted, batch_size=4)
-    fit(tmp_path, [ExplanationLogger(n_images=2, on_error="raise")], train=data, val=data, logger=logger, max_epochs=1)
+    fit(
+        tmp_path, [ExplanationLogger(max_images=2, on_error="raise")], train=data, val=data, logger=logger, max_epochs=1
+    )
     assert dict(record(tmp_path).of("run")[0]["probe"])["colors"] == "not found: each image on its own scale"
     captions = [caption for _, caption in logger.pictures[0][2]["xai/gradcam"]]
     assert all("colors guessed" in caption for caption in captions)

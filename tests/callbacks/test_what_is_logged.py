@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.watched import BATCHES, Module, Notes, fit, of_callback, pictures, record
+from support.watched import BATCHES, Module, Notes, context_of, fit, of_callback, pictures, record
 from torch.utils.data import DataLoader
 
 from interpretable_training.attribution import Attribution, GradCAM, LayerCAM
@@ -14,6 +14,7 @@ from interpretable_training.callbacks import (
     InterpretabilityMetrics,
 )
 from interpretable_training.callbacks.explanation_drift import compare
+from interpretable_training.callbacks.watching.explanations import Explained
 from interpretable_training.metrics import AverageDrop, AverageGain, Insertion, evaluate
 
 ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
@@ -35,7 +36,7 @@ def test_metrics_are_those_of_evaluate_on_the_same_images(tmp_path, target):
     watcher = InterpretabilityMetrics(methods, metrics, max_images=6, target=target, controls=True, on_error="raise")
     trainer = fit(tmp_path, [notes, watcher])
     seen = pictures(9, 1)
-    ids = sorted(watcher.scenery.scene.panel.ids)
+    ids = sorted(context_of(trainer, watcher).panel.ids)
     images = DataLoader(torch.utils.data.Subset(seen, ids), batch_size=4)
     for values, network in zip(of_callback(tmp_path, "InterpretabilityMetrics"), notes.networks):
         black = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -81,7 +82,7 @@ def test_drift_against_each_reference(tmp_path):
             self.log("val/loss", self.losses[self.trainer.current_epoch])
 
     notes = Notes()
-    watcher = ExplanationDrift(n_images=9, target=0, monitor="val/loss", mode="min", on_error="raise")
+    watcher = ExplanationDrift(max_images=9, target=0, monitor="val/loss", mode="min", on_error="raise")
     fit(tmp_path, [notes, watcher], Scripted(), max_epochs=4)
     maps = [GradCAM()(network, pictures(9, 1).tensors[0], 0) for network in notes.networks]
     values = of_callback(tmp_path, "ExplanationDrift")
@@ -101,25 +102,23 @@ def test_drift_against_each_reference(tmp_path):
 
 
 def test_maps_that_stay_the_same_do_not_drift(tmp_path):
-    fit(tmp_path, [ExplanationDrift(Given(), n_images=4, on_error="raise")])
+    fit(tmp_path, [ExplanationDrift(Given(), max_images=4, on_error="raise")])
     for values in of_callback(tmp_path, "ExplanationDrift"):
         assert {round(v, 6) for k, v in values.items() if "similarity" in k} == {1}
         assert {v for k, v in values.items() if "shift" in k} == {0}
 
 
 def test_a_process_that_fails_once_takes_no_reference_away():
-    watcher = ExplanationDrift(n_images=4)
+    watcher = ExplanationDrift(max_images=4)
     moment = SimpleNamespace(epoch=0, step=0)
     whole, half = look_of([0, 1, 2, 3]), look_of([0, 2])
-    watcher.scalars([whole], moment)
-    assert watcher.scalars([half], moment) == {}
-    assert watcher.scalars([whole], moment)["xai/gradcam/similarity_first"] == pytest.approx(1)
+    watcher.values([whole], moment)
+    assert watcher.values([half], moment) == {}
+    assert watcher.values([whole], moment)["xai/gradcam/similarity_first"] == pytest.approx(1)
 
 
 def look_of(ids):
-    from interpretable_training.callbacks.watching.explained import Explained, Look
-
     maps = {"pred": {"gradcam": torch.rand(9, 4, 4, generator=torch.Generator().manual_seed(0))[ids]}}
     n = len(ids)
     targets = {"pred": torch.zeros(n, dtype=torch.long)}
-    return Look({"panel": Explained(ids, torch.zeros(n, 3, 4, 4), None, torch.zeros(n, 3), False, targets, maps)})
+    return Explained(ids, torch.zeros(n, 3, 4, 4), None, torch.zeros(n, 3), False, targets, maps)

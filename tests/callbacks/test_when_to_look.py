@@ -20,7 +20,7 @@ def drop(**options):
 
 
 def panel(**options):
-    return ExplanationLogger(n_images=3, **{"worst": 0, **options})
+    return ExplanationLogger(max_images=3, **{"worst": 0, **options})
 
 
 class Stream(IterableDataset):
@@ -106,7 +106,7 @@ def test_nothing_happens_at_the_sanity_check_but_the_table_after_it(tmp_path):
     assert table["batches"] == "images (3, 16, 16) from 0, labels from 1"
     assert table["colors"] == "images lie in [0, 1]"
     assert table["ExplanationLogger: layer"] == "3 (gradcam, 8 x 8)"
-    assert "s for 4 images" in table["InterpretabilityMetrics: a look"]
+    assert "s for 4 images" in table["InterpretabilityMetrics: an explanation step"]
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
@@ -116,7 +116,7 @@ def test_stages_alone_under_inference_mode(tmp_path, stage):
     trainer, module = trainer_of(tmp_path, watching, logger=logger), Module()
     for _ in range(2):  # each of them is looked at
         (values,) = getattr(trainer, stage)(module, loader(), verbose=False)
-        prefix = "test/" if stage == "test" else ""
+        prefix = f"{stage}/"
         assert 0 <= values[prefix + KEY] <= 100
     assert looks(tmp_path, "InterpretabilityMetrics") == [(0, 0), (0, 0)]
     groups = {"validate": {"panel", "worst"}, "test": {"test-panel", "test-worst"}}[stage]
@@ -143,7 +143,7 @@ def test_stages_that_were_not_asked_for_are_left_alone(tmp_path):
 def test_what_there_is_one_of_is_done_whichever_callback_is_the_last(tmp_path, last):
     """The table, the costs and the report, though the last callback does not look in this stage."""
     other = "fit" if last == "test" else "test"
-    callbacks = [panel(stages=(other,), on_error="raise"), ExplanationDrift(n_images=2, stages=(last,))]
+    callbacks = [panel(stages=(other,), on_error="raise"), ExplanationDrift(max_images=2, stages=(last,))]
     trainer = trainer_of(tmp_path, callbacks, max_epochs=1)
     if other == "fit":
         trainer.fit(Module(), loader(16, 0), loader())
@@ -193,7 +193,7 @@ class KeepsWeights(L.Callback):
 
 @pytest.mark.parametrize("watcher_first", [True, False])
 def test_averaged_weights_are_the_ones_explained(tmp_path, watcher_first):
-    average, watcher = EMAWeightAveraging(decay=0.5), ExplanationDrift(n_images=9, on_error="raise", target=0)
+    average, watcher = EMAWeightAveraging(decay=0.5), ExplanationDrift(max_images=9, on_error="raise", target=0)
     weights = KeepsWeights()
     callbacks = [watcher, average] if watcher_first else [average, watcher]
     module = Module()
@@ -201,7 +201,7 @@ def test_averaged_weights_are_the_ones_explained(tmp_path, watcher_first):
     images = pictures(9, 1).tensors[0]
     module.network.load_state_dict(weights.used)
     expected = GradCAM()(module.network, images, 0)
-    seen = watcher.kept["previous"]["gradcam"]
+    seen = watcher.maps["previous"]["gradcam"]
     scale = expected.flatten(1).amax(1).clamp(min=1e-30)[:, None, None]
     assert_close(seen, expected / scale, atol=1e-3, rtol=0)
     assert not any(torch.equal(weights.raw[name], value) for name, value in weights.used.items())
@@ -232,7 +232,7 @@ def test_others_see_the_numbers_of_the_same_epoch(tmp_path, watcher_first, val):
 
 def test_a_callback_of_an_earlier_training_begins_anew(tmp_path):
     """As it stays in a notebook."""
-    watching = [drop(on_error="raise"), ExplanationDrift(n_images=4), panel(on_error="raise", scale="run")]
+    watching = [drop(on_error="raise"), ExplanationDrift(max_images=4), panel(on_error="raise", scale="run")]
     runs = []
     for folder in ("a", "b", "b"):
         module = Module()

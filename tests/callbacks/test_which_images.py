@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from support.watched import Keyed, Memory, failures, fit, loader, pictures, record
+from support.watched import Keyed, Memory, context_of, failures, fit, loader, pictures, record
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision import datasets
 
@@ -12,9 +12,9 @@ from interpretable_training.callbacks.watching.image_panel import balanced, know
 
 
 def panel_of(tmp_path, images="panel", val=None, n=6, **options):
-    watcher = ExplanationDrift(images=images, n_images=n, on_error="raise", **options)
-    fit(tmp_path, [watcher], val=val or loader(30, 1), max_epochs=1)
-    return watcher.scenery.scene.panel
+    watcher = ExplanationDrift(images=images, max_images=n, on_error="raise", **options)
+    trainer = fit(tmp_path, [watcher], val=val or loader(30, 1), max_epochs=1)
+    return context_of(trainer, watcher).panel
 
 
 def test_the_panel_holds_as_many_of_each_class_and_is_the_same_in_each_run(tmp_path):
@@ -60,7 +60,7 @@ class Stream(IterableDataset):
 def test_images_of_ones_own(tmp_path):
     assert panel_of(tmp_path / "a", images=[5, 3, 29]).ids == [5, 3, 29]
     many = list(range(20))
-    assert panel_of(tmp_path / "b", images=many).ids == many  # all of them, whatever n_images
+    assert panel_of(tmp_path / "b", images=many).ids == many  # all of them, whatever max_images
     own = pictures(9, 5)
     for i, images in enumerate([own, DataLoader(own, batch_size=2), DataLoader(Stream(), batch_size=2)]):
         panel = panel_of(tmp_path / f"own{i}", images=images)
@@ -85,7 +85,7 @@ def test_the_pictures_of_ones_own_do_not_take_the_names_of_the_worst(tmp_path):
 
 def test_the_worst_of_a_shuffled_loader_have_no_index(tmp_path):
     logger = Memory()
-    watching = ExplanationLogger(n_images=3, worst=2, on_error="raise")
+    watching = ExplanationLogger(max_images=3, worst=2, on_error="raise")
     fit(tmp_path, [watching], val=loader(9, shuffle=True), max_epochs=2, logger=logger)
     lines = [line for line in record(tmp_path).of("maps") if line["group"] == "worst"]
     assert all(int(row["id"]) < 0 for line in lines for row in line["rows"])

@@ -108,6 +108,6 @@ def test_methods_of_other_libraries_change_nothing(theirs, library, method, smal
         ),
         lambda: Classifier(TinyCNN(6), 6),
         lambda: ShapesDataModule(32, batch_size=4),
-        ExplanationLogger({"theirs": theirs[library](method, "stage2")}, n_images=4, on_error="raise"),
+        ExplanationLogger({"theirs": theirs[library](method, "stage2")}, max_images=4, on_error="raise"),
     )
     report.raise_if_different()

@@ -40,10 +40,10 @@ OFTEN = {"methods": METHODS, "every_n_steps": 4, **EVERYWHERE}
 WATCHING = {
     "Explains": Explains,
     "TrainingCurves": TrainingCurves,
-    "ExplanationLogger": lambda: ExplanationLogger(METHODS, n_images=4, worst=2, target="both", **EVERYWHERE),
-    "ExplanationLogger by steps": lambda: ExplanationLogger(n_images=2, target="topk:2", scale="run", **OFTEN),
+    "ExplanationLogger": lambda: ExplanationLogger(METHODS, max_images=4, worst=2, target="both", **EVERYWHERE),
+    "ExplanationLogger by steps": lambda: ExplanationLogger(max_images=2, target="topk:2", scale="run", **OFTEN),
     "InterpretabilityMetrics": lambda: InterpretabilityMetrics(metrics=METRICS, max_images=4, controls=True, **OFTEN),
-    "ExplanationDrift": lambda: ExplanationDrift(n_images=4, monitor="val/loss", mode="min", **OFTEN),
-    "ExplanationAlarms": lambda: ExplanationAlarms(n_images=4, alike=-1.0, border=0.0, drift=0.0, **OFTEN),
-    "RandomizationTest": lambda: RandomizationTest(METHODS, n_images=4, on_error="raise"),
+    "ExplanationDrift": lambda: ExplanationDrift(max_images=4, monitor="val/loss", mode="min", **OFTEN),
+    "ExplanationAlarms": lambda: ExplanationAlarms(max_images=4, alike=-1.0, border=0.0, drift=0.0, **OFTEN),
+    "RandomizationTest": lambda: RandomizationTest(METHODS, max_images=4, on_error="raise"),
 }

@@ -30,11 +30,11 @@ class Faulty(Attribution):
 
 def everyone(methods, **options):
     return [
-        ExplanationLogger(methods, n_images=3, worst=1, **options),
+        ExplanationLogger(methods, max_images=3, worst=1, **options),
         InterpretabilityMetrics(methods, metrics=AverageDrop(), max_images=4, **options),
-        ExplanationDrift(methods, n_images=3, **options),
-        ExplanationAlarms(methods, n_images=3, alike=0.9, **options),
-        RandomizationTest(methods, n_images=2, **options),
+        ExplanationDrift(methods, max_images=3, **options),
+        ExplanationAlarms(methods, max_images=3, alike=0.9, **options),
+        RandomizationTest(methods, max_images=2, **options),
     ]
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from interpretable_training.callbacks.watching import logger_adapters
+from interpretable_training.callbacks.watching.session import session_of
 from interpretable_training.report.journal import read_journal
 
 CLASSES, SIDE = 3, 16
@@ -124,6 +125,11 @@ def fit(folder, callbacks, module=None, train=None, val="usual", ckpt_path=None,
     val = loader() if isinstance(val, str) else val
     trainer.fit(module or Module(), train, val, ckpt_path=ckpt_path, weights_only=weights_only)
     return trainer
+
+
+def context_of(trainer, callback):
+    """The run context of a callback, after a stage."""
+    return session_of(trainer).found_context(callback.options)
 
 
 def record(folder):

@@ -1,7 +1,6 @@
 """Private names of torch without a public counterpart; `test_compat_attribution.py` fails when torch changes them."""
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,11 +17,6 @@ def saved_tensors_are_watched() -> bool:
 def original_of(module: nn.Module) -> nn.Module | None:
     """Return what `torch.compile` wrapped, None for other modules: torch has no function that undoes it."""
     return getattr(module, COMPILED, None)
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether the module was compiled, by `torch.compile` or by its method `compile`, which keeps the module itself."""
-    return original_of(module) is not None or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def compiler_is_imported() -> bool:
@@ -43,8 +37,3 @@ def parameters_in(module: nn.Module) -> dict[str, Any]:
 def buffers_in(module: nn.Module) -> dict[str, Any]:
     """Return the dict of the module's own buffers, to replace some: assigning attributes would check and reorder."""
     return module._buffers
-
-
-def at_end_of_backward(call: Callable[[], Any]) -> None:
-    """Call a function when the running backward pass ends: public hooks end with a tensor or a module."""
-    torch.autograd.Variable._execution_engine.queue_callback(call)

@@ -30,6 +30,12 @@ from .checks import SIMILARITIES, Check, Rule, Similarity, mean, similarities
 class DataRandomization:
     """Compares each method's maps of a network and of one that learned random labels (1).
 
+    >>> import copy
+    >>> from interpretable_training.attribution import GradCAM
+    >>> twin = copy.deepcopy(network)  # trained on DataRandomization().shuffled(target)
+    >>> [check.passed for check in DataRandomization()(network, twin, GradCAM(), images)]
+    [False]
+
     Args:
         similarity: which similarities are measured.
         decided_by: the one that decides.
@@ -64,7 +70,7 @@ class DataRandomization:
         *,
         output: Output = None,
     ) -> list[Check]:
-        """One `Check` per method.
+        """Return one `Check` per method.
 
         Args:
             model: learned the labels.
@@ -101,6 +107,9 @@ def memorize(
     **options: Any,
 ) -> float:
     """Train until the network knows a share of the images by heart; returns that share, in eval mode.
+
+    >>> memorize(nn.Linear(2, 2), torch.eye(2), torch.tensor([0, 1]), learning_rate=0.1)
+    1.0
 
     Args:
         network: is trained in place.

@@ -1,0 +1,155 @@
+"""Explanations of a batch of images: maps, logits, and the numbers computed from them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interpretable_training.attribution.core.map_operations import degenerate
+from interpretable_training.attribution.core.targets import as_classes, by_rank, score_of
+from interpretable_training.callbacks.watching.errors import Failure
+
+TARGETS = ("pred", "label", "both", "least")
+Views = dict[str, Tensor]  # name -> class of each image (B,)
+
+
+@dataclass
+class Explained:
+    """Explanations of some images, on the CPU.
+
+    Attributes:
+        ids: index of each image, or a name.
+        images: the images (n, C, H, W) as the network got them.
+        label: true class (n,), where it is known.
+        logits: (n, N).
+        multilabel: whether each class has a probability of its own.
+        targets: view -> the class that is explained (n,).
+        maps: view -> method -> raw maps (n, H, W).
+        inside: pixels of the objects (n, H, W), where batches have masks or boxes.
+        errors: method -> why it has no maps, or that its maps hold values that are not numbers.
+    """
+
+    ids: list[Any]
+    images: Tensor
+    label: Tensor | None
+    logits: Tensor
+    multilabel: bool
+    targets: Views = field(default_factory=dict)
+    maps: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    inside: Tensor | None = None
+    errors: dict[str, Failure] = field(default_factory=dict)
+
+    @property
+    def pred(self) -> Tensor:
+        """Return the predicted class (n,); one logit stands for two classes."""
+        return (self.logits[:, 0] > 0).long() if self.logits.shape[1] == 1 else by_rank("pred", self.logits)
+
+    def prob(self, target: Tensor) -> Tensor:
+        """Return the probability of a class of each image, (n,)."""
+        return score_of(self.logits, target, "sigmoid" if self.multilabel else "prob")
+
+    def rows(self, order: list[int]) -> "Explained":
+        """Return some of the images, in another order."""
+        return Explained(
+            [self.ids[i] for i in order],
+            self.images[order],
+            None if self.label is None else self.label[order],
+            self.logits[order],
+            self.multilabel,
+            {view: target[order] for view, target in self.targets.items()},
+            {view: {name: S[order] for name, S in maps.items()} for view, maps in self.maps.items()},
+            None if self.inside is None else self.inside[order],
+            self.errors,
+        )
+
+    def sorted_by_id(self) -> "Explained":
+        """Return the images in the order of their ids."""
+        return self.rows(sorted(range(len(self.ids)), key=self.ids.__getitem__))
+
+    def largest_losses(self, k: int) -> "Explained":
+        """Return the `k` images with the largest losses."""
+        loss = self.loss()
+        assert loss is not None  # by which they were chosen
+        return self.rows(loss.nan_to_num(nan=float("inf")).argsort(descending=True, stable=True)[:k].tolist())
+
+    def loss(self) -> Tensor | None:
+        """Return the loss of each image, (n,)."""
+        return None if self.label is None else losses(self.logits, self.label)
+
+
+def joined(parts: list[Explained]) -> Explained:
+    """Concatenate explanations, with the methods that all of them have."""
+    first = parts[0]
+    views = {
+        view: {
+            name: torch.cat([part.maps[view][name] for part in parts])
+            for name in maps
+            if all(name in part.maps[view] for part in parts)
+        }
+        for view, maps in first.maps.items()
+    }
+    labels, insides = (
+        [v for v in values if v is not None] for values in ([p.label for p in parts], [p.inside for p in parts])
+    )
+    return Explained(
+        [index for part in parts for index in part.ids],
+        torch.cat([part.images for part in parts]),
+        torch.cat(labels) if len(labels) == len(parts) else None,
+        torch.cat([part.logits for part in parts]),
+        first.multilabel,
+        {view: torch.cat([part.targets[view] for part in parts]) for view in first.targets},
+        views,
+        torch.cat(insides) if len(insides) == len(parts) else None,
+        {name: why for part in parts for name, why in part.errors.items()},
+    )
+
+
+def check_target(target: str | int) -> None:
+    """Raise a ValueError for a target that no network has."""
+    named = isinstance(target, str) and (target in TARGETS or target.removeprefix("topk:").isdigit())
+    if not named and (not isinstance(target, int) or target < 0):
+        raise ValueError(
+            f"expected target to be one of {(*TARGETS, 'topk:K')} or the number of a class, got {target!r}."
+        )
+
+
+def losses(logits: Tensor, label: Tensor) -> Tensor | None:
+    """Return the cross-entropy of each image, (B,); the mean over classes where images have several labels."""
+    logits = logits.float()
+    if label.ndim == 2:
+        return nn.functional.binary_cross_entropy_with_logits(logits, label.float(), reduction="none").mean(1)
+    return None if label.is_floating_point() else score_of(logits, label.long(), "loss")
+
+
+def view(target: str | int, logits: Tensor, label: Tensor | None) -> Views:
+    """Return the explained classes by the name of the view: one view, or several for "both" and "topk:K"."""
+    if target == "both":
+        return view("pred", logits, label) | view("label", logits, label)
+    if target == "label":
+        if label is None:
+            raise ValueError("expected labels in the batch for target='label', got none; pass target='pred'.")
+        return {"label": label.float().argmax(1) if label.ndim == 2 else label.long()}  # the first of several
+    if isinstance(target, int):
+        return {f"class {target}": as_classes(target, logits)}
+    classes = by_rank(target, logits)
+    if classes.ndim == 1:
+        return {target: classes}
+    return {f"top{k + 1}": classes[:, k] for k in range(classes.shape[1])}
+
+
+def statistics(saliency: Tensor) -> dict[str, Tensor]:
+    """Return numbers by which raw maps (n, H, W) of different epochs compare, (n,) each.
+
+    `max`; `mass`, the mean of the positive values; `entropy`, that of the positive mass over pixels, from 0 (one pixel)
+    to 1 (spread evenly); `degenerate`, whether the map is constant or not a number.
+    """
+    S = saliency.flatten(1).nan_to_num().clamp(min=0).double()
+    p = S / S.sum(1, keepdim=True).clamp(min=1e-300)
+    entropy = -(p * p.clamp(min=1e-300).log()).sum(1) / torch.tensor(float(max(2, S.shape[1]))).log()
+    return {
+        "max": saliency.flatten(1).amax(1),
+        "mass": S.mean(1),
+        "entropy": entropy,
+        "degenerate": degenerate(saliency),
+    }

@@ -18,6 +18,19 @@ VALUES += [torch.tensor(NAN), torch.tensor([1, 2]), torch.ones(3, dtype=torch.co
 VALUES += [np.float64(-1), np.array(["a"]), lambda *_: None]
 
 
+FINE: dict[str, Callable[[], Any]] = {
+    "constant": lambda: torch.ones_like(X),
+    "half": lambda: X.half(),
+    "float64": lambda: X.double(),
+    "not contiguous": lambda: X.transpose(2, 3).contiguous().transpose(2, 3),
+    "requires_grad": lambda: X.clone().requires_grad_(),
+    "not a leaf": lambda: X.clone().requires_grad_() * 1,
+    "parameter": lambda: nn.Parameter(X.clone()),
+    "1e-38": lambda: X * 1e-38,
+    "1 pixel": lambda: X[:, :, :1, :1],
+}
+
+
 def bad_images() -> dict[str, tuple[str, Callable[[], Any]]]:
     """Images by name: the rule and what makes them."""
     one = X.clone()
@@ -50,17 +63,6 @@ def bad_images() -> dict[str, tuple[str, Callable[[], Any]]]:
         "5d": lambda: X[:, :, None],
         "channels last": lambda: X.permute(0, 2, 3, 1),
     }
-    fine: dict[str, Callable[[], Any]] = {
-        "constant": lambda: torch.ones_like(X),
-        "half": lambda: X.half(),
-        "float64": lambda: X.double(),
-        "not contiguous": lambda: X.transpose(2, 3).contiguous().transpose(2, 3),
-        "requires_grad": lambda: X.clone().requires_grad_(),
-        "not a leaf": lambda: X.clone().requires_grad_() * 1,
-        "parameter": lambda: nn.Parameter(X.clone()),
-        "1e-38": lambda: X * 1e-38,
-        "1 pixel": lambda: X[:, :, :1, :1],
-    }
     nan: dict[str, Callable[[], Any]] = {
         "nan": lambda: torch.stack([X[0], X[1] * NAN]),
         "inf": lambda: torch.stack([X[0], X[1] * INF]),
@@ -68,7 +70,7 @@ def bad_images() -> dict[str, tuple[str, Callable[[], Any]]]:
     }
     return {
         name: (rule, make)
-        for rule, made in {"bad": bad, "unknown": unknown, "any": fine, "nan": nan}.items()
+        for rule, made in {"bad": bad, "unknown": unknown, "any": FINE, "nan": nan}.items()
         for name, make in made.items()
     }
 

@@ -250,6 +250,11 @@ def constructors(scene: Scene) -> Iterator[Case]:
                     return scene.update(c(**{**CHEAP.get(n, {}), o: v})) if o != "average" else c(**{o: v})
 
                 yield Case("constructor", name, f"{option}={value!r:.60}", rule, net, run)
+    yield from _constructors_of_parts(net)
+
+
+def _constructors_of_parts(net: nn.Module) -> Iterator[Case]:
+    """The same of sanity checks, the parts of metrics, and `evaluate`."""
     parts = [getattr(metrics, name)() for name in SANITY]
     parts += [Curve("insertion", Replacement("mean")), Boxing(), Replacement("mean")]
     for part in parts:

@@ -6,7 +6,7 @@ of a layer and their gradients dA implements `combine`; one that runs the model 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -203,7 +203,8 @@ def name_methods(methods: Methods) -> dict[str, Attribution]:
     if isinstance(methods, Mapping):
         named = dict(methods)
     else:
-        listed = [methods] if isinstance(methods, (Attribution, str, type)) else list(methods)
+        alone = isinstance(methods, (Attribution, str, type)) or not isinstance(methods, Iterable)
+        listed = [methods] if alone else list(methods)  # type: ignore[list-item, arg-type]
         for method in listed:
             of_package("attribution", "a method", method, Attribution)
         named = {type(method).__name__.lower(): method for method in listed}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from interpretable_training.attribution import GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.callbacks.explanation_drift import compare, small_maps
@@ -27,7 +27,6 @@ from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
 from interpretable_training.callbacks.watching.options import (
     Images,
-    Methods,
     OnError,
     Stages,
     common_options,

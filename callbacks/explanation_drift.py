@@ -14,7 +14,7 @@ import lightning as L
 from torch import Tensor
 
 from interpretable_training.attribution import GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.callbacks.watching import logger_adapters
@@ -24,7 +24,6 @@ from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
 from interpretable_training.callbacks.watching.options import (
     Images,
-    Methods,
     OnError,
     Stages,
     common_options,
@@ -44,7 +43,7 @@ from interpretable_training.report.value_readers import (
     read_integer,
     read_number,
 )
-from interpretable_training.visual.drift import draw_drift
+from interpretable_training.visual.drift_curves import draw_drift
 
 REFERENCES = ("previous", "first", "best")
 Maps = dict[str, Tensor]  # method -> small maps (n, h, w)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from interpretable_training.attribution import GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.callbacks.watching.base import Watcher
@@ -20,7 +20,6 @@ from interpretable_training.callbacks.watching.hardest_images import HardestImag
 from interpretable_training.callbacks.watching.image_logging import Gallery
 from interpretable_training.callbacks.watching.options import (
     Images,
-    Methods,
     OnError,
     Stages,
     common_options,

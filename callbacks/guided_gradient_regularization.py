@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.regularization import GuidedGradientRegularizer, Parts
 from interpretable_training.regularization.gradients import Run, record
 from interpretable_training.regularization.monitoring import (
@@ -108,7 +108,7 @@ class GuidedGradientRegularization(L.Callback):
                 f"expected a criterion for a fraction of the batch, found none of {CRITERIA} in "
                 f"{type(pl_module).__name__}; pass criterion=..., a function of logits and target."
             )
-        target = images_and_target(step.batch)[1] if self.target is None else step.batch[self.target]
+        target = pick(step.batch, strict=True).pair()[1] if self.target is None else step.batch[self.target]
         return self.regularizer.compare_part(step.network, step.images, target, criterion, step.weight, scale)
 
     def on_train_batch_end(self, *_: Any) -> None:

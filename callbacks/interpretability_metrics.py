@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 
 from interpretable_training.attribution import GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.batching import in_chunks
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.batches.read import Picked
+from interpretable_training.batches.source import annotations_of
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
@@ -23,7 +24,6 @@ from interpretable_training.callbacks.watching.errors import Failure
 from interpretable_training.callbacks.watching.explanations import Explained
 from interpretable_training.callbacks.watching.options import (
     Images,
-    Methods,
     OnError,
     Stages,
     common_options,
@@ -218,11 +218,13 @@ class Measurements:
         parts: list[Part] = []
 
         def measure(rows: slice) -> None:
-            few = picked.rows(rows)
-            maps = None if explained is None else explained.rows(list(range(len(ids)))[rows])
-            check = not self.parts and not parts
-            found = None if maps is None else (maps.targets[run.target], maps.maps[run.target])
-            parts.append(run.measure(len(self.parts), ids[rows], few.images, few.target, check, few.rest, found))
+            few, check, found = picked.rows(rows), not self.parts and not parts, None
+            if explained is not None:
+                classes, maps = explained.targets[run.target], explained.maps[run.target]
+                found = classes[rows], {name: S[rows] for name, S in maps.items()}
+            annotations = annotations_of(few.rest)
+            number = len(self.parts)
+            parts.append(run.measure(number, ids[rows], few.images, few.target, check, annotations, found))
 
         in_chunks(measure, len(ids), len(ids), picked.images)
         self.parts += parts

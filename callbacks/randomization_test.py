@@ -8,12 +8,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from interpretable_training.attribution import GradCAM
-from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
-from interpretable_training.callbacks.watching.options import Images, Methods, OnError, common_options, suggest_options
+from interpretable_training.callbacks.watching.options import Images, OnError, common_options, suggest_options
 from interpretable_training.callbacks.watching.schedule import Moment, this_moment
 from interpretable_training.callbacks.watching.session import WatchSession, session_of
 from interpretable_training.metrics.sanity.checks import Check, SanityTable

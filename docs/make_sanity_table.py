@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from interpretable_training.recipes import sanity_checks as recipe
-from interpretable_training.recipes.sanity_checks import report
+from interpretable_training.recipes.sanity_checks import sanity_checks_report
 
 HERE = Path(__file__).parent
 MARK = "<!-- sanity -->"
@@ -26,7 +26,7 @@ def main() -> None:
     else:
         run = recipe()
         run.trainer.fit(run.module, run.data)
-        sys.stdout.write(report(run))
+        sys.stdout.write(sanity_checks_report(run))
         folder = Path(run.trainer.log_dir)
     fill(HERE / "metrics.md", (folder / "sanity.md").read_text(encoding="utf-8"))
     fill(HERE / "recipes.md", f"```text\n{(folder / 'sanity.txt').read_text(encoding='utf-8').rstrip()}\n```")

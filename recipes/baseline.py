@@ -51,10 +51,3 @@ def baseline(
         callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), TrainingCurves()],
     )
     return Recipe(trainer, module, data)
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    recipe = auto_cli(baseline)
-    recipe.trainer.fit(recipe.module, recipe.data)

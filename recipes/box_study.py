@@ -1,13 +1,12 @@
 """Whether what is inside of the object's box decides. Zhang et al., CVIU 2024, https://arxiv.org/abs/2301.07002
 
-    python -m interpretable_training.recipes.box_study
+    python -m interpretable_training.recipes box_study
 
 masks images by the box alone, by all but the box, and by the map of each method, whole, inside and outside of the box,
 on a small network that knows generated shapes. `box_study_imagenet` is the study of the paper: Table 2.5 of the first
 author's thesis. Where the box is enough, the network looks at the object; the paper finds that it is not.
 """
 
-import sys
 from typing import Any
 
 import lightning as L
@@ -23,11 +22,10 @@ from interpretable_training.files import save_picture
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease
 from interpretable_training.metrics import box_study as rows_of
 from interpretable_training.metrics.core.regions import pixels
-from interpretable_training.metrics.core.rescoring import ScoredBatch
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
 from interpretable_training.recipes.opti_cam_study import cams
-from interpretable_training.recipes.recipe import Study
+from interpretable_training.recipes.recipe import EvaluationRecipe
 from interpretable_training.visual import denormalize, draw_sheet, overlay
 
 
@@ -40,7 +38,7 @@ def box_study(
     max_images: int | None = 96,
     seed: int = 0,
     output: str = "runs",
-) -> Study:
+) -> EvaluationRecipe:
     """Study the boxes of shapes; without extremal perturbation, which is slow.
 
     Args:
@@ -59,7 +57,7 @@ def box_study(
     weights = weights or f"{output}/ca_stream/{network}.pt"
     known = trained_backbone(weights, network, image_size, n_train, backbone_epochs, seed=seed)
     methods = {"fakecam": FakeCAM(), **cams(data.mean, data.std)}
-    return study_of(Classifier(known, data.num_classes), data, methods, max_images, seed, output)
+    return _study(Classifier(known, data.num_classes), data, methods, max_images, seed, output)
 
 
 def box_study_imagenet(
@@ -69,7 +67,7 @@ def box_study_imagenet(
     num_workers: int = 8,
     seed: int = 0,
     output: str = "runs",
-) -> Study:
+) -> EvaluationRecipe:
     """The protocol of the paper: all validation images with their boxes, scaled to 224 x 224.
 
     Args:
@@ -85,17 +83,17 @@ def box_study_imagenet(
     data = ImageNetDataModule(folder, num_workers=num_workers, seed=seed, **options)
     module = Classifier(network, 1000, pretrained=True)
     methods = {"fakecam": FakeCAM(), **cams(data.mean, data.std), "extremalperturbation": ExtremalPerturbation()}
-    return study_of(module, data, methods, max_images, seed, output)
+    return _study(module, data, methods, max_images, seed, output)
 
 
-def study_of(
+def _study(
     module: Classifier,
     data: ShapesDataModule | ImageNetDataModule,
     methods: dict[str, Attribution],
     max_images: int | None,
     seed: int,
     output: str,
-) -> Study:
+) -> EvaluationRecipe:
     """What both have in common: the rows and the metrics; the label is explained."""
     metrics = {
         "average_drop": AverageDrop(),
@@ -105,10 +103,10 @@ def study_of(
     options = {"methods": rows_of(methods), "metrics": metrics, "target": "label", "max_images": max_images}
     options |= {"reference": "box", "seed": seed}
     trainer = EvaluationTrainer(logger=CSVLogger(output, name="box_study"), enable_model_summary=False)
-    return Study(trainer, module, data, options)
+    return EvaluationRecipe(trainer, module, data, options)
 
 
-def draw(study: Study, path: str, names: tuple[str, ...] = ("gradcam", "opticam")) -> None:
+def draw_parts(study: EvaluationRecipe, path: str, names: tuple[str, ...] = ("gradcam", "opticam")) -> None:
     """Draw the maps of two methods, whole, inside and outside of the boxes."""
     images, target, told = study.examples()
     pictures = denormalize(images, study.data.mean, study.data.std)
@@ -124,16 +122,12 @@ def draw(study: Study, path: str, names: tuple[str, ...] = ("gradcam", "opticam"
 
 def inside_of(boxes: list[Tensor], images: Tensor) -> Tensor:
     """1 inside of the boxes (n, 4) of each image, 0 elsewhere: (B, H, W)."""
-    blank = images.new_zeros(len(images), *images.shape[2:])
-    return pixels(ScoredBatch(saliency=blank, annotations={"boxes": boxes}), "boxes").to(
-        images
-    )  # as the metrics see them
+    size = (len(images), *images.shape[2:])
+    return pixels({"boxes": boxes}, "boxes", size).to(images)  # as the metrics see them
 
 
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    study = auto_cli(box_study)
+def box_study_report(study: EvaluationRecipe) -> str:
+    """Run the study, draw its maps, and return where the picture is."""
     study.run()
-    draw(study, f"{study.folder()}/maps.png")
-    sys.stdout.write(f"picture   {study.folder()}/maps.png\n")
+    draw_parts(study, f"{study.folder()}/maps.png")
+    return f"picture   {study.folder()}/maps.png"

@@ -1,13 +1,12 @@
 """A CA-Stream is learned beside a network that is trained already; then the two poolings are compared.
 
-    python -m interpretable_training.recipes.ca_stream
+    python -m interpretable_training.recipes ca_stream
 
 trains a small network on generated shapes, unless its weights are there, then the stream, and ends with a table of the
 poolings and a picture of where they look. `ca_stream_imagenet` is the experiment of the paper.
 """
 
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -204,7 +203,7 @@ def read_backbone(path: Path, network: str, told: dict[str, Any]) -> nn.Module:
     return backbone
 
 
-def compare(recipe: Recipe, max_images: int | None = None) -> Table:
+def compare_poolings(recipe: Recipe, max_images: int | None = None) -> Table:
     """How faithful the maps of both poolings are on the validation images, of the network as it is."""
     data = recipe.data
     assert isinstance(data, ShapesDataModule)
@@ -238,7 +237,7 @@ def differences(table: Table) -> str:
     return "\n".join(lines)
 
 
-def draw(recipe: Recipe, path: str | Path, count: int = 6) -> None:
+def draw_attention(recipe: Recipe, path: str | Path, count: int = 6) -> None:
     """Where the stream looks and what the methods show of both poolings, for the first image of each class."""
     data = recipe.data
     assert isinstance(data, ShapesDataModule)
@@ -260,7 +259,7 @@ def draw(recipe: Recipe, path: str | Path, count: int = 6) -> None:
     save_picture(draw_sheet(rows), path)
 
 
-def report(recipe: Recipe, max_images: int | None = 300) -> str:
+def ca_stream_report(recipe: Recipe, max_images: int | None = 300) -> str:
     """Load the best stream, write the table and the picture beside its log, and return what came out in words."""
     folder = Path(recipe.trainer.log_dir or ".")
     best = recipe.trainer.checkpoint_callback
@@ -270,16 +269,8 @@ def report(recipe: Recipe, max_images: int | None = 300) -> str:
     logged = L.Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False).validate(
         recipe.module, recipe.data, verbose=False
     )[0]
-    table = compare(recipe, max_images)
+    table = compare_poolings(recipe, max_images)
     table.save(folder / "faithfulness")
-    draw(recipe, folder / "attention.png")
+    draw_attention(recipe, folder / "attention.png")
     accuracy = f"accuracy   GAP {logged['val/gap_accuracy']:.1%}   CA {logged['val/accuracy']:.1%}"
     return "\n\n".join([accuracy, table.to_text(), differences(table), f"picture   {folder / 'attention.png'}"])
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    recipe = auto_cli(ca_stream)
-    recipe.trainer.fit(recipe.module, recipe.data)
-    sys.stdout.write(f"\n{report(recipe)}\n")

@@ -1,8 +1,8 @@
 """What a network that estimates the remaining life of an engine looks at. Buono and Akesson, Halmstad University, 2023.
 
-    python -m interpretable_training.recipes.cmapss
-    python -m interpretable_training.recipes.cmapss --network cnn_bilstm
-    python -m interpretable_training.recipes.cmapss --folder CMAPSSData
+    python -m interpretable_training.recipes cmapss
+    python -m interpretable_training.recipes cmapss --network cnn_bilstm
+    python -m interpretable_training.recipes cmapss --folder CMAPSSData
 
 trains a CNN-LSTM on drawn engines, or on C-MAPSS where its files are, and prints its error and two tables. The first is
 the thesis' (Table 3): how the estimate drops and increases when only what a map shows stays. The second asks the same
@@ -10,7 +10,6 @@ of the wear, the largest target minus the estimate, since hidden sensors look mu
 drawn engines it is known which cycles are worn, so that it also says how much of a map lies there.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -96,7 +95,7 @@ class Wear(nn.Module):
         return self.max_rul - self.regressor(series)
 
 
-def methods(data: CMAPSSDataModule, n: int = 50) -> dict[str, Attribution]:
+def series_methods(data: CMAPSSDataModule, n: int = 50) -> dict[str, Attribution]:
     """name -> method; expected gradients start from `n` training windows, as in the thesis."""
     data.setup("fit")
     windows: Any = data.splits["train"]
@@ -115,7 +114,7 @@ def methods(data: CMAPSSDataModule, n: int = 50) -> dict[str, Attribution]:
     }
 
 
-def faithfulness() -> dict[str, ImageMetric]:
+def life_metrics() -> dict[str, ImageMetric]:
     """The thesis' metrics of C-MAPSS, on the output itself, which is no logit of a class."""
     return {
         "average_increase": m.AverageIncrease(score="logit"),
@@ -124,7 +123,7 @@ def faithfulness() -> dict[str, ImageMetric]:
     }
 
 
-def compare(recipe: Recipe, max_windows: int = 200, n: int = 50) -> dict[str, m.Table]:
+def life_tables(recipe: Recipe, max_windows: int = 200, n: int = 50) -> dict[str, m.Table]:
     """The tables of the estimate and of the wear, on validation windows.
 
     Args:
@@ -134,7 +133,7 @@ def compare(recipe: Recipe, max_windows: int = 200, n: int = 50) -> dict[str, m.
     """
     data = recipe.data
     assert isinstance(data, CMAPSSDataModule)
-    explained, measured = methods(data, n), faithfulness()
+    explained, measured = series_methods(data, n), life_metrics()
     known = isinstance(data, EnginesDataModule)
     of_wear = measured | ({"energy": m.EnergyPointingGame(), "pointing": m.PointingGame()} if known else {})
     loader = DataLoader(Subset(data.splits["val"], telling(data)), batch_size=data.batch_size)
@@ -164,7 +163,7 @@ def sensors(recipe: Recipe, max_windows: int = 200) -> dict[str, float]:
     return dict(zip(data.channel_names, (100 * g / g.sum()).tolist()))
 
 
-def draw(recipe: Recipe, path: str | Path, n: int = 50) -> None:
+def draw_engine(recipe: Recipe, path: str | Path, n: int = 50) -> None:
     """Draw one engine, early, halfway and late in its wear, under the maps of what lowers the estimate."""
     data = recipe.data
     assert isinstance(data, CMAPSSDataModule)
@@ -174,7 +173,7 @@ def draw(recipe: Recipe, path: str | Path, n: int = 50) -> None:
     ends = [min(own, key=lambda item: abs(float(item["target"]) - s * data.max_rul)) for s in (0.8, 0.4, 0.1)]
     series = torch.stack([item["image"] for item in ends]).to(recipe.module.device)
     names = ("hirescam", "gradcam", "layercam", "expectedgradcam")
-    chosen = {name: method for name, method in methods(data, n).items() if name in names}
+    chosen = {name: method for name, method in series_methods(data, n).items() if name in names}
     maps = a.explain({name: chosen[name] for name in names}, recipe.module, series, target=0)
     with torch.no_grad():
         estimates = recipe.module.eval()(series).tolist()
@@ -185,14 +184,14 @@ def draw(recipe: Recipe, path: str | Path, n: int = 50) -> None:
     draw_series(series, maps, path, data.channel_names, titles, worn, "worn", order)
 
 
-def report(recipe: Recipe, max_windows: int = 200, n: int = 50) -> str:
+def cmapss_report(recipe: Recipe, max_windows: int = 200, n: int = 50) -> str:
     """Measure the trained network, write tables and picture, and say it all."""
     folder = Path(recipe.trainer.log_dir or ".")
     errors = recipe.trainer.test(recipe.module, recipe.data, verbose=False)[0]
-    tables = compare(recipe, max_windows, n)
+    tables = life_tables(recipe, max_windows, n)
     for name, table in tables.items():
         table.save(folder / name.replace(" ", "_"))
-    draw(recipe, folder / "maps.png", n)
+    draw_engine(recipe, folder / "maps.png", n)
     told = getattr(recipe.data, "telling", [])
     shares = sensors(recipe, max_windows)
     lines = [f"  {name:<10} {s:5.1f} %{'  worn' * (c in told)}" for c, (name, s) in enumerate(shares.items())]
@@ -206,11 +205,3 @@ def report(recipe: Recipe, max_windows: int = 200, n: int = 50) -> str:
             f"\npicture   {folder / 'maps.png'}",
         ]
     )
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    recipe = auto_cli(cmapss)
-    recipe.trainer.fit(recipe.module, recipe.data)
-    sys.stdout.write(f"{report(recipe)}\n")

@@ -65,10 +65,3 @@ def guided_gradient(
         callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), TrainingCurves()],
     )
     return Recipe(trainer, module, images)
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    recipe = auto_cli(guided_gradient)
-    recipe.trainer.fit(recipe.module, recipe.data)

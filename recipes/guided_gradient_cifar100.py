@@ -14,11 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim.lr_scheduler import MultiStepLR
 
-from interpretable_training.callbacks import LearningRateWarmUp, TrainingCurves
+from interpretable_training.callbacks import TrainingCurves
 from interpretable_training.data import CIFAR100DataModule
 from interpretable_training.modules import GuidedGradientClassifier
 from interpretable_training.recipes.recipe import Recipe
 from interpretable_training.regularization import GuidedGradientRegularizer
+
+STEPS_PER_EPOCH = 391  # 50 000 images in batches of 128
 
 
 def guided_gradient_cifar100(
@@ -58,18 +60,12 @@ def protocol(
         regularizer,
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
         scheduler=partial(MultiStepLR, milestones=[60, 120, 160], gamma=0.2),
+        warmup_steps=STEPS_PER_EPOCH,
     )
     trainer = L.Trainer(
         max_epochs=200,
         logger=CSVLogger(output, name="guided_gradient_cifar100"),
         enable_model_summary=False,
-        callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), LearningRateWarmUp(), TrainingCurves()],
+        callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), TrainingCurves()],
     )
     return Recipe(trainer, module, data)
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    recipe = auto_cli(guided_gradient_cifar100)
-    recipe.trainer.fit(recipe.module, recipe.data)

@@ -1,15 +1,14 @@
 """All methods by the main metrics, beside two controls that know nothing, on a small network and generated shapes.
 
-    python -m interpretable_training.recipes.method_table
-    python -m interpretable_training.recipes.method_table --shortcut 0.95
-    python -m interpretable_training.recipes.method_table --metrics localization
-    python -m interpretable_training.recipes.method_table --metrics localization --shortcut 0.95
+    python -m interpretable_training.recipes method_table
+    python -m interpretable_training.recipes method_table --shortcut 0.95
+    python -m interpretable_training.recipes method_table --metrics localization
+    python -m interpretable_training.recipes method_table --metrics localization --shortcut 0.95
 
 With a shortcut, most images hold a small mark that names the class, and the network has learned from them. Localization
 then asks twice: where the object is, and where the mark.
 """
 
-import sys
 from typing import Any, Literal
 
 import lightning as L
@@ -24,7 +23,7 @@ from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
-from interpretable_training.recipes.recipe import Study
+from interpretable_training.recipes.recipe import EvaluationRecipe
 
 
 def method_table(
@@ -38,7 +37,7 @@ def method_table(
     max_images: int | None = 24,
     seed: int = 0,
     output: str = "runs",
-) -> Study:
+) -> EvaluationRecipe:
     """Measure every method that explains the network.
 
     Args:
@@ -61,11 +60,12 @@ def method_table(
     known = trained_backbone(weights, network, image_size, n_train, backbone_epochs, **options)
     measured = faithfulness() if metrics == "faithfulness" else localization(shortcut)
     trainer = EvaluationTrainer(logger=CSVLogger(output, name="method_table"), enable_model_summary=False)
-    options = {"methods": methods(data, network), "metrics": measured, "target": "label", "max_images": max_images}
-    return Study(trainer, Classifier(known, data.num_classes), data, options | {"reference": "gradcam", "seed": seed})
+    options = {"methods": all_methods(data, network), "metrics": measured, "target": "label", "max_images": max_images}
+    options |= {"reference": "gradcam", "seed": seed}
+    return EvaluationRecipe(trainer, Classifier(known, data.num_classes), data, options)
 
 
-def methods(data: ShapesDataModule, network: str = "tiny_cnn") -> dict[str, Attribution]:
+def all_methods(data: ShapesDataModule, network: str = "tiny_cnn") -> dict[str, Attribution]:
     """name -> method; what is a matter of pixels is as fine here as usual on images of 224 x 224."""
     black: dict[str, Any] = {"mean": data.mean, "std": data.std}
     side = max(1, min(data.size) // 14)
@@ -152,10 +152,8 @@ def localization(shortcut: float = 0.0) -> dict[str, ImageMetric]:
     return found
 
 
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    study = auto_cli(method_table)
+def method_table_report(study: EvaluationRecipe) -> str:
+    """Run the study, draw its maps, and return where the picture is."""
     study.run()
     study.draw(study.folder() / "maps.png", blocks=2)
-    sys.stdout.write(f"picture   {study.folder() / 'maps.png'}\n")
+    return f"picture   {study.folder() / 'maps.png'}"

@@ -1,6 +1,6 @@
 """How good Opti-CAM's maps are beside those of others. Zhang et al., CVIU 2024, https://arxiv.org/abs/2301.07002
 
-    python -m interpretable_training.recipes.opti_cam_study
+    python -m interpretable_training.recipes opti_cam_study
 
 measures the methods of the paper on a small network that knows generated shapes, which is trained first unless its
 weights are there, and ends with a table, curves, the seconds that each method takes and a picture of its maps.
@@ -8,7 +8,6 @@ weights are there, and ends with a table, curves, the seconds that each method t
 """
 
 import csv
-import sys
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -33,7 +32,7 @@ from interpretable_training.attribution import (
     XGradCAM,
 )
 from interpretable_training.attribution.core.base import Attribution
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.files import whole_file
@@ -50,7 +49,7 @@ from interpretable_training.metrics import (
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
-from interpretable_training.recipes.recipe import Study
+from interpretable_training.recipes.recipe import EvaluationRecipe
 
 Kind = Literal["cnn", "transformer"]
 
@@ -67,7 +66,7 @@ def opti_cam_study(
     draws: int = 3,
     seed: int = 0,
     output: str = "runs",
-) -> Study:
+) -> EvaluationRecipe:
     """Measure the methods on shapes: with fewer images, and with fewer steps of what is slow.
 
     Args:
@@ -94,7 +93,7 @@ def opti_cam_study(
     longer = 800 / steps
     ascent = {"steps": steps, "lr": round(0.01 * longer, 4), "growth": round(1.0035**longer, 4)}
     perturbation = ExtremalPerturbation(**ascent, blur_sigma=float(round(20 * scale)), **cells)
-    return study_of(module, data, kind, "auto", perturbation, draws, max_images, seed, output)
+    return _study(module, data, kind, "auto", perturbation, draws, max_images, seed, output)
 
 
 def opti_cam_study_imagenet(
@@ -106,7 +105,7 @@ def opti_cam_study_imagenet(
     num_workers: int = 8,
     seed: int = 0,
     output: str = "runs",
-) -> Study:
+) -> EvaluationRecipe:
     """The protocol of the paper: all validation images, scaled to 224 x 224; the weights of the network come from timm.
 
     Args:
@@ -124,10 +123,10 @@ def opti_cam_study_imagenet(
     whole = v2.Resize([224, 224])
     data = ImageNetDataModule(folder, eval_transform=whole, batch_size=8, num_workers=num_workers, seed=seed)
     module = Classifier(network, 1000, pretrained=True)
-    return study_of(module, data, kind, layer, ExtremalPerturbation(), 10, max_images, seed, output)
+    return _study(module, data, kind, layer, ExtremalPerturbation(), 10, max_images, seed, output)
 
 
-def study_of(
+def _study(
     module: Classifier,
     data: ShapesDataModule | ImageNetDataModule,
     kind: Kind,
@@ -137,7 +136,7 @@ def study_of(
     max_images: int | None,
     seed: int,
     output: str,
-) -> Study:
+) -> EvaluationRecipe:
     """What both have in common: methods and metrics; images are masked with black, and their label is explained."""
     metrics: dict[str, ImageMetric] = {
         "average_drop": AverageDrop(),  # Tables 2.1 and 2.2
@@ -158,7 +157,7 @@ def study_of(
     options = {"methods": {"opticam": methods.pop("opticam"), **methods}, "metrics": metrics, "target": "label"}
     options |= {"max_images": max_images, "reference": "opticam", "seed": seed}
     trainer = EvaluationTrainer(logger=CSVLogger(output, name="opti_cam_study"), enable_model_summary=False)
-    return Study(trainer, module, data, options)
+    return EvaluationRecipe(trainer, module, data, options)
 
 
 def cams(mean: Sequence[float], std: Sequence[float], layer: str = "auto") -> dict[str, Attribution]:
@@ -174,10 +173,10 @@ def cams(mean: Sequence[float], std: Sequence[float], layer: str = "auto") -> di
     }
 
 
-def seconds(study: Study) -> dict[str, float]:
+def seconds(study: EvaluationRecipe) -> dict[str, float]:
     """What each method takes for 8 images, as in Tables 2.1 and 2.2, the second time that it is called."""
     study.data.setup("validate")
-    parts = [images_and_target(batch) for batch in islice(study.data.val_dataloader(), 8)]
+    parts = [pick(batch, strict=True).pair() for batch in islice(study.data.val_dataloader(), 8)]
     device = study.module.device
     images, target = (torch.cat(part)[:8].to(device) for part in zip(*parts))
     took = {}
@@ -197,7 +196,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def report(study: Study) -> str:
+def opti_cam_study_report(study: EvaluationRecipe) -> str:
     """Run the study, write all that it has, and say what is not in the table."""
     study.run()
     folder = study.folder()
@@ -207,9 +206,3 @@ def report(study: Study) -> str:
     study.draw(folder / "maps.png")
     lines = [f"  {name:<22} {value:>9.3f}" for name, value in took.items()]
     return "\n".join(["", "seconds for 8 images", *lines, "", f"picture   {folder / 'maps.png'}"])
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    sys.stdout.write(f"{report(auto_cli(opti_cam_study))}\n")

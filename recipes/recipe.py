@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interpretable_training.attribution import explain
 from interpretable_training.attribution.core.base import Attribution
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.files import save_picture
 from interpretable_training.metrics import Table
@@ -24,7 +24,7 @@ class Recipe(NamedTuple):
     data: L.LightningDataModule
 
 
-class Study(NamedTuple):
+class EvaluationRecipe(NamedTuple):
     """A measurement, ready: `study.run()`.
 
     Attributes:
@@ -52,7 +52,7 @@ class Study(NamedTuple):
         self.data.setup("validate")
         items: dict[int, dict[str, Any]] = {}
         for batch in self.data.val_dataloader():
-            images, target = images_and_target(batch)
+            images, target = pick(batch, strict=True).pair()
             told = batch if isinstance(batch, dict) else {}
             for i, c in enumerate(target.tolist()):
                 if len(items) < count:

@@ -1,6 +1,6 @@
 """Which methods pass the sanity checks: do maps depend on what the network has learned?
 
-    python -m interpretable_training.recipes.sanity_checks
+    python -m interpretable_training.recipes sanity_checks
 
 trains a small network on generated shapes, watched by `RandomizationTest`, and a twin of it that learns random labels
 by heart. Then it prints a table like Table 3 of Mohamed et al., A review of visualisation-as-explanation techniques for
@@ -8,7 +8,6 @@ convolutional neural networks and their evaluation: pass or fail for each method
 and the rule. A star is where the review says something else; what was measured there is told below.
 """
 
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,7 @@ from interpretable_training.attribution import (
     TGrad,
 )
 from interpretable_training.attribution.core.base import Attribution
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.callbacks import RandomizationTest, TrainingCurves
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.files import write_whole
@@ -117,7 +116,7 @@ def sanity_checks(
     return Recipe(trainer, module, data)
 
 
-def methods() -> dict[str, Attribution]:
+def checked_methods() -> dict[str, Attribution]:
     """Those of the review's table, others, and two controls."""
     return {
         "gradient": Gradient(),
@@ -140,7 +139,7 @@ def methods() -> dict[str, Attribution]:
     }
 
 
-def check(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> SanityTable:
+def run_checks(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> SanityTable:
     """All checks of the trained network.
 
     Args:
@@ -150,17 +149,17 @@ def check(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> SanityTa
     """
     model, data = recipe.module.eval(), recipe.data
     data.setup("fit")
-    train = [images_and_target(batch) for batch in data.train_dataloader()]
+    train = [pick(batch, strict=True).pair() for batch in data.train_dataloader()]
     images, target = (torch.cat(part)[:by_heart].to(model.device) for part in zip(*train))
-    test = [images_and_target(batch) for batch in data.val_dataloader()]
+    test = [pick(batch, strict=True).pair() for batch in data.val_dataloader()]
     shown, label = (torch.cat(part)[:explained].to(model.device) for part in zip(*test))
     by_labels = DataRandomization()
     twin = twin_of(recipe).to(model.device)
     memorize(twin, images, by_labels.shuffled(target.cpu()).to(target), weight_decay=0.0)
-    found = ParameterRandomization()(model, methods(), shown)
-    found += by_labels(model, twin, methods(), shown, label)
-    by_input = {name: method for name, method in methods().items() if not isinstance(method, READ_BIASES)}
-    by_bias = {name: method for name, method in methods().items() if isinstance(method, READ_BIASES)}
+    found = ParameterRandomization()(model, checked_methods(), shown)
+    found += by_labels(model, twin, checked_methods(), shown, label)
+    by_input = {name: method for name, method in checked_methods().items() if not isinstance(method, READ_BIASES)}
+    by_bias = {name: method for name, method in checked_methods().items() if isinstance(method, READ_BIASES)}
     found += InputInvariance()(model, by_input, shown)
     if by_bias:
         found += InputInvariance(undo="bias")(model, by_bias, shown)
@@ -185,9 +184,9 @@ def disagreement(found: Check, said: str) -> str:
     return "\n".join(lines)
 
 
-def report(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> str:
+def sanity_checks_report(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> str:
     """The table, what differs from the literature in numbers, and where it was written."""
-    table = check(recipe, by_heart, explained)
+    table = run_checks(recipe, by_heart, explained)
     told = [disagreement(found, EXPECTED[found.test][found.method]) for found in table.disagreements()]
     folder = Path(recipe.trainer.log_dir or ".")
     folder.mkdir(parents=True, exist_ok=True)  # the logger makes it when it first writes
@@ -195,11 +194,3 @@ def report(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> str:
     write_whole(folder / "sanity.txt", text + "\n")
     write_whole(folder / "sanity.md", table.to_markdown())
     return f"{text}\n\nWritten to {folder}: sanity.txt, sanity.md"
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    recipe = auto_cli(sanity_checks)
-    recipe.trainer.fit(recipe.module, recipe.data)
-    sys.stdout.write(f"\n{report(recipe)}\n")

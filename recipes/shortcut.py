@@ -86,10 +86,3 @@ def shortcut(
         callbacks=[ModelCheckpoint(monitor="val/accuracy", mode="max"), TrainingCurves(), *watch],
     )
     return Recipe(trainer, module, data)
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    recipe = auto_cli(shortcut)
-    recipe.trainer.fit(recipe.module, recipe.data)

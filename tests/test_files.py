@@ -16,7 +16,7 @@ from interpretable_training.metrics import Deletion, evaluate
 from interpretable_training.report.journal import Journal
 from interpretable_training.report.page import write_report
 from interpretable_training.visual import draw_curves, draw_faithfulness, draw_series
-from interpretable_training.visual.sweep import Scale, draw_sweep
+from interpretable_training.visual.sweep_plots import Scale, draw_sweep
 
 NOISE = Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(3 * 64 * 64))
 

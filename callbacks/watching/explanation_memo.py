@@ -19,7 +19,6 @@ from interpretable_training.batches.source import annotations_of
 from interpretable_training.callbacks.watching.errors import Failure
 from interpretable_training.callbacks.watching.explanations import Explained, view
 from interpretable_training.metrics.core.regions import pixels
-from interpretable_training.metrics.core.rescoring import ScoredBatch
 
 
 class BatchMemo:
@@ -123,8 +122,7 @@ def object_pixels(picked: Picked) -> Tensor | None:
     annotations = annotations_of(picked.rest)
     if "mask" not in annotations and "boxes" not in annotations:
         return None
-    zeros = torch.zeros_like(picked.images[:, 0])  # gives the size
-    return pixels(ScoredBatch(saliency=zeros, annotations=annotations), "auto").cpu()
+    return pixels(annotations, "auto", picked.images[:, 0].shape).cpu()
 
 
 def explain_images(

@@ -14,8 +14,9 @@ from interpretable_training.callbacks.watching.explanations import Explained, st
 from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import Moment
 from interpretable_training.callbacks.watching.session import WatchSession
-from interpretable_training.report.journal import Journal, ends, read_journal, shrink
+from interpretable_training.report.journal import Journal, read_journal, shrink
 from interpretable_training.report.value_readers import list_of, mapping_of, read_number, read_text
+from interpretable_training.visual.map_levels import map_scales
 from interpretable_training.visual.overlay import on_picture, overlay
 from interpretable_training.visual.sheet import draw_sheet
 
@@ -107,7 +108,7 @@ class Gallery:
         """The values of the dark and the bright end of the colors; None for each map's own."""
         if self.scale == "image":
             return None
-        own = ends(S.nan_to_num())
+        own = map_scales(S.nan_to_num())
         self.tops[method] = max(self.tops.get(method, 0.0), float(own[:, 1].max()))
         return torch.tensor([min(0.0, float(own[:, 0].min())), self.tops[method]])
 

@@ -10,12 +10,10 @@ from typing import Any, Literal
 import lightning as L
 from torch.utils.data import DataLoader, Dataset
 
-from interpretable_training.attribution import Attribution
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.callbacks.watching.budget import Budget
 
-Methods = Attribution | dict[str, Attribution] | list[Attribution]
 Images = str | Sequence[int] | DataLoader | Dataset | Callable[[L.Trainer], Any]
 Stages = Sequence[Literal["fit", "validate", "test"]]
 OnError = Literal["warn", "raise"]

@@ -1,4 +1,4 @@
-"""Given a model and images, saliency maps. One paper, one file; every method is called alike.
+"""Saliency methods. Each file implements one paper, and every method has the same call.
 
 saliency = GradCAM(layer="layer4")(model, images, target)    # (B, H, W), raw
 maps = explain({"gradcam": GradCAM(), "layercam": LayerCAM()}, model, images, target)

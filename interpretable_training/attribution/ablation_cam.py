@@ -4,8 +4,8 @@
     S    = relu(sum over k of w[k] A[k])       (2)
 
 A: activations of `layer`. y: logit. y[without k]: with A[k] set to zero. With pooling and one linear layer W behind
-`layer`, y - y[without k] = W[c, k] mean(A[k]) needs no pass at all.
-Differs from the paper: (1) divides by |y|, since a negative logit would turn the map around.
+`layer`, y - y[without k] = W[c, k] mean(A[k]) needs no further pass.
+Differs from the paper: (1) divides by |y|, because division by a negative logit changes the sign of the map.
 """
 
 from collections.abc import Iterator
@@ -30,16 +30,19 @@ from .grad_cam_plusplus import away_from_zero
 class _Place(NamedTuple):
     layer: str
     grid: Grid
-    runs: int  # in one pass
+    runs: int  # of the layer in one pass
 
 
 @dataclass(frozen=True)
 class AblationCAM(GradientCAM):
-    """Channels of `layer`, each weighted by how much the score falls without it.
+    """Weight the channels of a layer by how much the score falls without each of them.
+
+    >>> AblationCAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        denominator: of (1): |y| ("absolute"), y ("signed") or 1 ("none"). Only the sign of the map depends on it.
-        chunk_size: ablated features per pass through the part above the layer.
+        denominator: of (1): |y| ("absolute"), y ("signed") or 1 ("none"). It changes the sign and the scale of the map.
+        chunk_size: ablated channels per pass through the layers above `layer`.
     """
 
     denominator: Literal["absolute", "signed", "none"] = "absolute"
@@ -65,21 +68,21 @@ class AblationCAM(GradientCAM):
 
     @torch.no_grad()
     def _without(self, prepared: PreparedModel, images: Tensor, target: Resolved, place: _Place, A: Tensor) -> Tensor:
-        """y[without k], (B, K); a pass is spent on channels that are not zero anyway."""
+        """Return y[without k], (B, K); channels that are zero already need no pass."""
         y = A.new_zeros(A.shape[:2])
         splits = _splits(prepared, images[:1], place)
         for i, used in enumerate(A.flatten(2).any(2)):
             channels = torch.cat([(~used).nonzero()[:1, 0], used.nonzero()[:, 0]])
             one = slice(i, i + 1)
             scores = self._run(prepared, images[one], take(target, one), place, channels, splits)
-            y[i] = scores[0].to(y)  # without a channel that is zero: the score itself
+            y[i] = scores[0].to(y)  # removing a channel of zeros leaves the score
             y[i, channels] = scores.to(y)
         return y
 
     def _run(
         self, prepared: PreparedModel, image: Tensor, target: Resolved, place: _Place, channels: Tensor, splits: bool
     ) -> Tensor:
-        """Scores of one image without each of the channels, (len(channels),)."""
+        """Return the scores of one image without each of `channels`, (len(channels),)."""
         scores = image.new_zeros(len(channels), dtype=wide(image))
 
         def run(rows: slice) -> None:
@@ -88,7 +91,7 @@ class AblationCAM(GradientCAM):
             with _ablated(prepared, place, k):
                 part = target.expand(len(k)) if isinstance(target, Tensor) else target
                 output = prepared.run(inputs)
-                prepared.rows[0] = len(k)  # the batch may have grown at the layer
+                prepared.rows[0] = len(k)  # the layer may have enlarged the batch
                 scores[rows] = prepared.score_in(output, part, self.score).to(scores)
 
         in_chunks(run, len(channels), self.chunk_size, image)
@@ -97,8 +100,8 @@ class AblationCAM(GradientCAM):
 
 @contextmanager
 def _ablated(prepared: PreparedModel, place: _Place, channels: Tensor) -> Iterator[None]:
-    # The layer returns one copy of its output for each channel, without it, the last time that it runs. If the model
-    # was given one image, what lies below the layer runs for one image and what lies above it for all copies.
+    # At its last run, the layer returns one copy of its output per channel, with that channel set to zero. For an input
+    # of one image, the layers below process one image and the layers above process all copies.
     count = 0
 
     def ablate(_: Any, args: Any, output: Any) -> Any:
@@ -119,7 +122,7 @@ def _ablated(prepared: PreparedModel, place: _Place, channels: Tensor) -> Iterat
 
 
 def _splits(prepared: PreparedModel, image: Tensor, place: _Place) -> bool:
-    # Whether a batch may grow at the layer. Concatenation with features from below it fails then.
+    # Return whether the batch may grow at the layer; a later concatenation with features from below it prevents that.
     channels = torch.tensor([0, 0], device=image.device)
     with _ablated(prepared, place, channels):
         whole = prepared(image.expand(2, *image.shape[1:]))

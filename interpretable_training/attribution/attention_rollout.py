@@ -22,14 +22,18 @@ from .raw_attention import Heads, fuse_heads
 
 @dataclass(frozen=True)
 class AttentionRollout(Attribution):
-    """How attention flows from the patches to the class token through all blocks, whatever the class.
+    """Follow attention from the patches to the class token through all blocks; every class has the same map.
+
+    >>> from interpretable_training.models import TinyViT
+    >>> AttentionRollout()(TinyViT(2, image_size=16), images).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        heads: how the heads become one.
+        heads: how heads are fused: their "mean", "max" or "min".
         discard_ratio: share of the smallest entries of each block's matrix that is set to zero before (1).
-        start_layer: first block that counts.
+        start_layer: index of the first block that enters (2).
         upsample: to image resolution.
-        align_corners: how upsampling places the corners.
+        align_corners: passed to the interpolation that upsamples the map.
     """
 
     heads: Heads = "mean"

@@ -6,8 +6,8 @@
     S    = sum over h, k of V[h, c, k] A[k], or of a[h] V[h, c, k] A[k]               (4)
 
 A: activations of `layer`. W, b: the one linear layer behind global average pooling. Where a CA-Stream pools by its
-attention a[h] of each head h instead, (3) and (4) with V, the class weights seen through its last projection. That (1)
-or (3) holds is checked on the images at hand; where neither does, CAM is not defined.
+attention a[h] of each head h instead, (3) and (4) apply with V, the product of the class weights and the stream's last
+projection. Each call checks on its images that (1) or (3) holds; CAM is not defined for other models.
 Differs from most code: S is signed; `relu=True` keeps its positive part.
 """
 
@@ -29,10 +29,13 @@ LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class CAM(GradientCAM):
-    """The classifier's own weights, for networks that end in average or attention pooling and one linear layer.
+    """Weight the channels of a layer by the classifier's weights, where only pooling and one linear layer follow.
+
+    >>> CAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        attended: weigh the cells by the attention that pools them, see (4).
+        attended: multiply the map with the attention that pools the features, see (4).
     """
 
     relu: bool = False
@@ -41,13 +44,15 @@ class CAM(GradientCAM):
     def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
         if self.score != "logit" or self.rule != "plain":
             raise ValueError(
-                f"expected score='logit', rule='plain': CAM has no gradient; got {self.score!r}, {self.rule!r}."
+                f"expected score='logit', rule='plain' for CAM without gradients, got {self.score!r}, {self.rule!r}."
             )
         captured = capture(prepared, images, [layer], target, gradient=False)
         A = full(captured.A[layer])
         if not isinstance(captured.target, Tensor):
-            raise TypeError("expected class indices as target: CAM reads the weights of a class, a callable has none.")
-        S = behind_stream(prepared, images, captured.target, A, self.attended)
+            raise TypeError(
+                "expected class indices as target of CAM, which reads the weights of a class, got a callable."
+            )
+        S = _behind_stream(prepared, images, captured.target, A, self.attended)
         W = linear_head(prepared, A, captured.output) if S is None and not self.attended else None
         if W is not None:
             return torch.einsum("bk,bk...->b...", class_weights(W, captured.target), A)  # (2)
@@ -55,18 +60,18 @@ class CAM(GradientCAM):
             pooling = "attention" if self.attended else "global average"
             raise ValueError(
                 f"expected {pooling} pooling and one linear layer behind {layer!r}, but the logits of "
-                f"{type(prepared.module).__name__} are not such for any of its layers; use GradCAM."
+                f"{type(prepared.module).__name__} do not follow from any of its linear layers; use GradCAM."
             )
         return S
 
 
 @torch.no_grad()
-def behind_stream(prepared: PreparedModel, images: Tensor, target: Tensor, A: Tensor, attended: bool) -> Tensor | None:
-    """The map (4) of a model that pools A by attention, None if (3) does not hold."""
-    found = prepared.module.class_weights() if hasattr(prepared.module, "class_weights") else None  # type: ignore
-    if found is None:
+def _behind_stream(prepared: PreparedModel, images: Tensor, target: Tensor, A: Tensor, attended: bool) -> Tensor | None:
+    """Return the map (4) of a model that pools A by attention; None if (3) does not hold."""
+    weights = prepared.module.class_weights() if hasattr(prepared.module, "class_weights") else None  # type: ignore
+    if weights is None:
         return None
-    V, b = (full(tensor) for tensor in found)  # (heads, N, K), (N,)
+    V, b = (full(tensor) for tensor in weights)  # (heads, N, K), (N,)
     y, attention = stream_of(prepared, images, target)
     a = full(attention.maps[-1])
     a = a if a.ndim == 4 else a.unsqueeze(1)  # (B, heads, h, w)
@@ -75,13 +80,13 @@ def behind_stream(prepared: PreparedModel, images: Tensor, target: Tensor, A: Te
     pooled = torch.einsum("bhij,bkij->bhk", a, A)
     if not _same(b + torch.einsum("bhk,hck->bc", pooled, V), y):  # (3)
         return None
-    own = torch.stack([class_weights(part, target) for part in V], 1)  # (B, heads, K)
-    S = torch.einsum("bhk,bkij->bhij", own, A)
+    of_target = torch.stack([class_weights(part, target) for part in V], 1)  # (B, heads, K)
+    S = torch.einsum("bhk,bkij->bhij", of_target, A)
     return (a * S if attended else S).sum(1)  # (4)
 
 
 def linear_head(prepared: PreparedModel, A: Tensor, output: Any) -> Tensor | None:
-    """The weights W (N, K) with which the logits in `output` are W mean(A) + b, None if there are none."""
+    """Return weights W (N, K) for which the logits in `output` are W mean(A) + b; None if no linear layer has them."""
     logits = pick_logits(output, prepared.output)
     pooled = A.flatten(2).mean(2)
     heads = []
@@ -92,12 +97,12 @@ def linear_head(prepared: PreparedModel, A: Tensor, output: Any) -> Tensor | Non
         if W.ndim > 1 and (len(W), W[0].numel()) == (logits.shape[1], A.shape[1]):
             b = 0 if module.bias is None else whole(full(module.bias.detach()))
             heads.append((whole(full(W.detach())).flatten(1), b))
-    for W, b in heads:  # made whole before: all processes do that, whatever they find for their images
+    for W, b in heads:  # gathered above by all processes, whatever their images give here
         if _same(pooled @ W.T + b, logits):  # (1)
             return W
     return None
 
 
-def _same(found: Tensor, logits: Tensor) -> bool:
+def _same(predicted: Tensor, logits: Tensor) -> bool:
     tolerance = 5e-2 if logits.dtype in (torch.float16, torch.bfloat16) else 1e-4
-    return bool(((found - full(logits)).abs() <= tolerance * (1 + full(logits).abs().amax())).all())
+    return bool(((predicted - full(logits)).abs() <= tolerance * (1 + full(logits).abs().amax())).all())

@@ -1,7 +1,7 @@
-"""Any attribution class of captum as a method here: https://captum.ai
+"""Attribution classes of captum as methods: https://captum.ai
 
-The algorithm runs on the prepared model; its volume (B, C, ...) becomes a map like a gradient's, a layer's volume is
-summed over its channels and resized.
+The algorithm runs on the prepared model. Its volume (B, C, ...) becomes a map as in `Gradient`; the map of a layer is
+resized to the image.
 """
 
 import inspect
@@ -24,14 +24,17 @@ from .gradient import Reduce, reduce_channels
 
 @dataclass(frozen=True)
 class CaptumAttribution(Attribution):
-    """An algorithm of captum by the name of its class.
+    """Run an attribution class of captum, given by its name.
+
+    >>> CaptumAttribution("IntegratedGradients", call_args={"n_steps": 4})(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        algorithm: a class of `captum.attr`, such as "IntegratedGradients" or "LayerGradCam".
-        layer: for algorithms of layers: "auto" or a dotted name.
+        algorithm: name of a class in `captum.attr`, for example "IntegratedGradients" or "LayerGradCam".
+        layer: "auto" or a dotted name, for algorithms that need a layer.
         reduce: of the channels, see `Gradient`; "signed_sum" is usual for layers.
-        init_args: keywords of the class.
-        call_args: keywords of its `attribute`.
+        init_args: keyword arguments of the class.
+        call_args: keyword arguments of its `attribute`.
     """
 
     algorithm: str = "IntegratedGradients"
@@ -42,7 +45,7 @@ class CaptumAttribution(Attribution):
 
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         if callable(target):
-            raise TypeError("expected class indices as target: captum takes no callable.")
+            raise TypeError("expected class indices as target of captum's algorithms, got a callable.")
         in_range(target, prepared(images[:1]).shape[1])
         model = _Logits(prepared)
         args: list[Any] = [model]
@@ -52,8 +55,8 @@ class CaptumAttribution(Attribution):
         attribute = self._class()(*args, **self.init_args).attribute
         takes_target = "target" in inspect.signature(attribute).parameters
         with _same_attributes(prepared.module):
-            found = attribute(images, **({"target": target} if takes_target else {}), **self.call_args)
-        volume = (found[0] if isinstance(found, tuple) else found).detach()
+            attributions = attribute(images, **({"target": target} if takes_target else {}), **self.call_args)
+        volume = (attributions[0] if isinstance(attributions, tuple) else attributions).detach()
         return resize(reduce_channels(volume, self.reduce), images.shape[2:])
 
     def _class(self) -> type:
@@ -65,13 +68,13 @@ class CaptumAttribution(Attribution):
             ) from error
         if not hasattr(captum.attr, self.algorithm):
             known = sorted(name for name in captum.attr.__all__ if name[0].isupper())
-            raise ValueError(f"expected a class of captum.attr, got {self.algorithm!r}; there are {known}.")
+            raise ValueError(f"expected a class of captum.attr, got {self.algorithm!r}; choose one of {known}.")
         return getattr(captum.attr, self.algorithm)
 
 
 @contextmanager
 def _same_attributes(module: nn.Module) -> Iterator[None]:
-    # When they fail, some algorithms leave tensors, rules and hooks on the modules.
+    # Restores what some algorithms leave on the modules when they fail: tensors, rules and hooks.
     before = [
         (m, dict(vars(m)), {k: v.copy() for k, v in vars(m).items() if k.endswith("_hooks")}) for m in module.modules()
     ]
@@ -87,11 +90,13 @@ def _same_attributes(module: nn.Module) -> Iterator[None]:
 
 
 class _Logits(nn.Module):
-    # captum wants a module; registering the model as its child makes its hooks reach the layers.
+    # captum expects a module; registering the model as a child lets captum's hooks reach the layers.
     def __init__(self, prepared: PreparedModel) -> None:
         super().__init__()
         self.module, self.prepared = prepared.module, prepared
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.prepared(images)
-        return torch.cat([-logits, logits], 1) if logits.shape[1] == 1 else logits  # as `score` reads one logit
+        return (
+            torch.cat([-logits, logits], 1) if logits.shape[1] == 1 else logits
+        )  # one logit stands for two classes, as in `score`

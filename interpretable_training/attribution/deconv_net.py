@@ -1,9 +1,9 @@
 """The deconvolution network. Zeiler and Fergus, ECCV 2014, https://arxiv.org/abs/1311.2901
 
-    g = dy/dx, where each ReLU lets pass what is positive backward, whatever came forward    (1)
-    S = max over channels of |g|                                                             (2)
+    g = dy/dx, where each ReLU passes positive gradients only, whatever its input was    (1)
+    S = max over channels of |g|                                                    (2)
 
-x: image (C, H, W). y: logit of the target class. The rule (1) is `rules.py`'s.
+x: image (C, H, W). y: logit of the target class. The rule (1) is implemented in `core/activation_gates.py`.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,23 @@ from torch import Tensor
 
 from .core.activation_gates import Scope
 from .core.base import Attribution
+from .core.input_gradients import input_gradient
 from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
-from .gradient import Reduce, input_gradient, reduce_channels
+from .gradient import Reduce, reduce_channels
 
 
 @dataclass(frozen=True)
 class DeconvNet(Attribution):
-    """The network run backwards, rectified on the way.
+    """Backpropagate the score through ReLUs that pass positive gradients only, and reduce it to one value per pixel.
+
+    >>> DeconvNet()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         reduce: of the channels, see `Gradient`.
-        score: what is explained, see `Gradient`; a one-hot activation in the paper, the same map up to scale.
-        scope: which activations, see `GuidedBackprop`.
+        score: see `Gradient`; the paper starts at a one-hot activation, which gives the same map up to scale.
+        scope: activations that follow (1), see `GuidedBackprop`.
     """
 
     reduce: Reduce = "max_abs"

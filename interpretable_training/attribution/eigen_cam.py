@@ -1,11 +1,11 @@
 """Eigen-CAM. Muhammad and Yeasin, IJCNN 2020, https://arxiv.org/abs/2008.00299
 
-    X   = A as a matrix, one row a place, one column a channel; centered: minus its column means    (1)
-    S   = relu(X v), v the first right singular vector of X                                         (2)
+    X   = A as a matrix, one row per cell, one column per channel; centered: minus its column means    (1)
+    S   = relu(X v), v the first right singular vector of X                                            (2)
         = relu(s u), s the first singular value and u the first left singular vector
 
-A: activations of `layer`. The sign of v is arbitrary: by default the side of the largest magnitude is positive.
-Differs from the paper: X is centered, as in pytorch-grad-cam; `center=False` leaves that away.
+A: activations of `layer`. The sign of v is arbitrary: by default the value of largest magnitude is positive.
+Differs from the paper: X is centered, as in pytorch-grad-cam, unless `center=False`.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,15 @@ from .core.precision import wide
 
 @dataclass(frozen=True)
 class EigenCAM(GradientCAM):
-    """The first principal component of the features, whatever the class.
+    """Project the features of a layer onto their first principal component; every class has the same map.
+
+    >>> EigenCAM()(network, images).shape
+    torch.Size([4, 16, 16])
 
     Args:
         center: subtract the mean of each channel.
-        sign: positive is the side of the largest magnitude ("max"), of the mean feature ("mean"), or left ("none").
+        sign: make the value of largest magnitude positive ("max"), or the correlation with the mean feature ("mean");
+            "none" keeps the sign of the decomposition.
     """
 
     center: bool = True
@@ -33,7 +37,7 @@ class EigenCAM(GradientCAM):
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         A = A if wide(A) == torch.float64 else A.cpu()  # a Gram matrix squares the error of float32
-        X = A.flatten(2).transpose(1, 2).double()  # (1), (B, places, K)
+        X = A.flatten(2).transpose(1, 2).double()  # (1), (B, cells, K)
         finite = X.isfinite().all(2).all(1)[:, None]
         X = X.nan_to_num(0, 0, 0)
         if self.center:
@@ -51,7 +55,7 @@ class EigenCAM(GradientCAM):
 
 
 def _first_component(X: Tensor) -> Tensor:
-    # From the smaller of the two Gram matrices, whose last eigenvector is the first singular vector on that side.
+    # The last eigenvector of the smaller of the two Gram matrices is the first singular vector on that side.
     if X.shape[1] <= X.shape[2]:
         s2, U = torch.linalg.eigh(X @ X.mT)
         return U[..., -1] * s2[:, -1:].clamp(min=0).sqrt()

@@ -28,19 +28,19 @@ from .core.baselines import Baselines, as_baselines, features
 from .core.batching import in_chunks
 from .core.capture import capture, gradients, grid_of, ran, tap
 from .core.gradient_sums import per_input
+from .core.input_gradients import refuse_no_grad_inside
 from .core.precision import wide
 from .core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from .core.targets import Resolved, Target, take
-from .gradient import refuse_hidden
 
 Difference = Literal["layer_diff", "encode_diff", "tangent"]
 Indices = Literal["iid", "sequential"] | Sequence[int]
 
 
-class Draws(NamedTuple):
-    """Rows of a chunk: draw s of image i, in mini-batch `batch`; A, G, D at x[s] (rows, K, *spatial).
+class PathDraws(NamedTuple):
+    """Draws of one chunk: draw s of image i, in mini-batch `batch`; A, G = dy/dA and D at x[s] (rows, K, *spatial).
 
-    dx, where asked for, is (x - x') dy/dx at x[s], (rows, C, ...).
+    dx is (x - x') dy/dx at x[s], (rows, C, ...), with `of_input`.
     """
 
     s: Tensor
@@ -53,11 +53,11 @@ class Draws(NamedTuple):
 
 
 class Convergence(NamedTuple):
-    """How far the draws have settled, in their order.
+    """Convergence of the gradients over the draws, in their order.
 
-    difference: |sum of the first s gradients, over draws, channels and places|, (B, S). change: how much draw s moved
-    the mean gradient, as a share of it, (B, S). settled: after how many draws the change was below the tolerance five
-    times in a row, -1 if never, (B,). delta: sum of (2) - (y(x) - mean y(x')), (B,).
+    difference: |sum of the first s gradients, over draws, channels and cells|, (B, S). change: change of the mean
+    gradient by draw s, as a share of it, (B, S). settled: number of draws after which the change was below the
+    tolerance five times in a row, -1 if never, (B,). delta: sum of (2) - (y(x) - mean y(x')), (B,).
     """
 
     difference: Tensor
@@ -68,18 +68,21 @@ class Convergence(NamedTuple):
 
 @dataclass(frozen=True)
 class ExpectedGradCAM(GradientCAM):
-    """Channels of `layer`, weighted by gradients on paths from baselines, times how far the path goes.
+    """Weight the channels of a layer by gradients times feature differences, averaged over paths from baselines.
+
+    >>> ExpectedGradCAM(baselines=torch.zeros(2, 3, 16, 16), n=4)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        baselines: images (N, C, ...) from the training data, normalized alike, or what `cache_baselines` made of them.
+        baselines: images (N, C, ...) of the training data, normalized like `images`, or from `cache_baselines`.
         n: draws in a mini-batch.
-        batches: number of mini-batches, whose maps are averaged.
-        draws: "iid"; "sequential", one baseline after the other; or the indices of baselines, used in turn.
+        batches: number of mini-batches; their maps are averaged.
+        draws: "iid"; "sequential", one baseline after the other; or a list of indices of baselines, repeated in order.
         alpha: a[s] of each mini-batch: "uniform" in [0, 1], or "linspace", from 0 to 1 in equal steps.
-        one_baseline_per_batch: all draws of a mini-batch start at the same baseline.
+        one_baseline_per_batch: start all draws of a mini-batch at the same baseline.
         difference: D of (2).
-        seed: the draws; they are the same for every image.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        seed: of the draws, which are the same for every image.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     baselines: Tensor | Baselines = field(kw_only=True)
@@ -101,7 +104,7 @@ class ExpectedGradCAM(GradientCAM):
         A = features(prepared, images, target, layer, self.chunk_size)
         w = torch.zeros(self.batches * len(images), A.shape[1], dtype=A.dtype, device=A.device)
 
-        def add(rows: Draws) -> None:
+        def add(rows: PathDraws) -> None:
             w.index_add_(0, rows.batch * len(images) + rows.i, (rows.G * rows.D).flatten(2).mean(2) / self.n)  # (2)
 
         for_draws(self, prepared, images, target, layer, A, add)
@@ -116,7 +119,7 @@ class ExpectedGradCAM(GradientCAM):
         output: Output = None,
         tolerance: float = 1e-3,
     ) -> Convergence:
-        """How far the gradients of the (first) layer have settled, and what is missing to completeness."""
+        """Return how the gradients of the (first) layer converge over the draws, and the completeness error."""
         with prepare_model(model, output) as prepared:
             images = prepare(prepared, images)
             resolved = one_class(prepared, images, target)
@@ -125,15 +128,15 @@ class ExpectedGradCAM(GradientCAM):
 
 
 def one_class(prepared: PreparedModel, images: Tensor, target: Target) -> Resolved:
-    """`target` resolved where a result has no place for several classes of an image."""
+    """Return `target` resolved; refuse several classes per image."""
     resolved = prepared.resolve(images, target)
     if isinstance(resolved, Tensor) and resolved.ndim > 1:
-        raise ValueError(f"expected one target per image, got {tuple(resolved.shape)}; ask for one after the other.")
+        raise ValueError(f"expected one target per image, got {tuple(resolved.shape)}; call once per target.")
     return resolved
 
 
 def mean_map(w: Tensor, A: Tensor, relu: bool) -> Tensor:
-    """(3) for the weights (batches * B, K), averaged over mini-batches: (B, *spatial)."""
+    """Return (3) for the weights (batches * B, K), averaged over mini-batches: (B, *spatial)."""
     S = torch.einsum("nbk,bk...->nb...", w.view(-1, *A.shape[:2]), A)
     return (S.relu() if relu else S).mean(0)
 
@@ -145,17 +148,17 @@ def for_draws(
     target: Resolved,
     layer: str,
     A: Tensor,
-    visit: Callable[[Draws], None],
+    visit: Callable[[PathDraws], None],
     of_input: bool = False,
 ) -> None:
-    """Visit the draws chunk by chunk, draw 0 of all images first; `A` are the features of the images.
+    """Call `visit` with the draws of each chunk, draw 0 of all images first; `A` are the features of the images.
 
     Args:
-        of_input: take the gradient at the input, too.
+        of_input: compute the gradient at the input, too.
     """
     baselines = as_baselines(cam.baselines)
     baselines.check(images)
-    index, a = draw(cam)
+    index, a = draw_paths(cam)
     index, a = index.to(images.device), a.to(images.device, wide(images))
     base = baselines.images.to(images)
     from_layer = cam.difference == "layer_diff"
@@ -167,21 +170,21 @@ def for_draws(
         start, part = base[index[s]], take(target, i)
         way = images[i] - start
         x = start + per_input(a[s], images) * way  # (1)
-        look = _at_layer_and_input if of_input else _at_layer
-        A_s, G, dx = look(cam, prepared, x, part, layer)
+        gradients_of = _at_layer_and_input if of_input else _at_layer
+        A_s, G, dx = gradients_of(cam, prepared, x, part, layer)
         if from_layer:
             D = A[i] - A0[where[s]]  # (4)
         elif cam.difference == "encode_diff":
             D = features(prepared, way, part, layer, cam.chunk_size)  # (5)
         else:
             D = _tangent(prepared, x, way, layer, A_s)  # (6)
-        visit(Draws(s, i, s // cam.n, A_s, G, D, None if dx is None else full(way) * dx))
+        visit(PathDraws(s, i, s // cam.n, A_s, G, D, None if dx is None else full(way) * dx))
 
     in_chunks(run, len(index) * len(images), cam.chunk_size, images)
 
 
-def draw(cam: ExpectedGradCAM) -> tuple[Tensor, Tensor]:
-    """Which baseline and which a each draw has, (batches * n,) each."""
+def draw_paths(cam: ExpectedGradCAM) -> tuple[Tensor, Tensor]:
+    """Return the index of the baseline and a of each draw, (batches * n,) each."""
     generator = torch.Generator().manual_seed(cam.seed)
     N, total = len(as_baselines(cam.baselines)), cam.batches if cam.one_baseline_per_batch else cam.batches * cam.n
     if isinstance(cam.draws, str) and cam.draws == "iid":
@@ -199,17 +202,17 @@ def draw(cam: ExpectedGradCAM) -> tuple[Tensor, Tensor]:
 
 
 def _indices(draws: Sequence[int]) -> list[int]:
-    """Nothing where these are no whole numbers."""
+    """Return `draws` as integers; an empty list where they are no whole numbers."""
     try:
         return [] if any(isinstance(i, bool) for i in draws) else [operator.index(i) for i in draws]
     except TypeError:
         return []
 
 
-Looked = tuple[Tensor, Tensor, Tensor | None]
+AtPoint = tuple[Tensor, Tensor, Tensor | None]  # A, dy/dA and, at the input, dy/dx
 
 
-def _at_layer(cam: ExpectedGradCAM, prepared: PreparedModel, x: Tensor, target: Resolved, layer: str) -> Looked:
+def _at_layer(cam: ExpectedGradCAM, prepared: PreparedModel, x: Tensor, target: Resolved, layer: str) -> AtPoint:
     with gates(cam.rule) as rule:
         captured = capture(prepared, x, [layer], target, score=cam.score, rule=rule)
     return full(captured.A[layer].detach()), full(captured.dA[layer]), None
@@ -217,37 +220,35 @@ def _at_layer(cam: ExpectedGradCAM, prepared: PreparedModel, x: Tensor, target: 
 
 def _at_layer_and_input(
     cam: ExpectedGradCAM, prepared: PreparedModel, x: Tensor, target: Resolved, layer: str
-) -> Looked:
-    with torch.enable_grad(), tap(prepared.module, [layer]) as kept:
+) -> AtPoint:
+    with torch.enable_grad(), tap(prepared.module, [layer]) as outputs:
         x = x.detach().requires_grad_()
         y = prepared.score(x, target, cam.score)
-        A = ran(kept, layer)[-1]
-        if A.is_leaf:  # nothing leads from x to it
-            refuse_hidden(prepared, x)
-        found = gradients(y, {"A": A, "x": x})
+        A = ran(outputs, layer)[-1]
+        if A.is_leaf:  # A does not depend on x
+            refuse_no_grad_inside(prepared, x)
+        grads = gradients(y, {"A": A, "x": x})
     grid = grid_of(prepared, x, layer, A, target)
-    if grid.prefix and not grid.read(found["A"]).any():
-        capture(
-            prepared, x.detach(), [layer], target, score=cam.score
-        )  # an error if tokens of patches never reach the score
-    return full(grid.read(A.detach())), full(grid.read(found["A"])), full(found["x"])
+    if grid.prefix and not grid.read(grads["A"]).any():
+        capture(prepared, x.detach(), [layer], target, score=cam.score)  # refuses patch tokens that are not read
+    return full(grid.read(A.detach())), full(grid.read(grads["A"])), full(grads["x"])
 
 
 def _tangent(prepared: PreparedModel, x: Tensor, way: Tensor, layer: str, A_s: Tensor) -> Tensor:
-    """How the features A_s move when x moves on its way: forward-mode differentiation, one pass."""
+    """Return the derivative (6) of the features A_s along the path: forward-mode differentiation, one pass."""
     problem = None
-    plain = sdpa_kernel(SDPBackend.MATH)  # fused attention has no forward mode
-    with torch.no_grad(), plain, fwad.dual_level(), tap(prepared.module, [layer], gradient=False) as kept:
+    unfused = sdpa_kernel(SDPBackend.MATH)  # fused attention has no forward mode
+    with torch.no_grad(), unfused, fwad.dual_level(), tap(prepared.module, [layer], gradient=False) as outputs:
         try:
             prepared.run(fwad.make_dual(x, way))
-        except NotImplementedError as error:  # behind the layer it does not matter
+        except NotImplementedError as error:  # does not matter behind the layer
             problem = error
-        if problem is not None and layer not in kept:
+        if problem is not None and layer not in outputs:
             raise _no_forward_mode(problem)
-        A, tangent = fwad.unpack_dual(ran(kept, layer)[-1])
+        A, tangent = fwad.unpack_dual(ran(outputs, layer)[-1])
     grid = grid_of(prepared, x, layer, A, None)
     if problem is not None and not torch.allclose(full(grid.read(A)), A_s, 0.01, 0.01 * float(A_s.abs().max())):
-        raise _no_forward_mode(problem)  # the layer runs once more behind what failed
+        raise _no_forward_mode(problem)  # the layer runs again behind the operation that failed
     return full(grid.read(torch.zeros_like(A) if tangent is None else tangent))
 
 
@@ -266,7 +267,7 @@ def _convergence(
     total = A.new_zeros(len(A))
     difference, change = (A.new_zeros(len(A), cam.batches * cam.n) for _ in range(2))
 
-    def follow(rows: Draws) -> None:
+    def follow(rows: PathDraws) -> None:
         phi.index_add_(0, rows.i, (rows.G * rows.D).flatten(1).sum(1) / difference.shape[1])
         for s, i, G in zip(rows.s.tolist(), rows.i.tolist(), rows.G):
             total[i] += G.sum()
@@ -284,8 +285,8 @@ def _convergence(
 
 @torch.no_grad()
 def _rise(cam: ExpectedGradCAM, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
-    """y(x) - mean of y(x') over the draws, (B,)."""
-    used, counts = draw(cam)[0].to(images.device).unique(return_counts=True)
+    """Return y(x) - mean of y(x') over the draws, (B,)."""
+    used, counts = draw_paths(cam)[0].to(images.device).unique(return_counts=True)
     base, y = as_baselines(cam.baselines).images.to(images)[used], full(prepared.score(images, target, cam.score))
     mean = torch.zeros_like(y)
 

@@ -8,8 +8,8 @@
 
 A, g = dy/dA: at the draw x[s]; D: what `ExpectedGradCAM` multiplies with. In (4) a is (1) of A(x) and of the means of
 g^2 and g^3 over the draws, as in Smooth Grad-CAM++.
-Differs from the thesis: it prints (3), which does not see the sign of the gradient, and says that it follows Smooth
-Grad-CAM++, which has the factor relu(g): (2).
+Differs from the thesis: it prints (3), which ignores the sign of the gradient, but refers to Smooth Grad-CAM++, which
+has the factor relu(g): (2).
 """
 
 from dataclasses import dataclass, field, fields
@@ -22,16 +22,20 @@ from .core.base import GradientCAM
 from .core.baselines import Baselines, features
 from .core.prepared_model import PreparedModel
 from .core.targets import Resolved
-from .expected_grad_cam import Difference, Draws, ExpectedGradCAM, Indices, for_draws, mean_map
-from .grad_cam_plusplus import alpha
+from .expected_grad_cam import Difference, ExpectedGradCAM, Indices, PathDraws, for_draws, mean_map
+from .grad_cam_plusplus import gradient_ratio
 
 
 @dataclass(frozen=True)
 class ExpectedGradCAMPlusPlus(GradientCAM):
-    """Expected Grad-CAM with the ratio of Grad-CAM++ in the place of the gradient.
+    """Weight the channels of a layer as Expected Grad-CAM does, with the ratio of Grad-CAM++ instead of the gradient.
+
+    >>> baselines = torch.zeros(2, 3, 16, 16)
+    >>> ExpectedGradCAMPlusPlus(baselines=baselines, n=4)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        baselines: see `ExpectedGradCAM`, as for the options up to `chunk_size`.
+        baselines: see `ExpectedGradCAM`, also for the options up to `chunk_size`.
         form: of the weights: "weighted" (2), "literal" (3) or "moments" (4).
     """
 
@@ -53,13 +57,13 @@ class ExpectedGradCAMPlusPlus(GradientCAM):
         if self.form != "moments":
             sums = sums[:1]
 
-        def add(rows: Draws) -> None:
+        def add(rows: PathDraws) -> None:
             at = rows.batch * len(images) + rows.i
             g, D = rows.G, rows.D
             if self.form == "moments":
                 parts = [g, g**2, g**3, D]
             else:
-                a = alpha(rows.A, g**2, g**2, g**3, "sum_act_grad")  # (1)
+                a = gradient_ratio(rows.A, g**2, g**2, g**3, "sum_act_grad")  # (1)
                 parts = [a * g.relu() * D if self.form == "weighted" else a * D]  # (2), (3)
             for total, part in zip(sums, parts):
                 total.index_add_(0, at, part / self.n)
@@ -67,8 +71,8 @@ class ExpectedGradCAMPlusPlus(GradientCAM):
         for_draws(cam, prepared, images, target, layer, A, add)
         if self.form == "moments":
             g, g2, g3, D = sums
-            again = A.repeat(self.batches, *[1] * (A.ndim - 1))
-            per_place = alpha(again, g2, g2, g3, "sum_act_grad") * g.relu() * D  # (4)
+            repeated = A.repeat(self.batches, *[1] * (A.ndim - 1))
+            per_cell = gradient_ratio(repeated, g2, g2, g3, "sum_act_grad") * g.relu() * D  # (4)
         else:
-            (per_place,) = sums
-        return mean_map(per_place.flatten(2).mean(2), A, self.relu)  # (5)
+            (per_cell,) = sums
+        return mean_map(per_cell.flatten(2).mean(2), A, self.relu)  # (5)

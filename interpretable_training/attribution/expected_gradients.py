@@ -23,17 +23,21 @@ from .gradient import Reduce, reduce_channels
 
 @dataclass(frozen=True)
 class ExpectedGradients(Attribution):
-    """Integrated gradients averaged over baselines from the data.
+    """Average integrated gradients over baselines from the data.
+
+    >>> baselines = torch.zeros(2, 3, 16, 16)
+    >>> ExpectedGradients(baselines, n=4)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        baselines: images (N, C, ...) from the training data, normalized alike, or what holds them, `Baselines`.
+        baselines: images (N, C, ...) from the training data, normalized like the images, or `Baselines`.
         n: number of draws.
         draws: "iid", or "sequential": one baseline after the other, each used equally often.
-        stratified_alpha: one a in each of n equal intervals of [0, 1] instead of independent ones.
+        stratified_alpha: draw one a in each of n equal intervals of [0, 1] instead of independent ones.
         reduce: of the channels, see `Gradient`.
-        score: what is explained, see `Gradient`.
-        seed: the draws; they are the same for every image.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        score: see `Gradient`.
+        seed: of the draws, which are the same for every image.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     baselines: Tensor | Baselines
@@ -66,7 +70,7 @@ class ExpectedGradients(Attribution):
         return reduce_channels(phi, self.reduce)  # (2)
 
     def _draw(self, N: int) -> tuple[Tensor, Tensor]:
-        """Which of N baselines, and a, (n,) each."""
+        """Return the indices of baselines among N, and a, (n,) each."""
         if self.n < 1:
             raise ValueError(f"expected n of at least 1, got {self.n}.")
         generator = torch.Generator().manual_seed(self.seed)

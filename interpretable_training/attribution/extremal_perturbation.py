@@ -11,8 +11,8 @@ ref: zeros, then ones on the share `area` of the pixels. lambda[t] grows with ev
 over images that are blurred evenly, at each level of (2). The map is m, or the sum over several areas, found by
 gradient ascent with momentum; images are mirrored at every second step.
 Differs from the authors' code: M[g] is divided by M[1], else cells of 1 leave borders and some pixels of each cell
-brighter, and the area keeps those; r counts in percent of R, else the area decides alone where logits are small; m of
-(3) has no margin around the image, so that `area` is a share of the image.
+brighter, and the area term prefers those; r counts in percent of R, else the area alone decides where logits are small;
+m of (3) has no margin around the image, so that `area` is a share of the image.
 """
 
 import math
@@ -34,27 +34,30 @@ MOMENTUM, COLDNESS = 0.9, 20.0
 
 @dataclass(frozen=True)
 class ExtremalPerturbation(Attribution):
-    """The mask of a given area through which the class is seen best.
+    """Find the mask of a given area through which the score of the image is highest.
+
+    >>> ExtremalPerturbation(areas=[0.2], steps=2)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        areas: shares of the image.
+        areas: shares of the image that the masks keep; the masks of several areas are added.
         variant: r of (4).
         contrastive: explain the score minus that of the largest other logit.
-        steps: of the ascent.
-        step: pixels from a cell to the next.
+        steps: number of steps of the ascent.
+        step: distance of two cells in pixels.
         sigma: reach of a cell in pixels.
-        levels: of blur, between which (2) interpolates.
+        levels: number of levels of blur; (2) interpolates between them.
         blur_sigma: standard deviation of the strongest blur in pixels.
-        borders: what blur meets around the image: zeros ("constant"), as in the authors' code, which mix the mean color
-            into its borders; or the borders themselves, continued ("replicate") or mirrored ("reflect").
+        borders: padding of the image for blur: zeros ("constant"), as in the authors' code, which mix the mean color
+            into the borders of the image; or its border pixels, repeated ("replicate") or mirrored ("reflect").
         weight: lambda at the first step.
         growth: factor of lambda from step to step.
-        lr: by which the slope is multiplied. Fewer steps need longer ones and a faster growth: steps=100 with lr=0.08
-            and growth=1.0283 find what 800 do.
-        mirror: images, not signals, are mirrored at every second step.
-        score: what is explained, see `Gradient`.
-        chunk_size: masks that are optimized at once; by default what suits the device and the image size.
-        relative: divide r by R; else (3) maximizes r itself, as the authors' code.
+        lr: step size of the ascent. Fewer steps need a larger step size and a faster growth: steps=100 with lr=0.08
+            and growth=1.0283 give masks like those of 800 steps.
+        mirror: mirror images, not signals, at every second step.
+        score: see `Gradient`.
+        chunk_size: masks that are optimized at once; None chooses it by device and image size.
+        relative: divide r by R; else (3) maximizes r itself, as the authors' code does.
     """
 
     areas: Sequence[float] = (0.1,)
@@ -95,7 +98,7 @@ class ExtremalPerturbation(Attribution):
         return maps.sum(0)
 
     def _optimize(self, prepared: PreparedModel, images: Tensor, target: Resolved, areas: Tensor) -> Tensor:
-        """Masks (B, *spatial) after the last step."""
+        """Return the masks (B, *spatial) after the last step."""
         mask = _Mask(images, self.step, self.sigma)
         pyramid = _pyramid(full(images), self.levels, self.blur_sigma, self.borders)
         pixels = math.prod(images.shape[2:])
@@ -120,7 +123,7 @@ class ExtremalPerturbation(Attribution):
     def _reward(
         self, prepared: PreparedModel, pyramid: Tensor, m: Tensor, target: Resolved, dtype: torch.dtype, flip: bool
     ) -> Tensor:
-        """r of (4) for each mask, (B,)."""
+        """Return r of (4) for each mask, (B,)."""
 
         def y(mask: Tensor) -> Tensor:
             x = _blurred(pyramid, mask).to(dtype)
@@ -131,7 +134,7 @@ class ExtremalPerturbation(Attribution):
         return -y(1 - m) if self.variant == "delete" else y(m) - y(1 - m)
 
     def _unit(self, prepared: PreparedModel, pyramid: Tensor, target: Resolved, dtype: torch.dtype) -> Tensor:
-        """R / 100 of each image, (B,); infinite where y is constant."""
+        """Return R / 100 of each image, (B,); infinite where y is constant."""
         with torch.no_grad():
             y = torch.stack([full(self._y(prepared, x.to(dtype), target)) for x in pyramid.unbind(1)])
         R = y.amax(0) - y.amin(0)
@@ -142,22 +145,24 @@ class ExtremalPerturbation(Attribution):
         if not self.contrastive:
             return prepared.score_in(output, target, self.score)
         if not isinstance(target, Tensor):
-            raise TypeError("expected class indices as target with contrastive=True, got a callable.")
+            raise TypeError(
+                "expected class indices as target with contrastive=True, got a callable; pass contrastive=False."
+            )
         logits = pick_logits(output, prepared.output)
-        y = score_of(logits, target, self.score)
-        one = logits.shape[1] == 1  # stands for two classes
-        other = 1 - target if one else logits.scatter(1, target[:, None], -torch.inf).argmax(1)
-        return y - score_of(logits, other, self.score)
+        y = score_of(logits, target, self.score, prepared.span)
+        binary = logits.shape[1] == 1  # one logit stands for two classes
+        other = 1 - target if binary else logits.scatter(1, target[:, None], -torch.inf).argmax(1)
+        return y - score_of(logits, other, self.score, prepared.span)
 
 
 def _pyramid(images: Tensor, levels: int, sigma: float, borders: Borders) -> Tensor:
-    """Images from the most blurred to the untouched, (B, levels, C, *spatial)."""
+    """Return the images at all levels of blur, the strongest first and the image last, (B, levels, C, *spatial)."""
     sigmas = [sigma * (1 - l / (levels - 1)) for l in range(levels)]  # noqa: E741
     return torch.stack([blur(images, 2 * math.ceil(4 * s) + 1, s, borders) if s else images for s in sigmas], 1)
 
 
 def _blurred(pyramid: Tensor, m: Tensor) -> Tensor:
-    """(2) with masks m (B, *spatial): linear interpolation between the two nearest levels."""
+    """Return (2) for masks m (B, *spatial): linear interpolation between the two nearest levels."""
     top = pyramid.shape[1] - 1
     at = (m * top)[:, None, None]
     low = at.detach().nan_to_num().floor().clamp(0, top - 1)  # NaN has no level
@@ -167,18 +172,18 @@ def _blurred(pyramid: Tensor, m: Tensor) -> Tensor:
 
 
 class _Mask:
-    """(1) for grids of cells that cover images: g (B, *grid) -> m (B, *spatial)."""
+    """Map (1) from values of cells g (B, *grid) to masks m (B, *spatial)."""
 
     def __init__(self, images: Tensor, step: int, sigma: float) -> None:
         size = images.shape[2:]
         self.grid = [math.ceil(side / step) for side in size]
-        self.radius = 1 + math.ceil(sigma / step)  # cells farther away do not count
+        self.radius = 1 + math.ceil(sigma / step)  # cells farther away have no influence
         near = torch.arange(-self.radius, self.radius + 1, device=images.device)
         self.index, squares = [], []
         for side in size:
             u = torch.arange(side, device=images.device)[:, None]
             v = u // step + near
-            self.index.append(v + self.radius)  # into the padded grid
+            self.index.append(v + self.radius)  # indices into the padded grid
             squares.append((u - step * v).to(full(images[:0]).dtype).square())
         d2 = squares[0]
         for square in squares[1:]:  # (pixels, near) of each axis in turn
@@ -188,11 +193,11 @@ class _Mask:
 
     def __call__(self, g: Tensor) -> Tensor:
         m = self._smooth_max(g) / self.top
-        return m - (m - 1).relu().detach()  # (1); `clamp` has no slope at its bound, where the ascent begins
+        return m - (m - 1).relu().detach()  # (1); the ascent begins at the bound, where `clamp` has no slope
 
     def _smooth_max(self, g: Tensor) -> Tensor:
         values = torch.nn.functional.pad(g, [self.radius, self.radius + 1] * len(self.grid))
-        for axis, index in enumerate(self.index):  # each axis becomes two: pixels, near
+        for axis, index in enumerate(self.index):  # each axis becomes two axes: pixels, near
             values = values.index_select(1 + 2 * axis, index.flatten()).unflatten(1 + 2 * axis, index.shape)
         values = self.kernel * values
         axes = range(len(self.index))

@@ -2,10 +2,11 @@
 
     S = 1 everywhere but 0 at the top left    (1)
 
-A map that explains nothing and scores well under metrics that can be fooled.
+The map depends on nothing, but scores well under metrics that can be fooled.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,7 +17,15 @@ from .core.targets import Resolved
 
 @dataclass(frozen=True)
 class FakeCAM(Attribution):
-    """The same map for every image and model."""
+    """Return the same map for every image and model, also for an image of NaN.
+
+    No model runs, so the number of classes is unknown: every class from 0 on is accepted.
+
+    >>> FakeCAM()(network, images).sum((1, 2))
+    tensor([255., 255., 255., 255.])
+    """
+
+    ignores_model: ClassVar[bool] = True
 
     @property
     def final(self) -> bool:

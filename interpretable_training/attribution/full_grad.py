@@ -24,12 +24,15 @@ from .core.targets import Resolved, Target
 
 @dataclass(frozen=True)
 class FullGrad(Attribution):
-    """What the image and every bias contribute, all over the network.
+    """Sum the contributions of the image and of every bias in the network.
+
+    >>> FullGrad()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         rescale: n in (2) of each "layer" as the authors, of each "channel" as pytorch-grad-cam, or "none" as the paper.
-        implicit: count the implicit biases of activations such as GELU and SiLU, too.
-        align_corners: how upsampling places the corners; the authors' code has True.
+        implicit: include the implicit biases of activations such as GELU and SiLU.
+        align_corners: passed to the interpolation that upsamples the maps; True in the authors' code.
     """
 
     rescale: Literal["layer", "channel", "none"] = "layer"
@@ -46,14 +49,14 @@ class FullGrad(Attribution):
         return maps[0]
 
     def delta(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> Tensor:
-        """What completeness misses, sum of all T - y (B,)."""
+        """Return the completeness error, sum of all T - y (B,)."""
         with prepare_model(model, output) as prepared:
             images = prepare(prepared, images)
             resolved = prepared.resolve(images, target)
             return split(prepared, images, resolved, lambda T, total: None, self.implicit).missing()  # (3)
 
     def _over_channels(self, v: Tensor) -> Tensor:
-        """The sum over channels of n(v), (B, *spatial)."""
+        """Return the sum over channels of n(v), (B, *spatial)."""
         if self.rescale == "none":
             return v.sum(1)
         if self.rescale == "channel":

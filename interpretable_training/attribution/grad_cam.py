@@ -3,7 +3,7 @@
     w[k] = mean over i, j of dy/dA[k, i, j]    (1)
     S    = relu(sum over k of w[k] A[k])       (2)
 
-A: activations of `layer`. y: logit of the target class. The relu is applied by the base, unless `relu=False`.
+A: activations of `layer`. y: logit of the target class. The base class applies the relu, unless `relu=False`.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,11 @@ from .core.base import GradientCAM
 
 @dataclass(frozen=True)
 class GradCAM(GradientCAM):
-    """Channels of `layer`, each weighted by its mean gradient."""
+    """Weight the channels of a layer by their mean gradient.
+
+    >>> GradCAM(layer="1")(network, images, target).shape
+    torch.Size([4, 16, 16])
+    """
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         w = dA.flatten(2).mean(2)  # (1), (B, K)

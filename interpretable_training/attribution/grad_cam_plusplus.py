@@ -26,12 +26,15 @@ EPS = 1e-8
 
 @dataclass(frozen=True)
 class GradCAMPlusPlus(GradientCAM):
-    """Channels of `layer`, weighted by their positive gradients, each place by its share.
+    """Weight the channels of a layer by their positive gradients, each cell by the ratio (1).
+
+    >>> GradCAMPlusPlus()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         denominator: the second term of (1): (4) as pytorch-grad-cam, (5) as torch-cam, (6) as the thesis.
         alpha_norm: divide a[k] by its sum over g > 0, as the authors' code does.
-        exp: keep the factor exp(y) of the weights, which changes the scale of the map alone.
+        exp: keep the factor exp(y) of the weights, which changes only the scale of the map.
     """
 
     denominator: Denominator = "sum_act"
@@ -39,35 +42,35 @@ class GradCAMPlusPlus(GradientCAM):
     exp: bool = False
 
     def rescale(self, S: Tensor, y: Tensor) -> Tensor:
-        return S * unflatten(y[:, None], S[:, None])[:, 0].exp() if self.exp else S
+        return S * _unflatten(y[:, None], S[:, None])[:, 0].exp() if self.exp else S
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
-        a = alpha(A, dA**2, dA**2, dA**3, self.denominator)  # (1)
+        a = gradient_ratio(A, dA**2, dA**2, dA**3, self.denominator)  # (1)
         if self.alpha_norm:
             total = (a * (dA > 0)).flatten(2).sum(2)
-            a = a / unflatten(torch.where(total == 0, 1, total), a)
+            a = a / _unflatten(torch.where(total == 0, 1, total), a)
         w = (a * dA.relu()).flatten(2).sum(2)  # (2), (B, K)
         return torch.einsum("bk,bk...->b...", w, A)  # (3)
 
 
-def alpha(A: Tensor, top: Tensor, g2: Tensor, g3: Tensor, denominator: Denominator) -> Tensor:
-    """The ratio (1) with `top` as its numerator, (B, K, *spatial)."""
+def gradient_ratio(A: Tensor, top: Tensor, g2: Tensor, g3: Tensor, denominator: Denominator) -> Tensor:
+    """Return the ratio (1) with `top` as its numerator, (B, K, *spatial)."""
     if denominator == "sum_act":
-        second = unflatten(A.flatten(2).sum(2), A) * g3  # (4)
+        second = _unflatten(A.flatten(2).sum(2), A) * g3  # (4)
     elif denominator == "sum_act_grad":
-        second = unflatten((A * g3).flatten(2).sum(2), A)  # (5)
+        second = _unflatten((A * g3).flatten(2).sum(2), A)  # (5)
     else:
-        second = unflatten((A * g3).flatten(2).mean(2), A)  # (6)
+        second = _unflatten((A * g3).flatten(2).mean(2), A)  # (6)
     safe = torch.where(g2 == 0, 1, g2)
-    # Divided by g^2 above and below: gradients of any size give the same ratio, no epsilon weighs against them.
+    # Numerator and denominator are divided by g^2, so that the ratio does not depend on the size of the gradients.
     return torch.where(g2 == 0, 0, top / safe / away_from_zero(2 + second / safe))
 
 
-def unflatten(w: Tensor, A: Tensor) -> Tensor:
-    """Weights (B, K) as they multiply `A` (B, K, *spatial)."""
+def _unflatten(w: Tensor, A: Tensor) -> Tensor:
+    """Return weights (B, K) in a shape that multiplies `A` (B, K, *spatial)."""
     return w.reshape(*w.shape, *[1] * (A.ndim - 2))
 
 
 def away_from_zero(d: Tensor) -> Tensor:
-    """A denominator of any sign, at least EPS away from zero on its own side."""
+    """Return the denominator `d` with values between -EPS and EPS moved to the bound of their sign."""
     return torch.where(d.abs() < EPS, torch.where(d < 0, -EPS, EPS), d)

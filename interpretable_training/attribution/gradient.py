@@ -6,16 +6,13 @@
 x: image (C, H, W). y: logit of the target class.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .core.activation_gates import Rule, Scope, gates
 from .core.base import Attribution
-from .core.capture import gradients, refuse_no_grad
+from .core.input_gradients import input_gradient
 from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
 
@@ -24,7 +21,10 @@ Reduce = Literal["max_abs", "abs_sum", "l2", "signed_sum", "abs_of_sum", "none"]
 
 @dataclass(frozen=True)
 class Gradient(Attribution):
-    """How much the score changes with each pixel.
+    """Reduce the gradient of the score with respect to the image to one value per pixel.
+
+    >>> Gradient()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         reduce: of the channels: "max_abs" (2), "abs_sum" (sum of |g|), "l2", "signed_sum", "abs_of_sum", or "none" for
@@ -38,44 +38,11 @@ class Gradient(Attribution):
     differentiable: ClassVar[bool] = True
 
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
-        return reduce_channels(input_gradient(prepared, images, target, self.score), self.reduce)
-
-
-def input_gradient(
-    prepared: PreparedModel,
-    images: Tensor,
-    target: Resolved,
-    score: Score = "logit",
-    rule: Rule = "plain",
-    scope: Scope = "all",
-) -> Tensor:
-    """The gradient of the score with respect to the images, (B, C, ...)."""
-    with torch.enable_grad(), gates(rule, scope, prepared.module) as mode:
-        x = images.detach().requires_grad_()
-        with mode or nullcontext():
-            y = prepared.score(x, target, score)
-        if not y.requires_grad:
-            refuse_hidden(prepared, images)
-        return gradients(y, {"x": x}, create_graph=prepared.create_graph)["x"]  # (1)
-
-
-def refuse_hidden(prepared: PreparedModel, images: Tensor) -> None:
-    """Called where the score depends on nothing: an error if gradients are off somewhere inside the model."""
-
-    # The score depends on nothing: either the model is constant, or a part of it runs without gradients.
-    def hook(module: nn.Module, args: Any) -> None:
-        refuse_no_grad(f"the model's {type(module).__name__}")
-
-    handles = [child.register_forward_pre_hook(hook) for child in prepared.module.modules()]
-    try:
-        prepared.run(images[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
+        return reduce_channels(input_gradient(prepared, images, target, self.score), self.reduce)  # (1), (2)
 
 
 def reduce_channels(volume: Tensor, reduce: Reduce) -> Tensor:
-    """A map (B, ...) of a volume (B, C, ...)."""
+    """Return the map (B, ...) of a volume (B, C, ...)."""
     if reduce == "none":
         return volume
     if reduce == "max_abs":

@@ -1,9 +1,10 @@
 """Guided backpropagation. Springenberg et al., ICLR-W 2015, https://arxiv.org/abs/1412.6806
 
-    g = dy/dx, where each ReLU lets pass what is positive forward and backward    (1)
-    S = max over channels of |g|                                                  (2)
+    g = dy/dx, where each ReLU passes positive gradients of positive inputs only    (1)
+    S = max over channels of |g|                                                   (2)
 
-x: image (C, H, W). y: logit of the target class. The rule (1) is `rules.py`'s, beyond ReLU too.
+x: image (C, H, W). y: logit of the target class. The rule (1) is implemented in `core/activation_gates.py`,
+for other activations too.
 """
 
 from dataclasses import dataclass
@@ -13,18 +14,22 @@ from torch import Tensor
 
 from .core.activation_gates import Scope
 from .core.base import Attribution
+from .core.input_gradients import input_gradient
 from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
-from .gradient import Reduce, input_gradient, reduce_channels
+from .gradient import Reduce, reduce_channels
 
 
 @dataclass(frozen=True)
 class GuidedBackprop(Attribution):
-    """The gradient, of positive scored at every activation only.
+    """Backpropagate the score through activations that pass positive gradients of positive inputs only.
+
+    >>> GuidedBackprop()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         reduce: of the channels, see `Gradient`.
-        score: what is explained, see `Gradient`.
+        score: see `Gradient`.
         scope: "all" activations that run, or only those of registered "modules", as libraries that replace modules do.
     """
 

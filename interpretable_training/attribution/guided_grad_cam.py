@@ -3,8 +3,8 @@
     phi = n(up(L)) g                        (1)
     S   = max over channels of |phi|        (2)
 
-L: Grad-CAM of `layer`. g: the guided gradient at the image (C, H, W). n: range normalization. Both gradients come from
-one forward pass, whose gates are open for L and closed for g.
+L: Grad-CAM of `layer`. g: gradient of guided backpropagation at the image (C, H, W). n: range normalization. Both
+gradients come from one forward pass; the guided rule is switched off for L.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,15 @@ from .gradient import Reduce, reduce_channels
 
 @dataclass(frozen=True)
 class GuidedGradCAM(Attribution):
-    """Where Grad-CAM looks, in the detail of guided backpropagation.
+    """Multiply the map of Grad-CAM with the gradient of guided backpropagation.
+
+    >>> GuidedGradCAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         layer: of Grad-CAM: "auto" or a dotted name.
         reduce: of the channels, see `Gradient`.
-        align_corners: how upsampling places the corners.
+        align_corners: passed to the interpolation that upsamples the map.
     """
 
     layer: str = "auto"
@@ -41,10 +44,10 @@ class GuidedGradCAM(Attribution):
         (layer,) = cam.layers(prepared, images, target)
         with gates("guided") as mode:
             assert mode is not None
-            with torch.enable_grad(), tap(prepared.module, [layer]) as kept, mode:
+            with torch.enable_grad(), tap(prepared.module, [layer]) as outputs, mode:
                 x = images.detach().requires_grad_()
                 y = prepared.score(x, target)
-            A = ran(kept, layer)[-1]
+            A = ran(outputs, layer)[-1]
             mode.on = False
             dA = gradients(y, {"A": A}, retain_graph=True, create_graph=prepared.create_graph)["A"]
             mode.on = True

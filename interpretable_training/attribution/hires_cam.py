@@ -3,7 +3,7 @@
     S = relu(sum over k of dy/dA[k] A[k])    (1)
 
 A: activations of `layer`. y: logit of the target class.
-Differs from the paper: the relu, which the authors leave away; `relu=False` does too.
+Differs from the paper: the relu, which the authors leave out; `relu=False` leaves it out too.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,11 @@ from .core.base import GradientCAM
 
 @dataclass(frozen=True)
 class HiResCAM(GradientCAM):
-    """Gradient times activation, place by place."""
+    """Multiply the features of a layer with their gradients cell by cell, and sum over channels.
+
+    >>> HiResCAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
+    """
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         return torch.einsum("bk...,bk...->b...", dA, A)  # (1)

@@ -1,6 +1,6 @@
 """Hyper Expected Grad-CAM. Buono and Akesson, Towards gradient faithfulness and beyond, Halmstad University, 2023.
 
-The thesis describes four stages in words; this is one reading of them that can be computed. E(z, l): Expected Grad-CAM
+The thesis describes four stages in words; this is one way to compute them. E(z, l): Expected Grad-CAM
 of input z at layer l; n: range normalization; layers 1 to T from fine to coarse, T that of E.
 
     m      = n(up(E(x, T))), a = number of pixels with m >= threshold                              (1)
@@ -12,9 +12,9 @@ of input z at layer l; n: range normalization; layers 1 to T from fine to coarse
     P      = n(n(sum over s of M[s]) product over s of ((1 - beta) + beta M[s]))                   (7)
     S      = n(P R)                                                                                (8)
 
-x: image (C, H, W), which outside of a block is zero, the mean color; or the block alone, enlarged as far as it fits
-into the image, in proportion. Every input has the image's size, as the thesis wants it; whether its "upstage"
-enlarges, it does not say. beta: its "bidirectional modulation" of 0.95, so that no single stage can erase a pixel.
+x: image (C, H, W). "x inside b" is the image with zeros, the mean color, outside of block b; or block b alone, enlarged
+in proportion as far as it fits into the image. Every input has the image's size, as the thesis asks; it does not say
+whether its "upstage" enlarges. beta: its "bidirectional modulation" of 0.95; no single stage can erase a pixel.
 """
 
 import itertools
@@ -38,7 +38,7 @@ from .expected_grad_cam_plusplus import ExpectedGradCAMPlusPlus
 
 
 class HyperStages(NamedTuple):
-    """What each stage gave. first: m of (1). blocks: sides K[s] of each image. supermaps: M[s] of each image.
+    """Results of each stage. first: m of (1). blocks: sides K[s] of each image. supermaps: M[s] of each image.
 
     layers: names from fine to coarse; details: h of (5), coarsest layer's mu last. frequency: R. accumulated: P.
     """
@@ -55,19 +55,23 @@ class HyperStages(NamedTuple):
 
 @dataclass(frozen=True)
 class HyperExpectedGradCAM(Attribution):
-    """Expected Grad-CAM of the image, of blocks of it in several sizes, and of all scales of the network, combined.
+    """Combine Expected Grad-CAM of the image, of blocks of it in several sizes, and of several layers.
+
+    >>> cam = ExpectedGradCAM(baselines=torch.zeros(2, 3, 16, 16), n=4)
+    >>> HyperExpectedGradCAM(cam, local_draws=2)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        cam: the Expected Grad-CAM (or ++) of (1), of one layer; that of blocks and of other layers has the same
-            baselines, which may be kept for all these layers.
+        cam: Expected Grad-CAM (or ++) of (1), of one layer; blocks and other layers use the same baselines, and their
+            cached features if `cache_baselines` got all these layers.
         local_draws: draws for each block.
         threshold: of (1).
-        most: most stages.
+        most: largest number of stages.
         beta: of (7); 1 is the plain product.
         layers: "auto", the last layer of each grid size up to that of `cam`, or names from fine to coarse.
-        fill: outside of a block the image is "zero" or a "blur" of it, with "mask".
-        neighborhood: a block of (4) is seen with a "mask" around it, or through a "zoom" that enlarges it, with zero
-            beyond the border of the image and where the block leaves room.
+        fill: with neighborhood="mask", the image outside of a block is "zero" or its "blur".
+        neighborhood: input of a block in (4): the image with a "mask" around the block, or a "zoom" that enlarges the
+            block, with zeros beyond the border of the image and in the rest of the input.
     """
 
     cam: ExpectedGradCAM | ExpectedGradCAMPlusPlus
@@ -94,7 +98,7 @@ class HyperExpectedGradCAM(Attribution):
         return self._stages(prepared, images, target).saliency
 
     def stages(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> HyperStages:
-        """The intermediate results, the map last."""
+        """Return the intermediate results; the map is the last of them."""
         with prepare_model(model, output) as prepared:
             images = prepare(prepared, images)
             return self._stages(prepared, images, one_class(prepared, images, target))
@@ -112,34 +116,34 @@ class HyperExpectedGradCAM(Attribution):
         supermaps = []
         for i, sides in enumerate(blocks):
             one = slice(i, i + 1)
-            found = [self._supermap(prepared, images[one], take(target, one), names[-1], K) for K in sides]
-            supermaps.append(normalize(torch.stack(found)))  # (4)
+            stages = [self._supermap(prepared, images[one], take(target, one), names[-1], K) for K in sides]
+            supermaps.append(normalize(torch.stack(stages)))  # (4)
         details, R = _frequency([normalize(S) for S in maps], size)
         P = torch.stack([normalize(self._accumulate(M)[None])[0] for M in supermaps])
         return HyperStages(m, blocks, supermaps, names, details, R, P, normalize(P * R))  # (8)
 
     def _names(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> list[str]:
-        own = self.cam.layers(prepared, images, target)
-        if len(own) > 1:
-            raise ValueError(f"expected a cam of one layer, got {own}.")
+        coarsest = self.cam.layers(prepared, images, target)
+        if len(coarsest) > 1:
+            raise ValueError(f"expected a cam of one layer, got {coarsest}.")
         if self.layers != "auto":
             finer = [self.layers] if isinstance(self.layers, str) else list(self.layers)
         else:
-            cells = features(prepared, images[:1], take(target, slice(1)), own[0])[0, 0].numel()
+            cells = features(prepared, images[:1], take(target, slice(1)), coarsest[0])[0, 0].numel()
             scales = scale_layers(prepared, images, target)
             finer = [c.name for c in scales if math.prod(c.grid.shape) > cells]
-        return [name for name in finer if name != own[0]] + own
+        return [name for name in finer if name != coarsest[0]] + coarsest
 
     def _explain(
         self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str, n: int | None = None
     ) -> Tensor:
-        """The map of Expected Grad-CAM at the layer's resolution, not normalized."""
+        """Return the map of Expected Grad-CAM at the layer's resolution, not normalized."""
         cam = self.cam if n is None else replace(self.cam, n=n)
         S = cam.layer_map(prepared, images, target, layer)
         return S.relu() if cam.relu else S
 
     def _blocks(self, m: Tensor, ratio: Sequence[int]) -> list[tuple[int, ...]]:
-        """The sides K[s] of the blocks of one image, stage by stage."""
+        """Return the sides K[s] of the blocks of one image for each stage."""
         side = int((m >= self.threshold).sum()) ** (1 / m.ndim)
         first = [min(max(1, round(side / r)), max(1, S // r)) for r, S in zip(ratio, m.shape)]  # (2), in units of IR
         stages = min(self.most, 1 + int(math.log2(max(first))))
@@ -148,7 +152,7 @@ class HyperExpectedGradCAM(Attribution):
     def _supermap(
         self, prepared: PreparedModel, image: Tensor, target: Resolved, layer: str, sides: Sequence[int]
     ) -> Tensor:
-        """What each block of one image (1, C, ...) gives inside of itself, (*spatial)."""
+        """Return the maps of all blocks of one image (1, C, ...), each inside of its block, (*spatial)."""
         size, zoom = image.shape[2:], self.neighborhood == "zoom"
         if zoom:
             large = _enlarged(sides, size)
@@ -161,18 +165,18 @@ class HyperExpectedGradCAM(Attribution):
         many = target.expand(len(inputs)) if isinstance(target, Tensor) else target
         maps = resize(self._explain(prepared, inputs, many, layer, self.local_draws), size)
         if zoom:
-            seen = maps[tuple(slice(L) for L in (len(maps), *large))]
-            return _paste(_shrink(seen, sides), size)
+            enlarged = maps[tuple(slice(L) for L in (len(maps), *large))]
+            return _paste(_shrink(enlarged, sides), size)
         return (maps * inside).sum(0)
 
     def _accumulate(self, M: Tensor) -> Tensor:
-        """(7) of one image's supermaps (stages, *spatial), before the last n."""
+        """Return (7) of one image's supermaps (stages, *spatial), before the outer n."""
         up = normalize(M.flip(0).sum(0)[None])[0]
         return up * ((1 - self.beta) + self.beta * M).prod(0)
 
 
 def _tiles(image: Tensor, sides: Sequence[int]) -> Tensor:
-    """Which pixels each block covers, (blocks, *spatial); the last ones are cut at the border."""
+    """Return which pixels each block covers, (blocks, *spatial); the last blocks are cut at the border."""
     number = torch.zeros(image.shape[2:], dtype=torch.long, device=image.device)
     for axis, (S, K) in enumerate(zip(image.shape[2:], sides)):
         along = torch.arange(S, device=image.device) // K
@@ -181,22 +185,22 @@ def _tiles(image: Tensor, sides: Sequence[int]) -> Tensor:
 
 
 def _cut(image: Tensor, sides: Sequence[int]) -> Tensor:
-    """The blocks of an image (1, C, *spatial) alone, (blocks, C, *sides), in the order of `_tiles`."""
+    """Return the blocks of an image (1, C, *spatial), (blocks, C, *sides), in the order of `_tiles`."""
     missing = [-S % K for S, K in zip(image.shape[2:], sides)]
     blocks = F.pad(image, [n for extra in reversed(missing) for n in (0, extra)])
-    for axis, K in enumerate(sides):  # every piece falls into those along the next axis
+    for axis, K in enumerate(sides):  # each piece is split along the next axis
         blocks = torch.stack(blocks.split(K, 2 + axis), 1).flatten(0, 1)
     return blocks
 
 
 def _enlarged(sides: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
-    """The largest sides in the proportion of `sides` that fit into `size`."""
+    """Return the largest sides in the proportion of `sides` that fit into `size`."""
     narrow = min(zip(size, sides), key=lambda pair: pair[0] / pair[1])
     return tuple(K * narrow[0] // narrow[1] for K in sides)
 
 
 def _paste(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (blocks, *sides) where `_cut` took the blocks from, (*size)."""
+    """Put maps (blocks, *sides) back to where `_cut` took the blocks from, (*size)."""
     for axis, S in reversed(list(enumerate(size))):
         K = maps.shape[1 + axis]
         maps = torch.cat(maps.unflatten(0, (-1, -(-S // K))).unbind(1), 1 + axis)
@@ -204,14 +208,14 @@ def _paste(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _shrink(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Means of maps (B, *spatial) over equal parts."""
+    """Return means of maps (B, *spatial) over equal parts, (B, *size)."""
     pool: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(size) - 1]
-    found: Tensor = pool(maps[:, None], tuple(size))[:, 0]
-    return found
+    means: Tensor = pool(maps[:, None], tuple(size))[:, 0]
+    return means
 
 
 def _frequency(mu: list[Tensor], size: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """h of (5), with mu[T] last, and R of (6), for normalized maps from fine to coarse."""
+    """Return h of (5), with mu[T] last, and R of (6), for normalized maps from fine to coarse."""
     pairs = itertools.pairwise(mu)
     details = [fine - resize(_shrink(fine, coarse.shape[1:]), fine.shape[1:]) for fine, coarse in pairs]  # (5)
     r = mu[-1]

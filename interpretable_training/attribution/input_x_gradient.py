@@ -3,7 +3,7 @@
     phi = x * dy/dx                          (1)
     S   = |sum over channels of phi|         (2)
 
-x: image as the network gets it (C, H, W), or in pixel space with `mean` and `std`. y: logit of the target class.
+x: normalized image (C, H, W), or the image in pixel space with `mean` and `std`. y: logit of the target class.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,23 @@ import torch
 from torch import Tensor
 
 from .core.base import Attribution
+from .core.input_gradients import input_gradient
 from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, Score
-from .gradient import Reduce, input_gradient, reduce_channels
+from .gradient import Reduce, reduce_channels
 
 
 @dataclass(frozen=True)
 class InputXGradient(Attribution):
-    """The gradient, weighted by the pixel's own value.
+    """Multiply the gradient of the score with the image.
+
+    >>> InputXGradient()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         reduce: of the channels, see `Gradient`.
-        score: what is explained, see `Gradient`.
-        mean: the normalization's; with `std` the multiplier is the pixel in [0, 1].
+        score: see `Gradient`.
+        mean: of the images' normalization; with `std` the multiplier is the pixel in [0, 1].
         std: see `mean`.
     """
 

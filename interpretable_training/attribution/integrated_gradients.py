@@ -3,7 +3,7 @@
     phi = (x - x') * integral over a from 0 to 1 of dy(x' + a (x - x'))/dx    (1)
     S   = |sum over channels of phi|                                         (2)
 
-x: image (C, H, W). x': baseline. y: logit. Complete: the sum of phi is y(x) - y(x'), as far as `steps` are enough.
+x: image (C, H, W). x': baseline. y: logit. Complete: the sum of phi is y(x) - y(x') for enough `steps`.
 """
 
 from collections.abc import Sequence
@@ -26,18 +26,21 @@ Quadrature = Literal["gauss_legendre", "left", "right", "midpoint", "trapezoid"]
 
 @dataclass(frozen=True)
 class IntegratedGradients(Attribution):
-    """The gradient along the straight path from a baseline to the image.
+    """Integrate the gradient along the straight path from a baseline to the image.
+
+    >>> IntegratedGradients(steps=8)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        steps: points on the path.
-        quadrature: where the points lie and what they weigh.
+        steps: number of points on the path.
+        quadrature: positions and weights of the points.
         baseline: "zeros" of the network's input, "black" (needs `mean` and `std`), "mean" (each image's mean color),
-            "blur" (11 x 11, sigma 5), or a tensor that fits the images.
+            "blur" (11 x 11, sigma 5), or a tensor that expands to the shape of the images.
         reduce: of the channels, see `Gradient`.
-        score: what is explained, see `Gradient`.
-        mean: the normalization's, for the black baseline.
+        score: see `Gradient`.
+        mean: of the images' normalization, for the black baseline.
         std: see `mean`.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     steps: int = 50
@@ -55,7 +58,7 @@ class IntegratedGradients(Attribution):
         return reduce_channels(self._phi(prepared, images, target), self.reduce)  # (2)
 
     def delta(self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None) -> Tensor:
-        """What completeness misses, sum of phi - (y(x) - y(x')), (B,)."""
+        """Return the completeness error, sum of phi - (y(x) - y(x')), (B,)."""
         with prepare_model(model, output) as prepared:
             images = prepare(prepared, images)
             target = prepared.resolve(images, target)
@@ -86,8 +89,8 @@ class IntegratedGradients(Attribution):
             try:
                 return base.expand_as(images)
             except RuntimeError as error:
-                came = tuple(base.shape)
-                raise ValueError(f"expected a baseline like images {tuple(images.shape)}, got {came}.") from error
+                shapes = f"{tuple(images.shape)}, got {tuple(base.shape)}"
+                raise ValueError(f"expected a baseline that expands to images {shapes}.") from error
         if self.baseline == "zeros":
             return torch.zeros_like(images)
         if self.baseline == "mean":
@@ -100,7 +103,7 @@ class IntegratedGradients(Attribution):
 
 
 def _points(quadrature: Quadrature, steps: int) -> tuple[Tensor, Tensor]:
-    """Points a in [0, 1] and weights w that sum to 1, (steps,)."""
+    """Return points a in [0, 1] and weights w that sum to 1, (steps,) each."""
     if steps < 1 or (steps < 2 and quadrature == "trapezoid"):
         raise ValueError(f"expected at least one step (two for 'trapezoid'), got {steps}.")
     if quadrature == "gauss_legendre":

@@ -15,7 +15,11 @@ from .core.base import GradientCAM
 
 @dataclass(frozen=True)
 class LayerCAM(GradientCAM):
-    """Positive gradient times activation, place by place."""
+    """Multiply the features of a layer with their positive gradients cell by cell, and sum over channels.
+
+    >>> LayerCAM(layer=["0", "1"])(network, images, target).shape
+    torch.Size([4, 16, 16])
+    """
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         return torch.einsum("bk...,bk...->b...", dA.relu(), A)  # (1)

@@ -21,15 +21,18 @@ from .core.targets import Resolved, Score, take
 
 @dataclass(frozen=True)
 class Occlusion(Attribution):
-    """How much the score falls when a patch is hidden.
+    """Measure how much the score falls when a patch of the image is hidden.
+
+    >>> Occlusion(patch=8, stride=4)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
-        patch: sides of a patch in pixels, one for all axes or one each.
-        stride: from a patch to the next, one for all axes or one each; at most `patch`.
-        value: what is hidden becomes this, in units of the network's input: 0 is the mean color of normalized images;
-            or a tensor that fits the images.
-        score: what is explained, see `Gradient`.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        patch: sides of a patch in pixels, one number for all axes or one for each.
+        stride: distance of two patches, one number for all axes or one for each; at most `patch`.
+        value: of hidden pixels, in units of the network's input, where 0 is the mean color of normalized images; a
+            number, or a tensor that expands to the shape of the images.
+        score: see `Gradient`.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     patch: int | Sequence[int] = 16
@@ -69,11 +72,11 @@ class Occlusion(Attribution):
             ) from None
 
     def _covers(self, images: Tensor) -> list[Tensor]:
-        """For each axis which pixels each patch covers, (patches, side)."""
+        """Return for each axis which pixels each patch covers, (patches, side)."""
         axes = images.ndim - 2
         patch, stride = (list(v) if isinstance(v, Sequence) else [v] * axes for v in (self.patch, self.stride))
-        right = len(patch) == len(stride) == axes and all(1 <= t <= k for k, t in zip(patch, stride))
-        if not right or any(v % 1 for v in patch + stride):
+        valid = len(patch) == len(stride) == axes and all(1 <= t <= k for k, t in zip(patch, stride))
+        if not valid or any(v % 1 for v in patch + stride):
             raise ValueError(
                 f"expected whole numbers 1 <= stride <= patch for {axes} axes, so that patches cover every pixel, "
                 f"got patch {self.patch} and stride {self.stride}."
@@ -87,7 +90,7 @@ class Occlusion(Attribution):
 
 
 def _patches(covers: Sequence[Tensor], b: Tensor) -> Tensor:
-    """The product over axes of what the patches number b cover, (len(b), *spatial)."""
+    """Return the pixels that the patches with the numbers b cover, (len(b), *spatial)."""
     inside = covers[-1][b % len(covers[-1])]
     for cover in reversed(covers[:-1]):
         b = b // len(covers[-1])

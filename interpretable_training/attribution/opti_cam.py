@@ -6,8 +6,8 @@
                or   -|y(x) - y(m(u) * x)|          (4) "diff"
 
 A: activations of `layer`, rectified. n: normalization. y: logit. x: image. The map is m(u), in [0, 1].
-u starts at a constant, so at the mean of A, and is moved by Adam. An image whose objective changed by less than
-`tolerance` leaves the batch.
+u starts at a constant, S(u) at the mean of A; Adam updates u. An image leaves the batch when its objective changes by
+less than `tolerance`.
 """
 
 from collections.abc import Sequence
@@ -28,18 +28,21 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's
 
 @dataclass(frozen=True)
 class OptiCAM(GradientCAM):
-    """The mixture of channels through which the class is seen best, found by optimization.
+    """Find the mixture of channels through which the score of the image is highest.
+
+    >>> OptiCAM(steps=5)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         objective: "mask" (3) or "diff" (4).
         n: normalization of the map in (2).
-        steps: most iterations.
+        steps: largest number of iterations.
         lr: Adam's learning rate.
         tolerance: change of the objective below which an image is finished.
-        stop: "tolerance", or "official": the objective of the whole batch at the first step, and a tenth of the steps
-            later each, is compared with the one before; where it fell, the batch ends with the map that it is of.
+        stop: "tolerance", or "official": compare the objective of the whole batch at the first step, and after each
+            further tenth of the steps, with the one before; when it has fallen, end the batch with the present map.
         keep: the map of the "last" iterate or of the "best".
-        mean: the normalization's, to mask with black instead of the mean color; with `std`.
+        mean: of the images' normalization; with `std`, masked pixels become black instead of the mean color.
         std: see `mean`.
     """
 
@@ -69,7 +72,7 @@ class OptiCAM(GradientCAM):
         return normalize(resize(S, images.shape[2:], self.align_corners), self.n)  # (2)
 
     def _optimize(self, prepared: PreparedModel, images: Tensor, target: Resolved, A: Tensor, y0: Tensor) -> Tensor:
-        """u (B, K) after at most `steps` steps of Adam."""
+        """Return u (B, K) after at most `steps` steps of Adam."""
         u = A.new_full(A.shape[:2], 0.5)
         first, second, best = torch.zeros_like(u), torch.zeros_like(u), u.clone()
         before, top = A.new_full((len(u),), torch.nan), A.new_full((len(u),), -torch.inf)
@@ -81,12 +84,12 @@ class OptiCAM(GradientCAM):
             best[better], top[better] = u[better], F[top[live] < F]
             if self.stop == "official" and (t - 1) % max(1, self.steps // 10) == 0:
                 if F.sum() < tenth:
-                    break  # before the update: u is that of F
+                    break  # before the update, so that u belongs to F
                 tenth = float(F.sum())
             first[live] = BETA1 * first[live] + (1 - BETA1) * g
             second[live] = BETA2 * second[live] + (1 - BETA2) * g**2
             step = first[live] / (1 - BETA1**t) / ((second[live] / (1 - BETA2**t)).sqrt() + EPS)
-            u[live] = u[live] + self.lr * step  # up: the objective is maximized
+            u[live] = u[live] + self.lr * step  # ascent: the objective is maximized
             done = (F - before[live]).abs() < self.tolerance if self.stop == "tolerance" else torch.zeros_like(F).bool()
             before[live] = F
             live = live[~done]
@@ -97,7 +100,7 @@ class OptiCAM(GradientCAM):
     def _objective(
         self, prepared: PreparedModel, images: Tensor, target: Resolved, A: Tensor, y0: Tensor, u: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The objective of each image (B,) and its gradient with respect to u (B, K)."""
+        """Return the objective of each image (B,) and its gradient with respect to u (B, K)."""
         u = u.detach().requires_grad_()
         masked = mask_images(images, self._map(u, A, images), self.mean, self.std)
         y = prepared.score(masked, target, self.score)

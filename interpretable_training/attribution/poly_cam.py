@@ -8,7 +8,7 @@
     P[L]    = M[L], P[l] = relu(M[l] / up(down(M[l])) * up(P[l + 1]))           (6)
     S       = up(q(P[1]))                                                       (7)
 
-A[l]: activations of layer l, fine to coarse. low, high: the percentiles 0.1 and 99.9 over the places of a channel. p:
+A[l]: activations of layer l, fine to coarse. low, high: the percentiles 0.1 and 99.9 over the cells of a channel. p:
 probability of the class. x: image. down: to the size of P[l + 1]; up: to the image's size, in (6) to that of M[l].
 """
 
@@ -34,17 +34,20 @@ TINY, OUTLIERS = 1e-12, 0.001
 
 @dataclass(frozen=True)
 class PolyCAM(Attribution):
-    """Score-CAM's idea at several layers, each refining the map of the coarser one.
+    """Weight the channels of several layers by scores of masked images, and refine coarse maps by finer ones.
+
+    >>> PolyCAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         variant: of the weights: "+" (2), "-" (3) or "+-" (4).
         layers: "auto", the last layer of each grid size, or names from fine to coarse.
-        lnorm: divide by the local mean in (6), or else not.
-        score: explain the "prob" or another score.
-        mean: the normalization's, to mask with black instead of the mean color; with `std`.
+        lnorm: divide by the local mean in (6).
+        score: p of (2) to (4); see `Gradient`.
+        mean: of the images' normalization; with `std`, masked pixels become black instead of the mean color.
         std: see `mean`.
-        align_corners: how upsampling places the corners.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        align_corners: passed to the interpolation that upsamples the map.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     variant: Literal["+", "-", "+-"] = "+-"
@@ -62,20 +65,20 @@ class PolyCAM(Attribution):
     def stages(
         self, model: nn.Module, images: Tensor, target: Target = None, *, output: Output = None
     ) -> dict[str, Tensor]:
-        """layer -> up(q(P[l])), (B, H, W), from coarse to fine; the last one is the map."""
+        """Return layer -> up(q(P[l])), (B, H, W), from coarse to fine; the last one is the map."""
         with prepare_model(model, output) as prepared:
             images = prepare(prepared, images)
             return self._stages(prepared, images, one_class(prepared, images, target))
 
     def _names(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> list[str]:
         if self.layers == "auto":
-            found = [c.name for c in scale_layers(prepared, images, target)]
-            if not found:
+            names = [c.name for c in scale_layers(prepared, images, target)]
+            if not names:
                 raise ValueError(
-                    f"expected a model with a layer whose output is a grid that reaches the score, found none in "
-                    f"{type(prepared.module).__name__}; pass layers= with their names."
+                    f"expected a layer with a grid as output that reaches the score, found none in "
+                    f"{type(prepared.module).__name__}; pass layers= with names of layers."
                 )
-            return found
+            return names
         names = [self.layers] if isinstance(self.layers, str) else list(self.layers)
         if not names:
             raise ValueError("expected 'auto' or at least one name of a layer, got an empty list.")
@@ -93,10 +96,10 @@ class PolyCAM(Attribution):
         P: Tensor | None = None
         for name in reversed(names):
             A = full(captured.A[name])
-            w = self._weights(prepared, images, target, percentiles(A, 2), p0)
+            w = self._weights(prepared, images, target, _scale_by_percentiles(A, 2), p0)
             M = torch.einsum("bk,bk...->b...", w, A).relu()  # (5)
             P = M if P is None else self._refine(M, P)
-            stages[name] = resize(percentiles(P, 1), images.shape[2:], self.align_corners)  # (7)
+            stages[name] = resize(_scale_by_percentiles(P, 1), images.shape[2:], self.align_corners)  # (7)
         return stages
 
     def _refine(self, M: Tensor, P: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ class PolyCAM(Attribution):
         return (M * resize(P, size, self.align_corners)).relu()  # (6)
 
     def _weights(self, prepared: PreparedModel, images: Tensor, target: Resolved, q: Tensor, p0: Tensor) -> Tensor:
-        """w of one layer (B, K) for its normalized channels `q` (B, K, *spatial)."""
+        """Return w of one layer (B, K) for its normalized channels `q` (B, K, *spatial)."""
         B, K = q.shape[:2]
         w = q.new_zeros(B * K)
 
@@ -131,8 +134,8 @@ class PolyCAM(Attribution):
         return w.view(B, K)
 
 
-def percentiles(v: Tensor, leading: int) -> Tensor:
-    """q of tensors whose places come behind the first `leading` dimensions."""
+def _scale_by_percentiles(v: Tensor, leading: int) -> Tensor:
+    """Return q of tensors with cells in the dimensions after the first `leading` ones."""
     flat = v.flatten(leading)
     low, high = _percentile(flat, OUTLIERS), _percentile(flat, 1 - OUTLIERS)
     return ((flat - low) / high.clamp(min=TINY)).clamp(0, 1).view_as(v)  # (1)

@@ -1,4 +1,4 @@
-"""Raw attention of the last block.
+"""Raw attention of one block, by default the last.
 
     S = h over heads of A[L][h, CLS, patches]    (1)
     S = h over heads of a[L][h]                  (2)  for a model that pools by attention, such as CA-Stream
@@ -26,14 +26,20 @@ Heads = Literal["mean", "max", "min"]
 
 @dataclass(frozen=True)
 class RawAttention(Attribution):
-    """What the class token, or the query of a stream, looks at; whatever the class, unless queries are class-specific.
+    """Return the attention of the class token, or of the query of a CA-Stream, to the cells of the image.
+
+    >>> from interpretable_training.models import TinyViT
+    >>> RawAttention()(TinyViT(2, image_size=16), images).shape
+    torch.Size([4, 16, 16])
+
+    Every class has the same map, unless the queries are class-specific.
 
     Args:
-        heads: how the heads become one.
-        block: which block; -1 is the last.
+        heads: how heads are fused: their "mean", "max" or "min".
+        block: index of the block; -1 is the last.
         upsample: to image resolution.
-        align_corners: how upsampling places the corners.
-        logits: the scores before the softmax, which models with `forward_with_attention` return.
+        align_corners: passed to the interpolation that upsamples the map.
+        logits: return the scores before the softmax, for models with `forward_with_attention`.
     """
 
     heads: Heads = "mean"
@@ -66,11 +72,13 @@ class RawAttention(Attribution):
 
     def _check(self, blocks: int) -> None:
         if not -blocks <= self.block < blocks:
-            raise ValueError(f"expected one of {blocks} blocks, the last is -1, got block {self.block}.")
+            raise ValueError(
+                f"expected a block from {-blocks} to {blocks - 1}, the model has {blocks} blocks, got {self.block}."
+            )
 
 
 def stream_of(prepared: PreparedModel, images: Tensor, target: Resolved) -> Any:
-    """The logits and the attention of a model that pools by attention."""
+    """Return the logits and the attention of a model that pools by attention."""
     forward = as_forward(prepared.module, "forward_with_attention")
     if getattr(prepared.module, "class_specific", False) and isinstance(target, Tensor):
         forward = partial(forward, target=target)
@@ -78,5 +86,5 @@ def stream_of(prepared: PreparedModel, images: Tensor, target: Resolved) -> Any:
 
 
 def fuse_heads(A: Tensor, heads: Heads) -> Tensor:
-    """(B, heads, T, T) -> (B, T, T), or (B, heads, h, w) -> (B, h, w)."""
+    """Fuse heads: (B, heads, T, T) -> (B, T, T), or (B, heads, h, w) -> (B, h, w)."""
     return A.mean(1) if heads == "mean" else A.amax(1) if heads == "max" else A.amin(1)

@@ -3,8 +3,8 @@
     G[i] ~ Bernoulli(p1) on a grid of cells, M[i] = G[i] upsampled, shifted by less than a cell    (1)
     S    = 1 / (N p1) sum over i of p(M[i] * x) M[i]                                              (2)
 
-x: image. p: probability of the target class. With `normalizer="empirical"` the sum over i of M[i], pixel by pixel,
-stands in (2) for its expectation N p1.
+x: image. p: probability of the target class. With `normalizer="empirical"`, (2) divides each pixel by its sum
+over i of M[i] instead of the expectation N p1.
 """
 
 import math
@@ -24,19 +24,22 @@ from .core.targets import Resolved, Score, take
 
 @dataclass(frozen=True)
 class RISE(Attribution):
-    """The mean of random masks, each weighted by the score of the image seen through it.
+    """Average random masks, each weighted by the score of the image seen through it.
+
+    >>> RISE(n=50)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         n: number of masks.
         cells: of the grid, along each axis.
-        p1: share of the cells that stay.
+        p1: share of the cells that stay visible.
         normalizer: see (2).
-        score: what is explained, see `Gradient`.
-        mean: the normalization's, to mask with black instead of the mean color; with `std`.
+        score: see `Gradient`.
+        mean: of the images' normalization; with `std`, masked pixels become black instead of the mean color.
         std: see `mean`.
-        borders: how grids go on behind their outer cells: "reflect", as in the authors' code, or "replicate".
-        seed: the masks; they are the same for every image.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        borders: padding of the grids: "reflect", as in the authors' code, or "replicate".
+        seed: of the masks, which are the same for every image.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     n: int = 8000
@@ -85,7 +88,7 @@ class RISE(Attribution):
 
 @dataclass(frozen=True)
 class _Masks:
-    """Upsampled bit by bit: all masks together would be too large."""
+    """Random grids, upsampled a few at a time because all masks together may not fit in memory."""
 
     grid: Tensor  # (N, cells, ...)
     offsets: Sequence[Tensor]  # (N,) for each axis
@@ -99,7 +102,7 @@ class _Masks:
         return self.grid.dtype
 
     def at(self, s: Tensor) -> Tensor:
-        """The masks number s, (len(s), *size)."""
+        """Return the masks with the numbers s, (len(s), *size)."""
         M = self.grid[s]
         for axis, (offset, side, n) in enumerate(zip(self.offsets, self.sides, self.size), 1):
             weights = self._interpolation(offset[s], side, n)
@@ -107,9 +110,9 @@ class _Masks:
         return M
 
     def _interpolation(self, offset: Tensor, side: int, n: int) -> Tensor:
-        """What each cell gives to each pixel along one axis, (len(offset), n, cells).
+        """Return the weight of each cell for each pixel along one axis, (len(offset), n, cells).
 
-        The grid covers one cell more than the image, which is cut out of it at the offset.
+        The grid covers one cell more than the image; the image begins at the offset.
         """
         cells = self.grid.shape[1]
         p = offset[:, None] + torch.arange(n, device=offset.device)

@@ -5,8 +5,8 @@
     w    = softmax over k of u                                   (3)
     S    = relu(sum over k of w[k] A[k])                         (4)
 
-A: activations of `layer`. n: range normalization. y: logit. x: image, x[b]: the image that is masked everywhere, whose
-score does not change (3) and is computed only for `weights="increase"`.
+A: activations of `layer`. n: range normalization. y: logit. x: image. x[b]: the image masked everywhere; its score does
+not change (3) and is computed only for `weights="increase"`.
 Differs from the paper: channels that are constant on an image are left out of (3); `skip_constant=False` keeps them.
 The authors' code uses `score="prob", weights="raw"`.
 """
@@ -28,14 +28,17 @@ from .core.targets import Resolved, take
 
 @dataclass(frozen=True)
 class ScoreCAM(GradientCAM):
-    """Channels of `layer`, each weighted by the score of the image seen through it.
+    """Weight the channels of a layer by the score of the image seen through each of them.
+
+    >>> ScoreCAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         weights: "softmax" (3), "raw": y(M[k] * x), "increase": u[k].
-        skip_constant: leave channels out that are constant on the image; no pass is spent on them.
-        mean: the normalization's, to mask with black instead of the mean color; with `std`.
+        skip_constant: leave out channels that are constant on the image; they need no pass.
+        mean: of the images' normalization; with `std`, masked pixels become black instead of the mean color.
         std: see `mean`.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     weights: Literal["softmax", "raw", "increase"] = "softmax"
@@ -51,7 +54,7 @@ class ScoreCAM(GradientCAM):
 
     @torch.no_grad()
     def _scores(self, prepared: PreparedModel, images: Tensor, target: Resolved, A: Tensor) -> Tensor:
-        """y(M[k] * x), (B, K); minus infinity for the channels that are left out."""
+        """Return y(M[k] * x), (B, K); minus infinity for the channels that are left out."""
         constant = degenerate(A.flatten(0, 1)).view(A.shape[:2])
         image, channel = (~constant if self.skip_constant else torch.ones_like(constant)).nonzero(as_tuple=True)
         y = A.new_full(A.shape[:2], -torch.inf)

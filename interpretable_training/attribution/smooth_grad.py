@@ -5,7 +5,7 @@
          = mean over s of g[s]^2                         (3) "square"
          = variance over s of g[s]                       (4) "variance", VarGrad
 
-x: image (C, H, W). y: logit. Any other method can stand in the place of the gradient: `method=`.
+x: image (C, H, W). y: logit. `method=` replaces the gradient by the maps of any other method.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,10 @@ from .gradient import Reduce, reduce_channels
 
 @dataclass(frozen=True)
 class SmoothGrad(Attribution):
-    """The gradient, averaged over noisy copies of the image.
+    """Average the gradient over noisy copies of the image.
+
+    >>> SmoothGrad(n=4)(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         n: number of copies.
@@ -33,9 +36,9 @@ class SmoothGrad(Attribution):
         statistic: (2), (3) or (4).
         method: explain the copies by this method instead of the gradient; its maps are averaged.
         reduce: of the channels, see `Gradient`; without `method`.
-        score: what is explained, see `Gradient`; without `method`.
-        seed: the noise; it is the same for every image.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        score: see `Gradient`; without `method`.
+        seed: of the noise, which is the same for every image.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     n: int = 25

@@ -7,7 +7,7 @@
     S          = relu(sum over k of w[k] A[k])                                            (5)
 
 A: activations of `layer` for the image without noise. y: logit.
-Differs from the paper: D2 instead of D1 on top of (3); `numerator="D1"` is the paper's.
+Differs from the paper: the numerator of (3) is D2; `numerator="D1"` is the paper's.
 """
 
 from dataclasses import dataclass
@@ -22,20 +22,23 @@ from .core.batching import in_chunks, seeded_noise
 from .core.capture import capture
 from .core.prepared_model import PreparedModel
 from .core.targets import Resolved, take
-from .grad_cam_plusplus import alpha
+from .grad_cam_plusplus import gradient_ratio
 
 
 @dataclass(frozen=True)
 class SmoothGradCAMPlusPlus(GradientCAM):
-    """Grad-CAM++ with gradients averaged over noisy copies of the image.
+    """Apply Grad-CAM++ to gradients averaged over noisy copies of the image.
+
+    >>> SmoothGradCAMPlusPlus()(network, images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         n: number of noisy copies.
         sigma: standard deviation of the noise, in units of the normalized input.
-        numerator: what stands on top of (3).
-        relu_of: the gradients in (4): their "mean", or those of the "last" copy as in torch-cam.
-        seed: the noise; it is the same for every image.
-        chunk_size: images per pass; by default what suits the device and the image size.
+        numerator: of (3).
+        relu_of: gradients in (4): their "mean", or those of the "last" copy as in torch-cam.
+        seed: of the noise, which is the same for every image.
+        chunk_size: images per pass; None chooses it by device and image size.
     """
 
     n: int = 4
@@ -65,6 +68,6 @@ class SmoothGradCAMPlusPlus(GradientCAM):
             last[i[s == self.n - 1]] = g[s == self.n - 1]
 
         in_chunks(add, self.n * len(images), self.chunk_size, images)
-        a = alpha(A, D1 if self.numerator == "D1" else D2, D2, D3, "sum_act_grad")  # (3)
+        a = gradient_ratio(A, D1 if self.numerator == "D1" else D2, D2, D3, "sum_act_grad")  # (3)
         w = (a * (D1 if self.relu_of == "mean" else last).relu()).flatten(2).sum(2)  # (4)
         return torch.einsum("bk,bk...->b...", w, A)  # (5)

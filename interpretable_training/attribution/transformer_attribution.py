@@ -5,11 +5,11 @@
     R[l] = relevance of A[l]                               (3) "lrp"
          = A[l]                                            (4) "attn"
 
-A[l]: attention (heads, T, T) of block l of L. y: logit of the target class. Of a model that averages patches, (2) is
-the mean of the patches' rows, also where it has a class token or registers that nobody reads. Relevance starts with 1
-at y and is passed back: by what each positive product w x adds to the output (linear layers), in halves to the factors
-of a product, to the terms of a residual sum in proportion to the sizes of their shares, unchanged through softmax,
-normalization and activation. (4) is the same authors' later variant with gradients alone, ICCV 2021,
+A[l]: attention (heads, T, T) of block l of L. y: logit of the target class. For a model that averages patches, (2) is
+the mean of the patches' rows, even if the model has a class token or registers that its head does not read. Relevance
+starts with 1 at y and is passed back: by what each positive product w x adds to the output (linear layers), in halves
+to the factors of a product, to the terms of a residual sum in proportion to the sizes of their shares, unchanged
+through softmax, normalization and activation. (4) is the same authors' later variant with gradients alone, ICCV 2021,
 https://arxiv.org/abs/2103.15679
 Differs from the authors' code: sums are those of one image, not of the batch.
 """
@@ -31,14 +31,18 @@ from .core.targets import Resolved, Score
 
 @dataclass(frozen=True)
 class TransformerAttribution(Attribution):
-    """Which patches reach the class token, through attention that speaks for the class.
+    """Follow the attention that raises the score from the patches to the class token.
+
+    >>> from interpretable_training.models import TinyViT
+    >>> TransformerAttribution()(TinyViT(2, image_size=16), images, target).shape
+    torch.Size([4, 16, 16])
 
     Args:
         relevance: R of (1): "lrp" (3) or "attn" (4).
-        start_layer: first block that counts.
+        start_layer: index of the first block that enters (2).
         score: explain the "logit" or the "prob", "logprob", "sigmoid" of the class.
         upsample: to image resolution.
-        align_corners: how upsampling places the corners.
+        align_corners: passed to the interpolation that upsamples the map.
     """
 
     relevance: Literal["lrp", "attn"] = "lrp"
@@ -67,8 +71,8 @@ class TransformerAttribution(Attribution):
     def _attention(
         self, prepared: PreparedModel, images: Tensor, target: Resolved, lrp: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """A of the blocks (B, heads, T, T) and the gradients dy/dA, or with `lrp` the relevance divided by A."""
-        if lrp:  # relevance does not survive half precision
+        """Return A of the blocks (B, heads, T, T) and the gradients dy/dA, or with `lrp` the relevance divided by A."""
+        if lrp:  # half precision is too coarse for relevance
             prepared = replace(prepared, autocast=())
             images = prepare(prepared, images)
         with torch.enable_grad():
@@ -79,17 +83,19 @@ class TransformerAttribution(Attribution):
                     "expected gradients to be on where attention runs, but the model's own forward turns them off "
                     "(no_grad, inference_mode or reentrant checkpointing)."
                 )
-            found = [A for A in mode.found if len(A) == len(images)] or mode.found[:]
-            if not found or not y.requires_grad:
-                return found, [torch.zeros_like(A) for A in found]
+            attention = [A for A in mode.found if len(A) == len(images)] or mode.found[:]
+            if not attention or not y.requires_grad:
+                return attention, [torch.zeros_like(A) for A in attention]
             start = divide(torch.ones_like(y), y).detach() if lrp else torch.ones_like(y)
-            slopes = torch.autograd.grad(y, found, start, allow_unused=True)
-        A = [A.detach() for A in found]
+            slopes = torch.autograd.grad(y, attention, start, allow_unused=True)
+        A = [a.detach() for a in attention]
         return A, [torch.zeros_like(a) if s is None else s for a, s in zip(A, slopes)]
 
 
 def _read(C: Tensor, last: Tensor, grid: Grid) -> Tensor:
-    """The row of C (B, T, T) over the patches: the class token's, or the mean of the patches' if only they are read."""
+    """Return the row of C (B, T, T) over the patches: the class token's, or the mean of the patches' if the score reads
+    only these.
+    """
     if grid.prefix and last.any() and not last[:, :, 0].any():
         C, grid = C[:, grid.prefix :, grid.prefix :], replace(grid, prefix=0)
     return on_patches(C, grid)

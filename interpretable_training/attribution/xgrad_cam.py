@@ -3,7 +3,7 @@
     w[k] = sum over i, j of A[k, i, j] dy/dA[k, i, j] / sum over i, j of A[k, i, j]    (1)
     S    = relu(sum over k of w[k] A[k])                                               (2)
 
-A: activations of `layer`. y: logit. A channel whose activations sum to zero has w[k] = 0.
+A: activations of `layer`. y: logit. Activations of a channel that sum to zero give w[k] = 0.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,11 @@ from .grad_cam_plusplus import away_from_zero
 
 @dataclass(frozen=True)
 class XGradCAM(GradientCAM):
-    """Channels of `layer`, each weighted by its gradient where it is active."""
+    """Weight the channels of a layer by their mean gradient, where each cell counts with its activation.
+
+    >>> XGradCAM()(network, images, target).shape
+    torch.Size([4, 16, 16])
+    """
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
         active = A.flatten(2).sum(2)

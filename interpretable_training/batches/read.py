@@ -1,6 +1,6 @@
-"""What a loader returns, taken apart, so that a mistake ends in a sentence."""
+"""The one reader of batches: images, target and what else a batch holds, whatever its type."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ Key = str | int | None
 
 @dataclass(frozen=True)
 class Picked:
-    """What was found in a batch, and where."""
+    """Images and target of a batch, with their keys and the other entries."""
 
     images: Tensor
     target: Tensor | None
@@ -24,12 +24,18 @@ class Picked:
     label_key: Key
     rest: dict[str, Any]  # the other entries, by name
 
-    def rows(self, some: slice) -> "Picked":
-        """Some of the images, with what belongs to them."""
+    def rows(self, part: slice) -> "Picked":
+        """Return a part of the images, with their targets and other entries."""
         n = len(self.images)
-        rest = {k: v[some] if isinstance(v, (Tensor, list)) and len(v) == n else v for k, v in self.rest.items()}
-        target = None if self.target is None else self.target[some]
-        return replace(self, images=self.images[some], target=target, rest=rest)
+        rest = {k: v[part] if isinstance(v, (Tensor, list)) and len(v) == n else v for k, v in self.rest.items()}
+        target = None if self.target is None else self.target[part]
+        return replace(self, images=self.images[part], target=target, rest=rest)
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Return images and target; raise a TypeError where there is no target."""
+        if self.target is None:
+            raise _not_a_pair(self.images if self.image_key is None else {self.image_key: self.images, **self.rest})
+        return self.images, self.target
 
     def __str__(self) -> str:
         target = "no labels" if self.target is None else f"labels from {self.label_key!r}"
@@ -37,8 +43,8 @@ class Picked:
         return f"images {tuple(self.images.shape[1:])} from {image}, {target}"
 
 
-def pick(batch: Any, image_key: Key = None, label_key: Key = None) -> Picked:
-    """Images (B, C, H, W) and labels of a batch of any kind: a tensor, tuple, dict, dataclass or object.
+def pick(batch: Any, image_key: Key = None, label_key: Key = None, strict: bool = False) -> Picked:
+    """Return images (B, C, H, W) and labels of a batch of any kind: a tensor, tuple, dict, dataclass or object.
 
     Args:
         batch: what a loader returned.
@@ -46,63 +52,53 @@ def pick(batch: Any, image_key: Key = None, label_key: Key = None) -> Picked:
             else the first tensor of three or more dimensions that holds floating numbers.
         label_key: name or index of the labels; by default the usual names, else the first other tensor with one
             row per image, of integers or of a 0 or 1 per class.
+        strict: refuse a batch with several candidates instead of taking the first, and return the target as it is.
+            This is for training and measuring. Usual names and the order of a pair leave no choice.
+
+    Raises:
+        TypeError: where images are missing, and where `strict` refuses.
+        KeyError: where the batch does not have a given key.
     """
     if isinstance(batch, Tensor):
         return Picked(batch, None, None, None, {})
-    entries = named(batch)
-    image_key = _key(entries, image_key, IMAGE_KEYS, looks_like_images, "image_key", batch)
-    images = entries[image_key]
-    if not looks_like_images(images):
-        raise TypeError(
-            f"expected floating point images (B, C, H, W) under {image_key!r} of the batch, got {kind(images)}; "
-            "pass image_key= with the name or index of the images."
-        )
-    others = {key: value for key, value in entries.items() if key != image_key}
-
-    def labels(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == len(images) and discrete(value)
-
-    found = _key(others, label_key, LABEL_KEYS, labels, "label_key" if label_key is not None else None, batch)
-    if label_key is None and found is not None and last(found) not in LABEL_KEYS:
-        numbers = [v for k, v in others.items() if last(k) in LABEL_KEYS and isinstance(v, Tensor) and v.ndim]
-        if any(v.is_floating_point() and len(v) == len(images) for v in numbers):
-            found = None  # of a regression: what else the batch holds tells no classes
-    target = None if found is None else others[found]
-    if found is not None and not isinstance(target, Tensor):
-        raise TypeError(f"expected labels as a tensor under {found!r} of the batch, got {kind(target)}.")
-    rest = {last(key): value for key, value in others.items() if key != found}
-    return Picked(images, None if target is None else as_labels(target), image_key, found, rest)
+    entries = _entries(batch)
+    find = _strict_keys if strict else _likely_keys
+    image_key, label_key = find(batch, entries, image_key, label_key)
+    target = None if label_key is None else entries[label_key]
+    if target is not None and not strict:
+        target = _as_labels(target)
+    rest = {_last(key): value for key, value in entries.items() if key not in (image_key, label_key)}
+    return Picked(entries[image_key], target, image_key, label_key, rest)
 
 
-def discrete(value: Tensor) -> bool:
-    """Whether a tensor may hold labels: integers, a number per class, or zeros and ones of two classes."""
-    return not value.is_floating_point() or value.ndim == 2 or bool(((value == 0) | (value == 1)).all())
+def describe(batch: Any) -> str:
+    """Return a batch in words: its type, and what its entries are."""
+    if isinstance(batch, Mapping):
+        return f"a dict with { ({name: _kind(value) for name, value in batch.items()}) }"
+    if isinstance(batch, (tuple, list)):
+        return f"a {type(batch).__name__} of {[_kind(value) for value in batch]}"
+    return f"a {type(batch).__name__}"
 
 
-def as_labels(target: Tensor) -> Tensor:
-    """A column of labels as (B,), and those of two classes that are written as floating numbers as integers."""
-    target = target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
-    return target.long() if target.ndim == 1 and target.is_floating_point() and discrete(target) else target
+def _kind(value: Any) -> str:
+    """Return a value in words: its type, or a tensor's shape and dtype."""
+    is_tensor = isinstance(value, Tensor)
+    return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}" if is_tensor else type(value).__name__
 
 
-def last(key: Any) -> str:
-    """The name itself, without the names of what it is in."""
-    return str(key).rpartition(".")[2]
+def _entries(batch: Any) -> dict[Any, Any]:
+    """Return the entries of a batch by name or index; those of an entry that is itself a batch as "entry.name"."""
+    outer = _outer_entries(batch)
+    has_images = any(_looks_like_images(value) for value in outer.values())
+    entries: dict[Any, Any] = {}
+    for key, value in outer.items():
+        inner = isinstance(value, Mapping) or (not has_images and isinstance(value, (tuple, list)))
+        entries |= {f"{key}.{name}": part for name, part in _entries(value).items()} if inner else {key: value}
+    return entries
 
 
-def named(batch: Any) -> dict[Any, Any]:
-    """The entries of a batch by name or index; those of an entry that is itself a batch as "entry.name"."""
-    entries = listed(batch)
-    shown = any(looks_like_images(value) for value in entries.values())
-    found: dict[Any, Any] = {}
-    for key, value in entries.items():
-        inner = isinstance(value, Mapping) or (not shown and isinstance(value, (tuple, list)))
-        found |= {f"{key}.{name}": part for name, part in named(value).items()} if inner else {key: value}
-    return found
-
-
-def listed(batch: Any) -> dict[Any, Any]:
-    """The entries of a batch by name or index."""
+def _outer_entries(batch: Any) -> dict[Any, Any]:
+    """Return the entries of a batch by name or index."""
     if isinstance(batch, Mapping):
         return dict(batch.items())
     if hasattr(batch, "_asdict"):
@@ -114,57 +110,135 @@ def listed(batch: Any) -> dict[Any, Any]:
     return dict(vars(batch)) if hasattr(batch, "__dict__") else {}
 
 
-def _key(entries: dict[Any, Any], given: Key, usual: Sequence[str], fits: Any, name: str | None, batch: Any) -> Any:
-    """The key that is given, that has a usual name, or whose entry fits; without a `name` there may be none."""
-    if given is not None:
-        if given not in entries:
-            raise KeyError(f"expected {name} to be one of {list(entries)}, got {given!r}.")
-        return given
-    found = next((key for name in usual for key, value in entries.items() if last(key) == name and fits(value)), None)
-    found = next((key for key, value in entries.items() if fits(value)), None) if found is None else found
-    if found is None and name is not None:
-        raise TypeError(
-            f"expected a batch with floating point images (B, C, H, W), got {describe(batch)}; {advice(entries, name)}"
-        )
-    return found
+def _last(key: Any) -> str:
+    """Return the name itself, without the names of what it is in."""
+    return str(key).rpartition(".")[2]
 
 
-def advice(entries: dict[Any, Any], name: str) -> str:
-    """What to do where no images are found."""
-    if any(isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim > 2 for value in entries.values()):
-        return "convert bytes to floats in the data set or its transform, as the network gets them."
-    return f"pass {name}= with their name or index."
+def _usual_key(entries: dict[Any, Any], names: Sequence[str], fits: Callable[[Any], bool]) -> Any:
+    """Return the key with the first of the usual names whose entry fits, or None."""
+    return next((key for name in names for key, value in entries.items() if _last(key) == name and fits(value)), None)
 
 
-def looks_like_images(value: Any) -> bool:
-    """Floating point numbers (B, C, T), (B, C, H, W) or (B, C, D, H, W)."""
+def _looks_like_images(value: Any) -> bool:
+    """Whether a value is floating point numbers (B, C, T), (B, C, H, W) or (B, C, D, H, W)."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 3
 
 
-def images_and_target(batch: Any) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, W) and target of a pair or of a dict, whose other entries are ignored."""
-    if isinstance(batch, Mapping):
-        found: Any = (batch.get("image"), batch.get("target"))
-    else:
-        found = batch
-    if isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(x, Tensor) for x in found):
-        return found[0], found[1]
-    raise TypeError(
+# The strict reading: nothing is guessed.
+
+
+def _strict_keys(batch: Any, entries: dict[Any, Any], image_key: Key, label_key: Key) -> tuple[Key, Key]:
+    """Return the only keys that images and target can have."""
+    for key in (image_key, label_key):
+        if key is not None and not _is_tensor(entries.get(key)):
+            raise KeyError(f"expected the key of a tensor in {describe(entries)}, got {key!r}.")
+    is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2 and all(map(_is_tensor, batch))
+    if is_pair and image_key is None and label_key is None:
+        first, second = entries
+        turned = entries[first].ndim < 3 and _looks_like_images(entries[second])
+        return (second, first) if turned else (first, second)
+    image_key = _only_image_key(batch, entries) if image_key is None else image_key
+    others = {key: value for key, value in entries.items() if key != image_key}
+    return image_key, _only_label_key(batch, others, len(entries[image_key])) if label_key is None else label_key
+
+
+def _only_image_key(batch: Any, entries: dict[Any, Any]) -> Any:
+    """Return the key of the images by its usual name, or the only one of a tensor that looks like images."""
+    key = _usual_key(entries, IMAGE_KEYS, lambda value: _is_tensor(value) and value.ndim >= 3)  # bytes, too
+    alike = [key for key, value in entries.items() if _looks_like_images(value) and not _is_annotation(key)]
+    key = alike[0] if key is None and len(alike) == 1 else key
+    key = _usual_key(entries, IMAGE_KEYS, _is_tensor) if key is None else key
+    if key is None:
+        raise _not_a_pair(batch)
+    return key
+
+
+def _only_label_key(batch: Any, others: dict[Any, Any], n: int) -> Any:
+    """Return the key of the target by its usual name, or the only one of a tensor with a row per image, or None."""
+    key = _usual_key(others, LABEL_KEYS, _is_tensor)
+    rows = [
+        key
+        for key, value in others.items()
+        if _is_tensor(value) and value.ndim in (1, 2) and len(value) == n and not _is_annotation(key)
+    ]
+    if key is None and len(rows) > 1:
+        raise _not_a_pair(batch)
+    return rows[0] if key is None and rows else key
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_annotation(key: Any) -> bool:
+    return any(part in ANNOTATIONS for part in str(key).split("."))
+
+
+def _not_a_pair(batch: Any) -> TypeError:
+    """Return the error for a batch without one image tensor and one target."""
+    return TypeError(
         "expected a batch (images, target) or a dict with the tensors 'image' and 'target', "
         f"got {describe(batch)}; change what the data set returns or its collate_fn."
     )
 
 
-def describe(batch: Any) -> str:
-    """A batch in words: its type, and what its entries are."""
-    if isinstance(batch, Mapping):
-        return f"a dict with { ({name: kind(value) for name, value in batch.items()}) }"
-    if isinstance(batch, (tuple, list)):
-        return f"a {type(batch).__name__} of {[kind(value) for value in batch]}"
-    return f"a {type(batch).__name__}"
+# The lenient reading, for watching: the most likely entries.
 
 
-def kind(value: Any) -> str:
-    """A value in words: its type, or a tensor's shape and dtype."""
-    is_tensor = isinstance(value, Tensor)
-    return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}" if is_tensor else type(value).__name__
+def _likely_keys(batch: Any, entries: dict[Any, Any], image_key: Key, label_key: Key) -> tuple[Key, Key]:
+    """Return the given keys, else those with usual names, else those of the first entries that fit."""
+    image_key = _likely_key(entries, image_key, IMAGE_KEYS, _looks_like_images, "image_key")
+    if image_key is None:
+        raise TypeError(
+            f"expected a batch with floating point images (B, C, H, W), got {describe(batch)}; {_advice(entries)}"
+        )
+    images = entries[image_key]
+    if not _looks_like_images(images):
+        raise TypeError(
+            f"expected floating point images (B, C, H, W) under {image_key!r} of the batch, got {_kind(images)}; "
+            "pass image_key= with the name or index of the images."
+        )
+    others = {key: value for key, value in entries.items() if key != image_key}
+
+    def labels(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == len(images) and _discrete(value)
+
+    likely = _likely_key(others, label_key, LABEL_KEYS, labels, "label_key")
+    if label_key is None and likely is not None and _last(likely) not in LABEL_KEYS:
+        numbers = [v for k, v in others.items() if _last(k) in LABEL_KEYS and isinstance(v, Tensor) and v.ndim]
+        if any(v.is_floating_point() and len(v) == len(images) for v in numbers):
+            likely = None  # of a regression: what else the batch holds are no classes
+    if likely is not None and not isinstance(others[likely], Tensor):
+        raise TypeError(f"expected labels as a tensor under {likely!r} of the batch, got {_kind(others[likely])}.")
+    return image_key, likely
+
+
+def _likely_key(
+    entries: dict[Any, Any], given: Key, usual: Sequence[str], fits: Callable[[Any], bool], option: str
+) -> Any:
+    """Return the key that is given, that has a usual name, or whose entry fits; None where nothing does."""
+    if given is not None:
+        if given not in entries:
+            raise KeyError(f"expected {option} to be one of {list(entries)}, got {given!r}.")
+        return given
+    key = _usual_key(entries, usual, fits)
+    return next((key for key, value in entries.items() if fits(value)), None) if key is None else key
+
+
+def _discrete(value: Tensor) -> bool:
+    """Whether a tensor may hold labels: integers, a number per class, or zeros and ones of two classes."""
+    return not value.is_floating_point() or value.ndim == 2 or bool(((value == 0) | (value == 1)).all())
+
+
+def _as_labels(target: Tensor) -> Tensor:
+    """Return a column of labels as (B,), and those of two classes that are written as floating numbers as integers."""
+    target = target[:, 0] if target.ndim == 2 and target.shape[1] == 1 else target
+    return target.long() if target.ndim == 1 and target.is_floating_point() and _discrete(target) else target
+
+
+def _advice(entries: dict[Any, Any]) -> str:
+    """Return what to do where no entry looks like images."""
+    if any(isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim > 2 for value in entries.values()):
+        return "convert bytes to floats in the data set or its transform, as the network gets them."
+    return "pass image_key= with their name or index."

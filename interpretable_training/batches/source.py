@@ -20,7 +20,7 @@ from torch.utils.data import (
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.state import same_state
 
-from .read import ANNOTATIONS, describe, images_and_target, pick
+from .read import ANNOTATIONS, describe, pick
 
 Split = Literal["val", "test"]
 BATCH = 32  # images, where the data do not come in batches
@@ -72,16 +72,16 @@ class BatchSource:
         numbers = [number for number in range(len(self.plan)) if wanted(number)]
         with same_state(self.source.dataset, self.source.collate_fn):
             for number, batch in zip(numbers, again(self.source, [self.plan[number] for number in numbers])):
-                images, target = taken_apart(batch)
-                yield number, self.plan[number], images, target, annotations_of(batch)
+                picked = pick(batch, strict=True)
+                yield number, self.plan[number], picked.images, picked.target, annotations_of(picked.rest)
 
     def _stream(
         self, wanted: Callable[[int], bool]
     ) -> Iterator[tuple[int, list[int], Tensor, Tensor | None, dict[str, Any]]]:
         seen = 0
         for number, batch in enumerate(self.source):
-            images, target = taken_apart(batch)
-            annotations = annotations_of(batch)
+            picked = pick(batch, strict=True)
+            images, target, annotations = picked.images, picked.target, annotations_of(picked.rest)
             if self.max_images is not None and seen + len(images) > self.max_images:
                 left = self.max_images - seen
                 images, target = images[:left], None if target is None else target[:left]
@@ -139,24 +139,6 @@ def again(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
     )
-
-
-def taken_apart(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Images and target of a batch, which may be images alone."""
-    alone = batch
-    if isinstance(batch, Mapping) and "target" not in batch:
-        alone = batch.get("image")
-    elif isinstance(batch, (tuple, list)) and len(batch) == 1:
-        alone = batch[0]
-    if isinstance(alone, Tensor):
-        return alone, None
-    try:
-        return images_and_target(batch)
-    except TypeError:
-        picked = pick(batch) if isinstance(batch, Mapping) else None  # by the usual names, as callbacks do
-        if picked is None or picked.target is None:
-            raise
-        return picked.images, picked.target
 
 
 def annotations_of(entries: Any) -> dict[str, Any]:

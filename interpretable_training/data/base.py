@@ -21,8 +21,8 @@ def seed_of(*key: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def seeded(*key: int | str) -> torch.Generator:
-    """A generator of its own for each key, such as `seeded(0, "train", 3)`."""
+def seeded_generator(*key: int | str) -> torch.Generator:
+    """A generator of its own for each key, such as `seeded_generator(0, "train", 3)`."""
     return torch.Generator().manual_seed(seed_of(*key))
 
 
@@ -38,12 +38,12 @@ class Shuffle(RandomSampler):
 
     Args:
         data: What is shuffled.
-        key: See `seeded`.
+        key: See `seeded_generator`.
         epoch: The first epoch. The later ones are counted, or told by Lightning.
     """
 
     def __init__(self, data: Any, key: tuple[int | str, ...], epoch: int = 0) -> None:
-        super().__init__(data, generator=seeded(*key))
+        super().__init__(data, generator=seeded_generator(*key))
         self.key, self.epoch, self.drawn = key, epoch, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -51,7 +51,7 @@ class Shuffle(RandomSampler):
 
     def __iter__(self) -> Iterator[int]:
         if self.epoch < self.drawn:
-            self.generator, self.drawn = seeded(*self.key), 0
+            self.generator, self.drawn = seeded_generator(*self.key), 0
         for _ in range(self.epoch - self.drawn):
             deque(super().__iter__(), maxlen=0)
         self.drawn = self.epoch = self.epoch + 1
@@ -142,7 +142,7 @@ class SeededDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
-            generator=seeded(self.seed, split, "workers"),
+            generator=seeded_generator(self.seed, split, "workers"),
         )
 
     def train_dataloader(self) -> DataLoader:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from interpretable_training.attribution.core.map_operations import one_of
 
-from .base import SeededDataModule, at_least, seeded
+from .base import SeededDataModule, at_least, seeded_generator
 from .image_files import absent
 
 PAGE = "https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data"
@@ -218,7 +218,7 @@ class CMAPSSDataModule(SeededDataModule):
         engines = self.lives("train")
         if self.n_val >= len(engines):
             raise ValueError(f"expected n_val below {len(engines)}, the number of engines, got {self.n_val}.")
-        order = torch.randperm(len(engines), generator=seeded(self.seed, "val")).tolist()
+        order = torch.randperm(len(engines), generator=seeded_generator(self.seed, "val")).tolist()
         chosen = sorted(order[: self.n_val] if split == "val" else order[self.n_val :])
         return [engines[i] for i in chosen]
 

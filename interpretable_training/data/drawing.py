@@ -18,19 +18,19 @@ Outline = Callable[[Tensor, Tensor], Tensor]
 REACH = math.sqrt(4 * math.pi / (3 * math.sqrt(3)))  # farthest point of any shape, in scales: a triangle's corner
 
 
-def circle(x: Tensor, y: Tensor) -> Tensor:
+def _circle(x: Tensor, y: Tensor) -> Tensor:
     return x.hypot(y) - 1
 
 
-def square(x: Tensor, y: Tensor) -> Tensor:
+def _square(x: Tensor, y: Tensor) -> Tensor:
     return x.abs().maximum(y.abs()) - math.sqrt(math.pi) / 2
 
 
-def triangle(x: Tensor, y: Tensor) -> Tensor:
+def _triangle(x: Tensor, y: Tensor) -> Tensor:
     return (0.5 * y + math.sqrt(0.75) * x.abs()).maximum(-y) - REACH / 2
 
 
-def star(x: Tensor, y: Tensor) -> Tensor:
+def _star(x: Tensor, y: Tensor) -> Tensor:
     """Five points; the distance to the one edge left once the plane is folded into a tenth."""
     wedge, inner = math.pi / 5, 0.45
     outer = math.sqrt(math.pi / (5 * inner * math.sin(wedge)))
@@ -39,46 +39,46 @@ def star(x: Tensor, y: Tensor) -> Tensor:
     return ((radius * angle.cos() - outer) * dy - radius * angle.sin() * dx) / math.hypot(dx, dy)
 
 
-def cross(x: Tensor, y: Tensor) -> Tensor:
+def _cross(x: Tensor, y: Tensor) -> Tensor:
     arm = math.sqrt(9 * math.pi / 20)  # half a bar's length, three times half its width
     x, y = x.abs(), y.abs()
     return x.maximum(y).sub(arm).maximum(x.minimum(y) - arm / 3)
 
 
-def ring(x: Tensor, y: Tensor) -> Tensor:
+def _ring(x: Tensor, y: Tensor) -> Tensor:
     outer, inner = 1.2, math.sqrt(1.2**2 - 1)
     return (x.hypot(y) - (outer + inner) / 2).abs() - (outer - inner) / 2
 
 
-def stick(x: Tensor, y: Tensor) -> Tensor:
+def _stick(x: Tensor, y: Tensor) -> Tensor:
     return (x.abs() - 1).clamp(min=0).hypot(y)
 
 
-def hook(x: Tensor, y: Tensor) -> Tensor:
+def _hook(x: Tensor, y: Tensor) -> Tensor:
     """Half a circle with a stem, like a cane."""
     tip, stem = (x + 0.45).hypot(y), (x - 0.45).hypot((-y - 1).clamp(min=0))
     return torch.where(y > 0, (x.hypot(y) - 0.45).abs(), tip.minimum(stem))
 
 
-def wave(x: Tensor, y: Tensor) -> Tensor:
+def _wave(x: Tensor, y: Tensor) -> Tensor:
     height, slope = 0.35 * torch.sin(math.pi * x), 0.35 * math.pi * torch.cos(math.pi * x)
     return ((y - height).abs() / (1 + slope**2).sqrt()).maximum(x.abs() - 1)
 
 
-def zigzag(x: Tensor, y: Tensor) -> Tensor:
+def _zigzag(x: Tensor, y: Tensor) -> Tensor:
     teeth = 0.96 * ((1.5 * x - 0.25).remainder(1) - 0.5).abs() - 0.24
     return ((y - teeth).abs() / math.hypot(1, 1.44)).maximum(x.abs() - 1)
 
 
 SHAPES: dict[str, Outline] = {
-    "circle": circle,
-    "square": square,
-    "triangle": triangle,
-    "star": star,
-    "cross": cross,
-    "ring": ring,
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "ring": _ring,
 }
-DISTRACTORS: tuple[Outline, ...] = (stick, hook, wave, zigzag)  # center lines: all open, thin, of no class
+DISTRACTORS: tuple[Outline, ...] = (_stick, _hook, _wave, _zigzag)  # center lines: all open, thin, of no class
 
 
 def cover(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .base import seeded
+from .base import seeded_generator
 from .image_files import absent, by_class, class_folders
 from .picture_module import IMAGENET_MEAN, IMAGENET_STD, PicturesDataModule, Transform
 from .pictures import Pictures
@@ -83,7 +83,7 @@ class ImageFolderDataModule(PicturesDataModule):
         check_shares(val_share, test_share)
         if channels not in (1, 3):
             raise ValueError(f"expected channels 1 (gray) or 3 (color), got {channels}; pass channels=1 or channels=3.")
-        self.mean, self.std = statistics(channels, mean, IMAGENET_MEAN), statistics(channels, std, IMAGENET_STD)
+        self.mean, self.std = _per_channel(channels, mean, IMAGENET_MEAN), _per_channel(channels, std, IMAGENET_STD)
         if annotations and boxes is None:
             raise ValueError(
                 f"expected boxes, a CSV file with the columns {','.join(COLUMNS)}, got None with annotations=True; "
@@ -124,7 +124,7 @@ class ImageFolderDataModule(PicturesDataModule):
         if not own:
             shares = {"val": self.val_share, "test": self.test_share}
             shares = {name: share for name, share in shares.items() if name not in folders}
-            rows = divide(target, shares, self.seed)[split]
+            rows = divide_by_class(target, shares, self.seed)[split]
             files, target = [files[row] for row in rows], [target[row] for row in rows]
         if not files:
             raise absent(f"pictures for the {split} split", source, "add some, or pass a larger share of all for it.")
@@ -143,7 +143,7 @@ def check_shares(val_share: float, test_share: float) -> None:
         )
 
 
-def statistics(channels: int, given: tuple[float, ...] | None, usual: tuple[float, ...]) -> tuple[float, ...]:
+def _per_channel(channels: int, given: tuple[float, ...] | None, usual: tuple[float, ...]) -> tuple[float, ...]:
     """What is given, or the usual mean or deviation, averaged for gray."""
     found = tuple(given or (usual if channels == 3 else (round(sum(usual) / 3, 3),)))
     if len(found) != channels:
@@ -151,13 +151,13 @@ def statistics(channels: int, given: tuple[float, ...] | None, usual: tuple[floa
     return found
 
 
-def divide(target: Sequence[int], shares: dict[str, float], seed: int) -> dict[str, list[int]]:
+def divide_by_class(target: Sequence[int], shares: dict[str, float], seed: int) -> dict[str, list[int]]:
     """Rows of each split; every class gives the same shares, and what is left is for training."""
     parts: dict[str, list[int]] = {"train": [], **{name: [] for name in shares}}
     classes = torch.tensor(target)
     for c in sorted({*target}):
         rows = (classes == c).nonzero()[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=seeded(seed, "split", c))]
+        rows = rows[torch.randperm(len(rows), generator=seeded_generator(seed, "split", c))]
         counts = [round(share * len(rows)) for share in shares.values()]
         for name, part in zip([*shares, "train"], rows.split([*counts, len(rows) - sum(counts)])):
             parts[name] += part.tolist()

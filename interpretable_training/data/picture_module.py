@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from .base import SeededDataModule, at_least, seed_of, seeded
+from .base import SeededDataModule, at_least, seed_of, seeded_generator
 from .pictures import Pictures
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -128,5 +128,5 @@ def set_apart(n: int, n_val: int, split: str, seed: int) -> list[int]:
     """Rows of the n training images that validation, or training, gets."""
     if n_val >= n:
         raise ValueError(f"expected n_val below {n}, the number of training images, got {n_val}; pass less.")
-    rows = torch.randperm(n, generator=seeded(seed, "val")).tolist()
+    rows = torch.randperm(n, generator=seeded_generator(seed, "val")).tolist()
     return rows[:n_val] if split == "val" else rows[n_val:]

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.ops import masks_to_boxes
 
-from .base import SeededDataModule, at_least, seeded
+from .base import SeededDataModule, at_least, seeded_generator
 from .drawing import SHAPES
 from .scenes import LUMA, draw_scenes, render
 from .shortcuts import plant, side_of_mark
@@ -32,13 +33,6 @@ class Shapes(Dataset):
         item: dict[str, Tensor] = {name: values[index] for name, values in self.tensors.items()}
         image, target = (item["image"] / 255 - self.mean) / self.std, int(item["target"])
         return {**item, "image": image, "target": target} if "mask" in item else (image, target)
-
-
-def tight_boxes(mask: Tensor) -> Tensor:
-    """Boxes (N, 4) around the pixels of masks (N, H, W): x1, y1, and x2, y2 just outside."""
-    x, y = mask.any(1).int(), mask.any(2).int()
-    x2, y2 = x.shape[1] - x.flip(1).argmax(1), y.shape[1] - y.flip(1).argmax(1)
-    return torch.stack([x.argmax(1), y.argmax(1), x2, y2], 1).float()
 
 
 class ShapesDataModule(SeededDataModule):
@@ -113,14 +107,14 @@ class ShapesDataModule(SeededDataModule):
         """Draw up to CHUNK images; random numbers always for CHUNK, so that counts change no image."""
         n = min(CHUNK, self.counts[split] - start)
         room = side_of_mark(self.size) + 1
-        scene = draw_scenes(CHUNK, self.size, room, seeded(self.seed, split, start, "scene"))[:n]
+        scene = draw_scenes(CHUNK, self.size, room, seeded_generator(self.seed, split, start, "scene"))[:n]
         step = max(1, PIXELS // (self.size[0] * self.size[1]))
         pictures, masks = zip(*(render(scene[i : i + step]) for i in range(0, n, step)))
         images, mask = torch.cat(pictures), torch.cat(masks)
-        boxes = tight_boxes(mask)
+        boxes = masks_to_boxes(mask) + torch.tensor([0, 0, 1, 1])  # x2 and y2 just outside
         share = self.shortcut if split == "train" or self.shortcut_val != "none" else 0.0
         wrong = split != "train" and self.shortcut_val == "swapped"
-        generator = seeded(self.seed, split, start, "shortcut")
+        generator = seeded_generator(self.seed, split, start, "shortcut")
         marks = plant(images, scene.label, boxes, share, wrong, generator, CHUNK)
         if self.channels == 1:
             images = torch.einsum("nchw,c->nhw", images.float(), LUMA).round().byte()[:, None]

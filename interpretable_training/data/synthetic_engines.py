@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from .base import at_least, seeded
+from .base import at_least, seeded_generator
 from .cmapss import SETTINGS, CMAPSSDataModule, Engine
 
 TRENDS = {2: 4.0, 5: -4.0}  # in units of the noise, at the end of the life
@@ -79,7 +79,7 @@ class EnginesDataModule(CMAPSSDataModule):
 
     def draw(self, split: str, i: int) -> Engine:
         """Engine i of a split."""
-        generator = seeded(self.seed, split, i)
+        generator = seeded_generator(self.seed, split, i)
         sound = self.window + int(torch.randint(60, (), generator=generator))
         left = torch.arange(sound + self.max_rul - 1, -1, -1)
         wear = (1 - left / self.max_rul).clamp(min=0)  # (1)

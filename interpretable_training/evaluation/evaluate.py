@@ -1,7 +1,7 @@
 """`evaluate`: methods x metrics over a data set, every pass once."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from torchmetrics import Metric, MetricCollection
 from interpretable_training.attribution import FakeCAM, RandomMap
 from interpretable_training.attribution.core.base import Attribution, name_methods, of_package
 from interpretable_training.attribution.core.map_operations import one_of
-from interpretable_training.attribution.core.prepared_model import Output, same_generators
+from interpretable_training.attribution.core.prepared_model import Output, same_generators, unwrap
+from interpretable_training.attribution.core.ranges import check_normalization, check_ranges
 from interpretable_training.attribution.core.sharded_parameters import is_sharded
 from interpretable_training.batches.source import BatchSource, Split
 from interpretable_training.metrics.core.base import Fact, ImageMetric, as_tuple
@@ -79,8 +80,7 @@ def evaluate(
         progress: whether to show a progress bar.
     """
     one_of("target", target, "label", "pred", "least")
-    if resamples < 1:
-        raise ValueError(f"expected resamples of at least 1, got {resamples}.")
+    _check_options(locals())
     if cache is not None and is_sharded(model):
         raise ValueError(
             "expected cache=None for a model whose parameters are spread over processes, which all measure the same "
@@ -91,21 +91,40 @@ def evaluate(
         source = BatchSource(data, max_images, split, seed)
         if multilabel is None:
             multilabel = bool(getattr(data, "multilabel", False))
-        mean, std = as_tuple(source.mean if mean is None else mean), as_tuple(source.std if std is None else std)
         named = name_methods(methods)
         first = next(iter(named)) if reference is None and named else reference
         added = {name: control for name, control in CONTROLS.items() if controls and name not in named}
         named |= added
         if first not in named:
             raise ValueError(f"expected at least one method, and a reference among {list(named)}, got {first!r}.")
-        measured = {name: metric.adapted(mean, std, multilabel) for name, metric in name_metrics(metrics).items()}
-        for metric in measured.values():
-            if hasattr(metric, "attribution"):
-                metric.attribution = None  # the passport's "explained again by": here each method explains its own maps
+        normalization = source.mean if mean is None else mean, source.std if std is None else std
+        measured = _adapted(name_metrics(metrics), *normalization, multilabel)
         work = EvaluationRun(model, named, measured, target, multilabel, output, chunk_size)
         facts = {**work.facts(), "images": max_images, "split": split, "seed": seed}
         parts, complete = work.run(source, Cache(cache, facts, work.passports(), source), progress, peers)
     return table_of(parts, measured, facts, first, list(added), complete, resamples, seed)
+
+
+def _adapted(metrics: Mapping[str, ImageMetric], mean: Any, std: Any, multilabel: bool) -> dict[str, ImageMetric]:
+    """Return copies of metrics for the normalization and labels of the data."""
+    check_normalization(mean, std)
+    copies = {name: metric.adapted(as_tuple(mean), as_tuple(std), multilabel) for name, metric in metrics.items()}
+    for metric in copies.values():
+        if hasattr(metric, "attribution"):
+            metric.attribution = None  # the passport's "explained again by": here each method explains its own maps
+    return copies
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse numbers of `evaluate` that are out of their ranges, and switches that are not True or False."""
+    unwrap(options["model"])
+    numbers = ("max_images", "chunk_size", "resamples", "seed")
+    check_ranges("evaluate", {name: options[name] for name in numbers}, ["max_images", "chunk_size"])
+    for name in ("controls", "multilabel", "progress"):
+        if not isinstance(options[name], bool) and not (name == "multilabel" and options[name] is None):
+            raise TypeError(f"expected {name} as True or False, got {options[name]!r:.100}.")
+    if options["reference"] is not None and not isinstance(options["reference"], str):
+        raise TypeError(f"expected reference as the name of a method, got {options['reference']!r:.100}.")
 
 
 def table_of(
@@ -154,7 +173,8 @@ def name_metrics(
     if isinstance(metrics, (Mapping, MetricCollection)):
         named = dict(metrics.items())
     else:
-        listed = [metrics] if isinstance(metrics, (Metric, type)) else list(metrics)
+        alone = isinstance(metrics, (Metric, type)) or not isinstance(metrics, Iterable)
+        listed: list[Any] = [metrics] if alone else list(metrics)  # type: ignore[arg-type]
         kinds = [metric if isinstance(metric, type) else type(metric) for metric in listed]
         names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower() for kind in kinds]
         named = dict(zip(names, listed))

@@ -15,12 +15,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.core.base import Attribution, explain_prepared, full, name_methods
+from interpretable_training.attribution.core.base import (
+    Attribution,
+    explain_prepared,
+    full,
+    name_methods,
+    of_package,
+)
 from interpretable_training.attribution.core.prepared_model import PreparedModel
 from interpretable_training.attribution.core.targets import Resolved
 from interpretable_training.metrics.core.base import described
 from interpretable_training.metrics.core.regions import NoRegionError, Region, pixels
-from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_range
+from interpretable_training.metrics.core.rescoring import in_unit_range
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,11 @@ class Restricted(Attribution):
     method: Attribution | None = None
     part: Literal["inside", "outside"] = "inside"
     region: Region = "boxes"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method is not None:
+            of_package("attribution", "method", self.method, Attribution)
 
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         raise TypeError(
@@ -72,7 +83,7 @@ def at_regions(method: Attribution, images: Tensor, annotations: Mapping[str, An
         return method
     like = images.new_zeros(len(images), *images.shape[2:], dtype=torch.float32)
     try:
-        U = pixels(ScoredBatch(saliency=like, annotations=annotations), method.region)
+        U = pixels(annotations, method.region, like.shape, like.device)
     except NoRegionError as error:
         raise ValueError(
             f"expected {error.args[0]} in the batch for {described(method)}, got none; make batches dicts that carry "

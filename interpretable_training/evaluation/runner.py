@@ -11,10 +11,11 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from interpretable_training.attribution import degenerate
 from interpretable_training.attribution.core.base import Attribution, full
 from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model, unwrap
-from interpretable_training.batches.source import BatchSource, annotations_of
+from interpretable_training.batches.source import BatchSource
 from interpretable_training.metrics.core.base import Fact, ImageMetric, checksum, described
+from interpretable_training.metrics.core.inputs import check_images
 from interpretable_training.metrics.core.regions import of_class, rows_of
-from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_range
+from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_range, scores_of
 
 from .cache import Cache, Part
 from .ranks import Peers
@@ -93,14 +94,20 @@ class EvaluationRun:
         annotations: Mapping[str, Any] | None = None,
         explained: tuple[Tensor, Mapping[str, Tensor]] | None = None,
     ) -> Part:
-        """The numbers of one batch; `check` that the model returns numbers at all.
+        """Return the numbers of one batch.
 
-        `annotations` are the batch's `mask`, `boxes`, `shortcut_mask`, `box_target` and `mask_target`, if it has such;
-        whatever else is in there is ignored. `explained` are the classes (B,) and raw maps (B, H, W) of the methods,
-        from a caller that has them already.
+        Args:
+            number: of the batch.
+            indices: of its images.
+            images: (B, C, H, W).
+            target: labels, or None.
+            check: whether to refuse a model that returns no numbers at all.
+            annotations: what `annotations_of` returns for the batch.
+            explained: classes (B,) and raw maps (B, H, W) of the methods, from a caller that has them already.
         """
+        images = check_images(images)
         device = next((p.device for p in self.model.parameters()), images.device)
-        ids, images, there = torch.tensor(indices), images.to(device), annotations_of(annotations)
+        ids, images, there = torch.tensor(indices), images.to(device), dict(annotations or {})
         if self.target == "label":
             ids, images, classes, there = self._labeled(ids, images, target, there)
             if not len(ids):
@@ -111,11 +118,11 @@ class EvaluationRun:
                 output = prepared.run_fast(images)  # once, for the predicted class and the clean scores
             target_of = classes if self.target == "label" else self.target if explained is None else explained[0]
             chosen = prepared.resolve_in(output, target_of.to(device) if isinstance(target_of, Tensor) else target_of)
-            clean: dict[Hashable, Tensor] = {"images": ScoredBatch(prepared).scores_in(output, chosen)}
+            clean: dict[Hashable, Tensor] = {"images": scores_of(prepared, output, chosen)}
             if check:
                 refuse_not_numbers(clean["images"], images)
             methods = {name: at_regions(method, images, there) for name, method in self.methods.items()}
-            maps = explain_regions(methods, prepared, images, chosen) if explained is None else dict(explained[1])
+            maps = explain_regions(methods, prepared, images, chosen) if explained is None else explained[1]
             part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
             for name, method in methods.items():
                 self._score(part, name, full(maps[name].to(device)), prepared, images, chosen, clean, method, there)

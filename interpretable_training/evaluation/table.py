@@ -81,14 +81,19 @@ class Table:
         return len(self.images)
 
     def per_image(self, method: str, metric: str) -> Tensor:
-        """The number of each row, (n,)."""
+        """Return the number of each row, (n,)."""
+        if method not in self.values or metric not in self.metrics:
+            raise KeyError(self._expected((method, metric)))
         return self.metrics[metric].aggregate(self.values[method][metric])
 
     def __getitem__(self, key: tuple[str, str]) -> Cell:
         """table["gradcam", "insertion"]."""
         if key not in self.cells:
-            raise KeyError(f"expected (method, metric) of {list(self.values)} and {list(self.metrics)}, got {key}.")
+            raise KeyError(self._expected(key))
         return self.cells[key]
+
+    def _expected(self, key: object) -> str:
+        return f"expected (method, metric) of {list(self.values)} and {list(self.metrics)}, got {key}."
 
     @property
     def cells(self) -> dict[tuple[str, str], Cell]:
@@ -180,6 +185,8 @@ def join(tables: Mapping[str, Table], reference: str | None = None) -> Table:
 
     Differences are those from `reference`, by default the first method of the first table.
     """
+    if not isinstance(tables, Mapping) or not all(isinstance(table, Table) for table in tables.values()):
+        raise TypeError(f"expected tables as a dict name -> Table, got {tables!r:.100}.")
     if not tables:
         raise ValueError("expected at least one table to join, got none.")
     first = next(iter(tables.values()))

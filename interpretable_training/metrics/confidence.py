@@ -91,12 +91,12 @@ class ConfidenceMetric(ImageMetric):
 
     def _clean(self, scored: ScoredBatch) -> Tensor:
         if "prob" in scored.known:
-            return checked("prob", scored.known["prob"], self.score)
+            return _in_full_precision(scored.known["prob"], self.score)
         return scored.clean_scores()[:, kind_index(self.score)]
 
     def _masked(self, scored: ScoredBatch, name: str, inverse: bool) -> Tensor:
         if name in scored.known:
-            return checked(name, scored.known[name], self.score)
+            return _in_full_precision(scored.known[name], self.score)
         return self.masking.scores(scored, inverse)[:, kind_index(self.score)]
 
 
@@ -212,17 +212,8 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
     return ratio.masked_fill(whole == 0, 0).masked_fill(whole < 0, torch.nan).masked_fill(part.isnan(), torch.nan)
 
 
-def checked(name: str, scores: Tensor, score: Kind) -> Tensor:
-    """Scores (B,) that the caller computed, in float64; what is not finite becomes NaN."""
-    if not isinstance(scores, Tensor) or scores.ndim != 1:
-        came = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"expected {name} (B,), one score per image, got {came}; pick those of the target class.")
+def _in_full_precision(scores: Tensor, score: Kind) -> Tensor:
+    """Return scores (B,) that the caller computed in float64; what is not finite becomes NaN."""
     scores = scores.detach().to(wide(scores))
     scores = scores.masked_fill(~scores.isfinite(), torch.nan)
-    known = scores[~scores.isnan()]
-    if score != "logit" and known.numel() and not -1e-6 <= float(known.min()) <= float(known.max()) <= 1 + 1e-6:
-        raise ValueError(
-            f"expected {name} as probabilities in [0, 1], got {float(known.min()):.4g} to {float(known.max()):.4g}; "
-            "pass logits.softmax(1) of the target class, or score='logit'."
-        )
     return scores if score == "logit" else scores.clamp(0, 1)

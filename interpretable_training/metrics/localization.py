@@ -20,7 +20,7 @@ from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.targets import Target
 
 from .core.base import Fact, ImageMetric, resolve
-from .core.components import largest_boxes, tight_boxes
+from .core.components import boxes_around, largest_boxes
 from .core.regions import REGIONS, NoRegionError, Region, area, boxes, iou, maps
 from .core.rescoring import ScoredBatch, kind_index, wide
 
@@ -229,11 +229,6 @@ class OfficialMetric(RegionMetric):
         v = self.boxing.found(scored, self.boxing.box(scored), self.region)
         if "correct" in scored.known:
             correct = torch.as_tensor(scored.known["correct"]).to(v)
-            if correct.shape != v.shape:
-                raise ValueError(
-                    f"expected correct {tuple(v.shape)}, whether each image is classified correctly, got "
-                    f"{tuple(correct.shape)}."
-                )
         else:
             correct = scored.clean_scores()[:, kind_index("accuracy")].to(v)
         return 100 * (1 - v * correct)  # (3)
@@ -266,7 +261,7 @@ class EnergyLocalizationError(RegionMetric):
 
     def values(self, scored: ScoredBatch) -> Tensor:
         S = maps(scored)
-        box = or_all(tight_boxes(highest(S, self.energy)), S)
+        box = or_all(boxes_around(highest(S, self.energy)), S)
         return 100 * (1 - self.boxing.found(scored, box, self.region))  # (4)
 
 

@@ -18,14 +18,23 @@ from torchmetrics import Metric
 from interpretable_training.attribution.core.auto_layer import choose_layer
 from interpretable_training.attribution.core.base import full
 from interpretable_training.attribution.core.capture import capture
-from interpretable_training.attribution.core.map_operations import resize
+from interpretable_training.attribution.core.map_operations import one_of, resize
 from interpretable_training.attribution.core.precision import on_device
-from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model, same_generators
+from interpretable_training.attribution.core.prepared_model import (
+    Output,
+    prepare,
+    prepare_model,
+    same_generators,
+    unwrap,
+)
+from interpretable_training.attribution.core.ranges import Range, check_ranges
+from interpretable_training.attribution.core.targets import as_classes
 from interpretable_training.batches.source import BatchSource, Split
 
 from .core.base import checksum, same_passport
-from .core.regions import NoRegionError, Region, of_class, pixels, rows_of
-from .core.rescoring import ScoredBatch, only_images
+from .core.inputs import check_activations, refuse_storage, refuse_values
+from .core.regions import REGIONS, NoRegionError, Region, of_class, pixels, rows_of
+from .core.rescoring import only_images
 
 
 class UnitIoU(Metric):
@@ -48,7 +57,11 @@ class UnitIoU(Metric):
 
     def __init__(self, threshold: Tensor | float, num_concepts: int = 1, detector: float = 0.04, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.threshold, self.num_concepts, self.detector = torch.as_tensor(threshold), num_concepts, detector
+        self.threshold, self.num_concepts, self.detector = _thresholds(threshold), num_concepts, detector
+        if isinstance(num_concepts, bool) or not isinstance(num_concepts, int) or num_concepts < 1:
+            raise ValueError(f"expected num_concepts as a whole number of at least 1, got {num_concepts!r:.100}.")
+        if not Range(0, 1).holds(detector):
+            raise ValueError(f"expected detector as a {Range(0, 1)}, got {detector!r:.100}.")
         units = self.threshold.numel()
         zeros = {"intersection": (units, num_concepts), "unit_area": (units, 1), "concept_area": (1, num_concepts)}
         for name, shape in zeros.items():
@@ -67,36 +80,43 @@ class UnitIoU(Metric):
             mask: pixels of the concepts (B, C, H, W); or those (B, H, W) of the concept that `target` names.
             target: concept of each image (B,); by default the only one there is.
         """
-        A, T = full(A), self.threshold.to(A.device).view(1, -1, 1, 1)
+        A = full(check_activations(A))
+        T = self.threshold.to(A.device).view(1, -1, 1, 1)
         if T.shape[1] not in (1, A.shape[1]):
             raise ValueError(f"expected thresholds of {A.shape[1]} units, got {T.shape[1]}.")
-        for unit, (concept, L) in zip(A, self._concepts(mask > 0, target, len(A))):  # K maps of full size are large
+        intersection, unit_area, concept_area = self.intersection, self.unit_area, self.concept_area
+        for unit, (concept, L) in zip(A, self._concepts(mask, target, len(A))):  # K maps of full size are large
             if not len(concept):
                 continue
             concept, L = concept.to(A.device), L.flatten(1).to(A)  # (n,), (n, HW)
             M = (resize(unit[None], mask.shape[-2:])[0] > T[0]).flatten(1).to(A)  # (1), (K, HW)
             both = M.new_zeros(len(M), self.num_concepts).index_copy(1, concept, M @ L.T)
-            self.intersection = self.intersection + both.to(self.intersection)
-            self.unit_area = self.unit_area + M.sum(1, keepdim=True).to(self.unit_area)
-            self.concept_area = self.concept_area.index_add(1, concept, L.sum(1)[None].to(self.concept_area))
+            intersection = intersection + both.to(intersection)
+            unit_area = unit_area + M.sum(1, keepdim=True).to(unit_area)
+            concept_area = concept_area.index_add(1, concept, L.sum(1)[None].to(concept_area))
+        self.intersection, self.unit_area, self.concept_area = intersection, unit_area, concept_area
 
     def _concepts(self, mask: Tensor, target: Tensor | None, B: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The concepts (n,) that each image holds and their pixels (n, H, W)."""
+        """Yield the concepts (n,) of each image and their pixels (n, H, W)."""
         C = self.num_concepts
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"expected mask ({B}, H, W) or ({B}, {C}, H, W) as a tensor, got {type(mask).__name__}.")
+        refuse_storage("mask", mask)
+        refuse_values("mask", mask)
         if not (mask.ndim == 3 and len(mask) == B) and not (mask.ndim == 4 and mask.shape[:2] == (B, C)):
             raise ValueError(f"expected mask ({B}, H, W) or ({B}, {C}, H, W), got {tuple(mask.shape)}.")
         if mask.ndim == 3 and target is None and C > 1:
             raise ValueError(f"expected target= with the concept of each mask, one of {C}, got none.")
-        of_one = torch.zeros(B, dtype=torch.long) if target is None else target.cpu()
+        of_one = torch.zeros(B, dtype=torch.long) if target is None else as_classes(target, mask).cpu()
         if mask.ndim == 3 and (of_one.shape != (B,) or bool(((of_one < 0) | (of_one >= C)).any())):
             raise ValueError(f"expected target ({B},) with numbers from 0 to {C - 1}, got {of_one.tolist()}.")
-        for i, concepts in enumerate(mask):
+        for i, concepts in enumerate(mask > 0):
             if mask.ndim == 4:
-                here = concepts.flatten(1).any(1).nonzero()[:, 0]
-                yield here, concepts[here]
+                present = concepts.flatten(1).any(1).nonzero()[:, 0]
+                yield present, concepts[present]
             else:
-                there = int(concepts.any())
-                yield of_one[i : i + 1][:there], concepts[None][:there]
+                count = int(concepts.any())
+                yield of_one[i : i + 1][:count], concepts[None][:count]
 
     def iou(self) -> Tensor:
         """(2), (K, C); 0 where neither is anywhere."""
@@ -137,16 +157,38 @@ def unit_thresholds(batches: Iterable[Tensor], share: float = 0.005) -> Tensor:
 
     The activations are kept, at the layer's resolution, until all are there.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"expected share between 0 and 1, got {share}.")
-    kept = torch.cat([full(A.detach()).transpose(0, 1).flatten(1) for A in batches], 1)  # (K, N)
-    above = int(share * kept.shape[1] + 1e-6)  # rounding aside
+    _check_share(share)
+    parts = [full(check_activations(A).detach()).transpose(0, 1).flatten(1) for A in batches]
+    if len({len(part) for part in parts}) != 1:
+        raise ValueError(
+            f"expected activations of the same units in at least one batch, got {[len(part) for part in parts]} units."
+        )
+    places = torch.cat(parts, 1)  # (K, N)
+    above = int(share * places.shape[1] + 1e-6)  # rounding aside
     if above == 0:
         raise ValueError(
             f"expected at least {math.ceil(1 / share - 1e-6)} places, of which a share of {share:g} is one, got "
-            f"{kept.shape[1]}; pass more images or a larger share."
+            f"{places.shape[1]}; pass more images or a larger share."
         )
-    return kept.sort(1, descending=True).values[:, above]
+    return places.sort(1, descending=True).values[:, above]
+
+
+def _thresholds(given: Any) -> Tensor:
+    """Return one finite threshold, or one per unit (K,), as a tensor."""
+    try:
+        T = torch.as_tensor(given)
+        usable = not T.is_complex() and T.numel() > 0 and T.ndim < 2 and bool(T.isfinite().all())
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        usable = False
+    if not usable:
+        raise ValueError(f"expected threshold as a finite number, or one per unit (K,), got {given!r:.100}.")
+    return T
+
+
+def _check_share(share: float) -> None:
+    check_ranges("unit_thresholds", {"share": share})
+    if share == 1:
+        raise ValueError("expected share between 0 and 1, got 1.")
 
 
 @same_generators()
@@ -178,8 +220,13 @@ def measure_units(
         output: which part of the model's output are the logits.
         seed: of the choice of images.
     """
+    _check_share(share)
+    check_ranges("measure_units", {"max_images": max_images, "seed": seed}, ["max_images"])
+    one_of("region", region, *REGIONS)
+    if not isinstance(layer, str):
+        raise TypeError(f"expected layer as 'auto' or the dotted name of a module, got {layer!r:.100}.")
     torch.default_generator.manual_seed(seed)  # what a loader draws is the same every time
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = next((p.device for p in unwrap(model).parameters()), torch.device("cpu"))
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     with prepare_model(model, output) as prepared, torch.no_grad():
         for _, _, images, target, there in BatchSource(data, max_images, split, seed).read_annotated(lambda n: True):
@@ -221,8 +268,7 @@ def concept_pixels(
     """The pixels (R, H, W) of each row's class."""
     rows = rows_of(there, image)
     try:
-        blank = torch.zeros(len(image), *size)
-        return pixels(ScoredBatch(saliency=blank, annotations=of_class(rows, concept)), region)
+        return pixels(of_class(rows, concept), region, (len(image), *size)).cpu()
     except NoRegionError as error:
         raise ValueError(
             f"expected {error.args[0]} in the batch for UnitIoU, got {sorted(there) or 'none'}; make batches dicts "

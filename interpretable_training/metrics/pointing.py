@@ -21,7 +21,7 @@ from interpretable_training.attribution.core.map_operations import one_of
 
 from .confidence import share
 from .core.base import Fact, resolve
-from .core.regions import Region, area, boxes, maps, pixels
+from .core.regions import Region, area, boxes, maps, pixels_of
 from .core.rescoring import ScoredBatch, wide
 from .localization import RegionMetric
 
@@ -70,7 +70,7 @@ class PointingGame(RegionMetric):
         return {**super().options(), "ties": self.ties, "tolerance": self.tolerance}
 
     def values(self, scored: ScoredBatch) -> Tensor:
-        S, U = scored.saliency.flatten(1), pixels(scored, self.region)
+        S, U = scored.saliency.flatten(1), pixels_of(scored, self.region)
         known = size_of(scored, self.region) > 0
         if self.tolerance:
             U = dilated(U.view_as(maps(scored)), self.tolerance)
@@ -152,13 +152,13 @@ def sums(scored: ScoredBatch, region: Region) -> tuple[Tensor, Tensor, Tensor]:
     """Of each map over the region and over all, and the number of its pixels: (B,) each."""
     S = full(scored.saliency).flatten(1)
     total = scored.once("sum", lambda: S.sum(1).to(wide(S)))  # torch sums pairwise: precise enough within a map
-    within = sum_over(S, pixels(scored, region)).to(total)
+    within = sum_over(S, pixels_of(scored, region)).to(total)
     return within.minimum(total), total, size_of(scored, region).to(total)  # no more than all, whatever rounding says
 
 
 def size_of(scored: ScoredBatch, region: Region) -> Tensor:
     """The number of pixels of each region, (B,)."""
-    U = pixels(scored, region)
+    U = pixels_of(scored, region)
     one = full(scored.saliency[:0]).new_ones(())
     return scored.once_clean(("size", region), lambda: sum_over(one.expand(U.flatten(1).shape), U))
 

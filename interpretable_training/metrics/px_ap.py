@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .core.base import Fact
-from .core.regions import checked_mask, pixels
+from .core.regions import ignored_pixels, pixels_of
 from .core.rescoring import ScoredBatch, wide
 from .localization import RegionMetric
 from .pointing import size_of
@@ -58,13 +58,13 @@ class PxAP(RegionMetric):
 
     def values(self, scored: ScoredBatch) -> Tensor:
         """Pixels in U, then outside of it, whose threshold (1) is the highest that they reach: (B, 2 (steps + 1))."""
-        S, U = scored.saliency.flatten(1), pixels(scored, self.region).flatten(1)
+        S, U = scored.saliency.flatten(1), pixels_of(scored, self.region).flatten(1)
         t = torch.arange(self.steps + 1, device=S.device, dtype=wide(S)) / self.steps
         bins = torch.searchsorted(t, S.to(t).nan_to_num(0), right=True) - 1  # a map of NaN has no number anyway
         bins = torch.where(U, bins, bins + self.steps + 1)
         counted = torch.ones_like(bins)
-        if scored.annotations.get("ignore_mask") is not None:
-            counted = counted.masked_fill(checked_mask("ignore_mask", scored).flatten(1) & ~U, 0)
+        if (ignored := ignored_pixels(scored)) is not None:
+            counted = counted.masked_fill(ignored.flatten(1) & ~U, 0)
         counts = torch.zeros(len(S), self.columns, dtype=bins.dtype, device=S.device).scatter_add_(1, bins, counted)
         return counts.to(t).masked_fill((size_of(scored, self.region) == 0)[:, None], torch.nan)
 

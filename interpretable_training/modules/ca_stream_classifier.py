@@ -1,4 +1,4 @@
-"""Training of a CA-Stream beside a frozen backbone."""
+"""Training of a CA-Stream next to a frozen backbone."""
 
 import math
 from collections.abc import Iterable
@@ -6,53 +6,57 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 from torchmetrics import MetricCollection
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.models import CAStream, build_network
 
-from .checks import check_range
-from .classifier import OBJECT, Classifier, build_metrics, refuse_names_of_objects
+from .checks import check_num_classes, check_range
+from .classifier import Classifier, build_metrics
+from .plain_module import SchedulerCallable, name_of_object, refuse_names_of_objects
 
 
 def thesis_optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """SGD as in the paper, for 256 images per step."""
+    """Return SGD as in the paper, for 256 images per step."""
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
 
 
 def thesis_scheduler(optimizer: torch.optim.Optimizer) -> StepLR:
-    """A tenth of the learning rate after every 30 of 90 epochs."""
+    """Return a schedule that divides the learning rate by ten after every 30 of 90 epochs."""
     return StepLR(optimizer, step_size=30, gamma=0.1)
 
 
 class CAStreamClassifier(Classifier):
-    """Trains a CA-Stream beside a frozen backbone.
+    """Train a CA-Stream next to a frozen backbone.
 
-    Beside what `Classifier` logs in validation and test: the same metrics of the plain network as `gap_...`, of the
-    same features, and for each stage S0, S1, ... of the stream `entropy_S...`, of the attention as a share of the
-    entropy of uniform attention, and `coverage_S...`, the share of the cells that hold 90 % of the attention.
+    >>> CAStreamClassifier("tiny_cnn", num_classes=6)(images).shape
+    torch.Size([4, 6])
 
-    That nothing frozen changes is checked at the end of a fit. A checkpoint holds the stream alone. With a backbone
-    given by name it rebuilds itself, `CAStreamClassifier.load_from_checkpoint(path)`, as far as the name and
-    `pretrained` or `weights` lead to the same backbone; another is refused.
+    In validation and test this logs, in addition to `Classifier`: the same metrics of the plain network on the same
+    features as `gap_...`, and for each stage S0, S1, ... of the stream `entropy_S...`, the entropy of the attention as
+    a share of that of uniform attention, and `coverage_S...`, the share of the cells that hold 90 % of the attention.
+
+    The end of a fit checks that nothing frozen changed. A checkpoint holds the stream alone.
+    `CAStreamClassifier.load_from_checkpoint(path)` rebuilds a backbone given by name, and refuses it where the name and
+    `pretrained` or `weights` lead to other weights.
 
     Args:
-        network: the backbone, as an object or by name as in `Classifier`; or a `CAStream`.
+        network: Backbone, as an object or by name as in `Classifier`; or a `CAStream`.
         num_classes: Number of classes.
         pretrained: Whether a backbone given by name starts from the downloaded weights of timm.
         network_kwargs: Further arguments for a backbone given by name.
         weights: File with the backbone's weights: a checkpoint of `Classifier`, or a state dict.
         stream: Arguments of `CAStream`, such as `{"start": 4}`.
-        reference_batch: Images per step for which the optimizer's learning rate is meant; with other batches it is
-            scaled in proportion. None takes it as it is.
+        reference_batch: Images per step for which the optimizer's learning rate is meant; it is scaled in proportion
+            to the batch. None does not scale it.
         multilabel: See `Classifier`.
         loss: See `Classifier`.
         optimizer: Function from parameters to an optimizer.
-        scheduler: Function from an optimizer to a scheduler that steps after each epoch.
+        scheduler: See `Classifier`.
     """
 
     network: CAStream
@@ -69,9 +73,10 @@ class CAStreamClassifier(Classifier):
         multilabel: bool = False,
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable = thesis_optimizer,
-        scheduler: LRSchedulerCallable | None = thesis_scheduler,
+        scheduler: SchedulerCallable | None = thesis_scheduler,
     ) -> None:
         refuse_names_of_objects(network=network, loss=loss)
+        check_num_classes(num_classes)
         built = build_stream(network, num_classes, pretrained, network_kwargs, weights, stream)
         super().__init__(built, num_classes, multilabel=multilabel, loss=loss, optimizer=optimizer, scheduler=scheduler)
         if built.class_specific and multilabel:
@@ -79,8 +84,8 @@ class CAStreamClassifier(Classifier):
                 "expected class_specific=False with multilabel=True, got both: one image has one first query, that of "
                 "its class; pass class_specific=False."
             )
-        if "_instantiator" not in self.hparams:  # from the command line they are plain values
-            named = network if isinstance(network, str) else OBJECT + type(network).__qualname__
+        if "_instantiator" not in self.hparams:  # from the command line all arguments are plain values
+            named = network if isinstance(network, str) else name_of_object(network)
             self.save_hyperparameters({"network": named})
         self.hparams["pretrained"] = pretrained  # unlike other checkpoints, ours does not hold the backbone's weights
         self.reference_batch = reference_batch
@@ -92,7 +97,7 @@ class CAStreamClassifier(Classifier):
         return self.network(images, target)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         if self.network.class_specific:
             check_range(target, self.num_classes)
@@ -108,8 +113,8 @@ class CAStreamClassifier(Classifier):
         self.compare(batch, batch_idx, self.test_metrics, self.test_gap_metrics)
 
     def compare(self, batch: Any, batch_idx: int, metrics: MetricCollection, gap_metrics: MetricCollection) -> None:
-        """Log the metrics of the stream and of average pooling of one pass, and what the attention is like."""
-        images, target = images_and_target(batch)
+        """Log the metrics of the stream and of average pooling, and entropy and coverage of the attention."""
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         seen = self.network.look(images)
         loss = self.criterion(seen.logits, target, batch_idx)
@@ -136,7 +141,7 @@ class CAStreamClassifier(Classifier):
             )
 
     def scaled_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of what is learned, its learning rate scaled to the global batch."""
+        """Return the optimizer of the trainable parameters, its learning rate scaled to the global batch."""
         self.network.seal()
         optimizer = self.unscaled([parameter for parameter in parameters if parameter.requires_grad])
         trainer = self._trainer
@@ -145,8 +150,8 @@ class CAStreamClassifier(Classifier):
         size = batch_size(trainer)
         if size is None:
             rank_zero_warn(
-                "expected a training loader with a batch_size to scale the learning rate by, got none; it is taken as "
-                "it is. Pass reference_batch=None and the rate that suits your batch."
+                "expected a training loader with a batch_size to scale the learning rate by, got none; it is not "
+                "scaled. Pass reference_batch=None and the rate that suits your batch."
             )
             return optimizer
         batch = size * trainer.world_size * trainer.accumulate_grad_batches
@@ -169,7 +174,7 @@ def build_stream(
     weights: str | None,
     stream: dict[str, Any] | None,
 ) -> CAStream:
-    """The CA-Stream that the arguments of the classifier describe."""
+    """Return the CA-Stream that the arguments of the classifier describe."""
     stream = stream or {}
     if isinstance(network, str):
         if not pretrained and weights is None and not stream.get("train_backbone"):
@@ -195,26 +200,26 @@ def build_stream(
 
 
 def load_weights(backbone: nn.Module, path: str) -> None:
-    """Fill the backbone from a checkpoint of `Classifier` or a state dict."""
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    state = found.get("state_dict", found)
+    """Load the backbone's weights from a checkpoint of `Classifier` or a state dict."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state = content.get("state_dict", content)
     inner = {name.removeprefix("network."): tensor for name, tensor in state.items() if name.startswith("network.")}
     backbone.load_state_dict(inner or state)
 
 
 def batch_size(trainer: L.Trainer) -> int | None:
-    """Images in a batch of the training loader, if it says so."""
+    """Return the number of images in a batch of the training loader; None where the loader has no batch size."""
     trainer.fit_loop.setup_data()  # as `Trainer.estimated_stepping_batches` does
     loader = trainer.train_dataloader
     return getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
 
 
 def entropy(a: Tensor) -> Tensor:
-    """Of attention (..., h, w), in units of the entropy of uniform attention: -sum of a log a / log p."""
+    """Return -sum a log a / log p of attention (..., h, w) over p cells: 1 for uniform attention."""
     return torch.special.entr(a).sum((-2, -1)) / math.log(a.shape[-2] * a.shape[-1])
 
 
 def coverage(a: Tensor, share: float = 0.9) -> Tensor:
-    """The smallest share of the cells that together hold 90 % of the attention (..., h, w)."""
+    """Return the smallest share of the cells that together hold 90 % of the attention (..., h, w)."""
     held = a.flatten(-2).sort(-1, descending=True).values.cumsum(-1)
     return ((held < share).sum(-1) + 1) / held.shape[-1]

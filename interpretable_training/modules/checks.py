@@ -1,21 +1,31 @@
-"""What a classifier receives, taken apart and checked, so that a mistake ends in a sentence and not in CUDA."""
+"""Checks of what a classifier receives: errors name the mistake before CUDA or the loss fails."""
 
 import lightning as L
 from torch import Tensor
 
+MOST_CLASSES = 1_000_000
+
 
 def check_datamodule(datamodule: L.LightningDataModule | None, num_classes: int) -> None:
-    """Compare the number of classes, where the data module tells it."""
-    found = getattr(datamodule, "num_classes", None)
-    if found is not None and found != num_classes:
+    """Raise where the data module has another number of classes."""
+    classes = getattr(datamodule, "num_classes", None)
+    if classes is not None and classes != num_classes:
         raise ValueError(
-            f"expected num_classes={found}, which is what {type(datamodule).__name__} holds, got {num_classes} "
-            f"in the classifier; pass num_classes={found}."
+            f"expected num_classes={classes}, which is what {type(datamodule).__name__} holds, got {num_classes} "
+            f"in the classifier; pass num_classes={classes}."
+        )
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Raise for a number of classes that no classifier has."""
+    if not isinstance(num_classes, int) or not 1 <= num_classes <= MOST_CLASSES:
+        raise ValueError(
+            f"expected num_classes from 1 to {MOST_CLASSES}, got {num_classes!r}; pass how many classes the data have."
         )
 
 
 def check_logits(logits: Tensor, num_classes: int) -> None:
-    """Compare the network's output with the number of classes."""
+    """Raise where the network's output has another number of classes."""
     if logits.shape[1:] != (num_classes,):
         raise ValueError(
             f"expected logits (B, {num_classes}) from the network, got {tuple(logits.shape)}; "
@@ -23,8 +33,8 @@ def check_logits(logits: Tensor, num_classes: int) -> None:
         )
 
 
-def check_target(target: Tensor, logits: Tensor, multilabel: bool) -> None:
-    """Compare the target's shape with the kind of classification."""
+def check_target_shape(target: Tensor, logits: Tensor, multilabel: bool) -> None:
+    """Raise where the target's shape or type belongs to another kind of classification."""
     if multilabel and target.shape != logits.shape:
         raise ValueError(
             f"expected a multilabel target {tuple(logits.shape)} of zeros and ones, got {tuple(target.shape)}; "
@@ -38,7 +48,7 @@ def check_target(target: Tensor, logits: Tensor, multilabel: bool) -> None:
 
 
 def check_range(target: Tensor, num_classes: int) -> None:
-    """Refuse class numbers outside [0, num_classes)."""
+    """Raise for class numbers outside [0, num_classes)."""
     wrong = target[(target < 0) | (target >= num_classes)]
     if len(wrong):
         raise ValueError(

@@ -12,15 +12,10 @@ import typing
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
-from lightning.fabric.utilities.cloud_io import _load
-from lightning.pytorch.core.saving import CHECKPOINT_PAST_HPARAMS_KEYS, load_hparams_from_tags_csv
-from lightning.pytorch.core.saving import load_hparams_from_yaml as load_yaml
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -35,35 +30,6 @@ KNOWN = ("torch", "torchvision", "timm", "torchmetrics", "lightning", "interpret
 BUILDERS = ("torchvision.models", "timm.models")  # of functions that return networks
 DOWNLOADS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # timm reads further files for these
 HARMLESS = ("datetime",)  # of the standard library
-
-
-class PlainModule(L.LightningModule):
-    """A module whose checkpoints name no more than classes of the kinds that belong into it."""
-
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: str | Path | None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        weights_only = True if weights_only is None else weights_only  # Lightning's default depends on the address
-        if weights_only:  # without, the file is trusted to run whatever it likes
-            checkpoint = _load(checkpoint_path, map_location="cpu", weights_only=True)
-            if hasattr(checkpoint_path, "seek"):
-                checkpoint_path.seek(0)
-            found = [checkpoint.get(key) for key in (*CHECKPOINT_PAST_HPARAMS_KEYS, cls.CHECKPOINT_HYPER_PARAMS_KEY)]
-            if hparams_file is not None:
-                csv = str(hparams_file).lower().endswith("csv")
-                found.append(load_hparams_from_tags_csv(hparams_file) if csv else load_yaml(hparams_file))
-            for values in found:
-                # What the caller passes takes the place of what the file says.
-                check_hyper_parameters({key: value for key, value in (values or {}).items() if key not in kwargs})
-        load = super().load_from_checkpoint
-        return load(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
 
 
 def check_hyper_parameters(values: Any, own: Sequence[Any] = ()) -> None:

@@ -1,28 +1,27 @@
-"""Training of an image classifier: loss, metrics, optimizer, and checkpoints that rebuild themselves."""
+"""Training of an image classifier: loss, metrics, and checkpoints from which it can be rebuilt."""
 
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.models import build_network
 
-from .checks import check_datamodule, check_logits, check_range, check_target
-from .class_paths import PlainModule
+from .checks import check_datamodule, check_logits, check_num_classes, check_range, check_target_shape
+from .plain_module import PlainModule, SchedulerCallable
 
-PICTURES = "pictures"  # under which a checkpoint knows how pictures become images
-OBJECT = "object of class "  # how checkpoints name what they cannot rebuild
+PICTURES = "pictures"  # key of a checkpoint: how pictures become images
 
 
 def build_metrics(num_classes: int, multilabel: bool) -> MetricCollection:
-    """Accuracy, top-5 accuracy from ten classes on; mean average precision where there are several labels."""
+    """Return accuracy, and top-5 accuracy from ten classes on; mean average precision of several labels."""
     if multilabel:
         return MetricCollection({"mAP": MultilabelAveragePrecision(num_classes)})
-    # validate_args would look at the target's values, which waits for the GPU in every step.
+    # validate_args would read the target's values, which waits for the GPU in every step.
     options: dict[str, Any] = {"average": "micro", "validate_args": False}
     metrics = {"accuracy": MulticlassAccuracy(num_classes, **options)}
     if num_classes >= 10:
@@ -31,13 +30,17 @@ def build_metrics(num_classes: int, multilabel: bool) -> MetricCollection:
 
 
 class Classifier(PlainModule):
-    """Trains a network to classify images.
+    """Train a network to classify images.
 
-    Batches are pairs (images, target) or dicts with `image` and `target`. Logged as `train/...`, `val/...` and
-    `test/...`: `loss`, `accuracy` and, from ten classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
+    >>> Classifier("tiny_cnn", num_classes=6)(images).shape
+    torch.Size([4, 6])
 
-    A checkpoint of a network given by name rebuilds it: `Classifier.load_from_checkpoint(path)`, with the default
-    optimizer unless one is passed. Of a network given as an object it knows the weights only; pass the object again:
+    Batches are pairs (images, target), or dicts, dataclasses and named tuples with entries such as `image` and `target`
+    or `pixel_values` and `labels`. Logged as `train/...`, `val/...` and `test/...`: `loss`, `accuracy` and, from ten
+    classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
+
+    `Classifier.load_from_checkpoint(path)` rebuilds a network given by name, with the default optimizer unless one is
+    passed. Checkpoints hold only the weights of a network given as an object; pass the object again:
     `Classifier.load_from_checkpoint(path, network=network)`.
 
     Args:
@@ -48,7 +51,9 @@ class Classifier(PlainModule):
         multilabel: Whether targets (B, num_classes) hold a 0 or 1 for each class.
         loss: Function of logits and target; by default cross-entropy, binary if multilabel.
         optimizer: Function from parameters to an optimizer.
-        scheduler: Function from an optimizer to a scheduler that steps after each epoch.
+        scheduler: Function from an optimizer to a scheduler that steps after each epoch. `CosineAnnealingLR` without
+            `T_max` ends with the training, at `max_epochs` of the trainer.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly to that of the optimizer.
     """
 
     def __init__(
@@ -60,17 +65,13 @@ class Classifier(PlainModule):
         multilabel: bool = False,
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable | None = None,
+        scheduler: SchedulerCallable | None = None,
+        warmup_steps: int = 0,
     ) -> None:
         super().__init__()
-        objects = {k: v for k, v in {"network": network, "loss": loss}.items() if isinstance(v, nn.Module)}
-        self.save_hyperparameters(ignore=["optimizer", "scheduler", *objects])
-        if "_instantiator" in self.hparams:
-            self.save_hyperparameters()  # from the command line all of them are plain values
-        else:
-            self.save_hyperparameters({k: OBJECT + type(v).__qualname__ for k, v in objects.items()})
+        self.save_arguments(network=network, loss=loss)
         forget_pretrained(self.hparams)
-        refuse_names_of_objects(network=network, loss=loss)
+        check_num_classes(num_classes)
         if isinstance(network, str):
             network = build_network(network, num_classes, pretrained, **(network_kwargs or {}))
         elif pretrained or network_kwargs:
@@ -80,7 +81,9 @@ class Classifier(PlainModule):
             )
         self.network, self.num_classes, self.multilabel = network, num_classes, multilabel
         self.loss = loss or (nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss())
-        self.optimizer, self.scheduler = optimizer, scheduler
+        if warmup_steps < 0:
+            raise ValueError(f"expected warmup_steps >= 0, got {warmup_steps}; pass 0 for no warm-up.")
+        self.optimizer, self.scheduler, self.warmup_steps = optimizer, scheduler, warmup_steps
         self.image_shape: tuple[int, ...] | None = None  # of the last batch
         metrics = build_metrics(num_classes, multilabel)
         self.train_metrics, self.val_metrics, self.test_metrics = (
@@ -94,16 +97,16 @@ class Classifier(PlainModule):
         return self.network(images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # What it takes to show this network a picture: `interpretable-training explain` reads it.
+        # `interpretable-training explain` prepares pictures by these facts.
         data = getattr(self._trainer, "datamodule", None)
         known = {name: getattr(data, name, None) for name in ("class_names", "mean", "std")}
-        told = {name: list(values) for name, values in known.items() if values is not None}
+        facts = {name: list(values) for name, values in known.items() if values is not None}
         shape = None if self.image_shape is None else list(self.image_shape)
-        checkpoint[PICTURES] = {"module": type(self).__name__, "image_shape": shape, **told}
+        checkpoint[PICTURES] = {"module": type(self).__name__, "image_shape": shape, **facts}
 
     def step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> Tensor:
-        """Loss of a batch, logged together with the metrics."""
-        images, target = images_and_target(batch)
+        """Return the loss of a batch; log it and the metrics."""
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         logits = self(images)
         loss = self.criterion(logits, target, batch_idx)
@@ -111,10 +114,10 @@ class Classifier(PlainModule):
         return loss
 
     def criterion(self, logits: Tensor, target: Tensor, batch_idx: int = 0) -> Tensor:
-        """Loss of logits, which are compared with the target first."""
+        """Return the loss; raise where logits and target do not fit together."""
         check_logits(logits, self.num_classes)
-        check_target(target, logits, self.multilabel)
-        # Reading values waits for the GPU, so there only the first batch of an epoch is looked at.
+        check_target_shape(target, logits, self.multilabel)
+        # Reading values waits for the GPU, so on one only the first batch of an epoch is checked.
         if not self.multilabel and (batch_idx == 0 or target.device.type == "cpu"):
             check_range(target, self.num_classes)
         return self.loss(logits, target.to(logits.dtype) if self.multilabel else target)
@@ -136,34 +139,14 @@ class Classifier(PlainModule):
         self.step(batch, batch_idx, self.test_metrics)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Probability of each class (B, num_classes); batches may be images alone."""
-        logits = self(batch if isinstance(batch, Tensor) else images_and_target(batch)[0])
+        """Return the probability of each class (B, num_classes); batches may be images alone."""
+        logits = self(pick(batch, strict=True).images)
         return logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        scheduler = self.scheduler(optimizer)
-        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": config}
 
 
 def forget_pretrained(hparams: Any) -> None:
-    """Say that nothing is to be downloaded when a checkpoint, which has the weights, is loaded."""
+    """Set `pretrained` to false: a checkpoint holds the weights, and loading it downloads nothing."""
     hparams["pretrained"] = False
     network = hparams.get("network")
     if isinstance(network, dict) and "pretrained" in network.get("init_args", {}):
         network["init_args"]["pretrained"] = False
-
-
-def refuse_names_of_objects(**arguments: Any) -> None:
-    """Ask for the objects of which a checkpoint only knows the class."""
-    for name, value in arguments.items():
-        if isinstance(value, str) and value.startswith(OBJECT):
-            raise ValueError(
-                f"expected {name}=..., because this checkpoint was made with an {value}, got none; "
-                f"build it and call load_from_checkpoint(path, {name}={value.removeprefix(OBJECT)}(...))."
-            )

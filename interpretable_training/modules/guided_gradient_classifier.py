@@ -1,4 +1,4 @@
-"""Training with the gradient of the images pulled towards their guided gradient."""
+"""Training that pulls the gradient of the images towards their guided gradient."""
 
 from dataclasses import asdict
 from functools import partial
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.regularization import GuidedGradientRegularizer, both_gradients
 from interpretable_training.regularization.errors import cosine
 from interpretable_training.regularization.monitoring import (
@@ -19,21 +19,25 @@ from interpretable_training.regularization.monitoring import (
 )
 from interpretable_training.regularization.regularizer import mean_norm
 
-from .classifier import OBJECT, Classifier, refuse_names_of_objects
+from .classifier import Classifier
+from .plain_module import name_of_object, refuse_names_of_objects
 
 
 class GuidedGradientClassifier(Classifier):
-    """Trains a network to classify images, with a guided-gradient regularizer.
+    """Train a network to classify images, with a guided-gradient regularizer.
 
-    Beside what `Classifier` logs, `loss` being the classification loss: `train/regularization`, `train/total_loss`, and
-    on training and validation data `similarity`, the mean cosine of the gradient of the images and their guided
-    gradient, and the mean norms of the two, `gradient_norm` and `guided_gradient_norm`. In training those are of the
-    steps that are regularized. A similarity that is not a number, or pinned at 1, is warned of.
+    >>> GuidedGradientClassifier("tiny_cnn", num_classes=6)(images).shape
+    torch.Size([4, 6])
+
+    Logs, in addition to `Classifier`, where `loss` is the classification loss: `train/regularization` and
+    `train/total_loss`; and on training and validation data `similarity`, the mean cosine of the gradient of the images
+    and their guided gradient, and the mean norms of the two, `gradient_norm` and `guided_gradient_norm`. In training
+    these three are means over regularized steps. Warns of a similarity that is not finite or stays at 1.
 
     Args:
         network: See `Classifier`.
         num_classes: Number of classes.
-        regularizer: What is added to the loss.
+        regularizer: Term that is added to the loss.
         **kwargs: Further arguments of `Classifier`.
     """
 
@@ -49,15 +53,13 @@ class GuidedGradientClassifier(Classifier):
         if isinstance(regularizer, dict):  # from a checkpoint
             regularizer = GuidedGradientRegularizer(**regularizer)
         self.regularizer = regularizer
-        if "_instantiator" not in self.hparams:  # from the command line they are plain values
+        if "_instantiator" not in self.hparams:  # from the command line all arguments are plain values
             plain = isinstance(regularizer.error, str)
-            self.save_hyperparameters(
-                {"regularizer": asdict(regularizer) if plain else OBJECT + type(regularizer).__qualname__}
-            )
+            self.save_hyperparameters({"regularizer": asdict(regularizer) if plain else name_of_object(regularizer)})
         self.reported = False
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         criterion = partial(self.criterion, batch_idx=batch_idx)
         options: dict[str, Any] = {"step": self.global_step, "scale": grad_scale(self._trainer)}
@@ -71,7 +73,7 @@ class GuidedGradientClassifier(Classifier):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        images, target = images_and_target(batch)
+        images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         options: dict[str, Any] = {"at": self.regularizer.at, "scope": self.regularizer.scope}
         d, d2 = both_gradients(self.network, images, target, partial(self.criterion, batch_idx=batch_idx), **options)

@@ -5,26 +5,25 @@
     score = sum over i of exp(-d[i] / 13) - 1  where d[i] < 0             (3)
                           exp(d[i] / 10) - 1   elsewhere
 
-d: estimate - target. (3): the score of the PHM 2008 challenge, which C-MAPSS comes from; an engine that fails before it
-is expected to costs more than one that is given up too early. Saxena et al., PHM 2008.
+d: estimate - target. (3): the score of the PHM 2008 challenge, from which C-MAPSS comes; an estimate above the target
+costs more than one below it. Saxena et al., PHM 2008.
 """
 
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection
 
-from interpretable_training.batches.read import images_and_target
+from interpretable_training.batches.read import pick
 from interpretable_training.models import build_network
 
-from .class_paths import PlainModule
-from .classifier import OBJECT, refuse_names_of_objects
+from .plain_module import PlainModule, SchedulerCallable
 
 
 class LifetimeScore(Metric):
-    """The sum (3), of targets in cycles."""
+    """Score (3), of targets in cycles."""
 
     is_differentiable, higher_is_better, full_state_update = False, False, False
     total: Tensor
@@ -42,10 +41,13 @@ class LifetimeScore(Metric):
 
 
 class Regressor(PlainModule):
-    """Trains a network to estimate a number from a series or an image.
+    """Train a network to estimate a number from a series or an image.
+
+    >>> Regressor("cnn_lstm", {"channels": 8})(torch.zeros(4, 8, 30)).shape
+    torch.Size([4])
 
     Batches are pairs (series, target) or dicts with `image` and `target`; targets are (B,). Logged as `train/...`,
-    `val/...` and `test/...`: `loss`, `rmse`, `mae` and, where wanted, `score`.
+    `val/...` and `test/...`: `loss`, `rmse`, `mae` and, with `score=True`, `score`.
 
     Methods explain the estimate itself: with target=None what raises it, with target=0 what lowers it. Metrics compare
     estimates with `score="logit"` and target="pred".
@@ -57,7 +59,7 @@ class Regressor(PlainModule):
         score: Whether the score of the PHM 2008 challenge (3) is logged, which is defined for cycles.
         loss: Function of output and target; by default the squared error.
         optimizer: Function from parameters to an optimizer.
-        scheduler: Function from an optimizer to a scheduler that steps after each epoch.
+        scheduler: Function from an optimizer to a scheduler that steps after each epoch; see `Classifier`.
     """
 
     def __init__(
@@ -68,16 +70,10 @@ class Regressor(PlainModule):
         score: bool = False,
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable | None = None,
+        scheduler: SchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        objects = {k: v for k, v in {"network": network, "loss": loss}.items() if isinstance(v, nn.Module)}
-        self.save_hyperparameters(ignore=["optimizer", "scheduler", *objects])
-        if "_instantiator" in self.hparams:
-            self.save_hyperparameters()  # from the command line all of them are plain values
-        else:
-            self.save_hyperparameters({k: OBJECT + type(v).__qualname__ for k, v in objects.items()})
-        refuse_names_of_objects(network=network, loss=loss)
+        self.save_arguments(network=network, loss=loss)
         if scale <= 0:
             raise ValueError(f"expected scale above 0, got {scale}; pass about the largest target.")
         if isinstance(network, str):
@@ -98,7 +94,7 @@ class Regressor(PlainModule):
         )
 
     def forward(self, series: Tensor) -> Tensor:
-        """Estimates (B,)."""
+        """Return estimates (B,)."""
         output = self.network(series)
         if output.ndim == 2 and output.shape[1] == 1:
             output = output[:, 0]
@@ -109,17 +105,18 @@ class Regressor(PlainModule):
         return self.scale * output
 
     def step(self, batch: Any, metrics: MetricCollection) -> Tensor:
-        """Loss of a batch, logged together with the metrics."""
-        series, target = images_and_target(batch)
+        """Return the loss of a batch; log it and the metrics."""
+        series, target = pick(batch, strict=True).pair()
         estimate = self(series)
         if target.shape != estimate.shape:
             raise ValueError(
-                f"expected a target ({len(series)},), one number for each series, got {tuple(target.shape)}."
+                f"expected a target ({len(series)},), one number for each series, got {tuple(target.shape)}; "
+                "return one number per series."
             )
         dtype = torch.promote_types(estimate.dtype, torch.float32)  # half precision would round targets and errors
         estimate, target = estimate.to(dtype), target.to(dtype)
         loss = self.loss(estimate / self.scale, target / self.scale)
-        metrics.set_dtype(dtype)  # sums of half precision would lose what is added, where Lightning made them so
+        metrics.set_dtype(dtype)  # sums in half precision would lose small terms
         metrics.update(estimate.detach(), target)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(target)}
         self.log(f"{metrics.prefix}loss", loss, sync_dist=True, **options)
@@ -136,15 +133,5 @@ class Regressor(PlainModule):
         self.step(batch, self.test_metrics)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Estimates (B,); batches may be series alone."""
-        return self(batch if isinstance(batch, Tensor) else images_and_target(batch)[0])
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        scheduler = self.scheduler(optimizer)
-        config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        """Return estimates (B,); batches may be series alone."""
+        return self(pick(batch, strict=True).images)

@@ -1,1 +1,1 @@
-"""The journal of a run, and the page made of it."""
+"""Journal of a run, and the HTML report that is made of it."""

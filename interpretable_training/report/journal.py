@@ -1,13 +1,13 @@
-"""The journal of a run: what its watching callbacks leave on disk, written line by line and read back.
+"""Journal of a run: the lines and pictures that watching callbacks write to disk, and how they are read.
 
-    journal.jsonl        one JSON object per line, only ever appended
-    images/<id>.png      pictures, once each
+    journal.jsonl        one JSON object per line, append-only
+    images/<id>.png      pictures, one per image
     maps/<name>.png      saliency maps, one below the other, 0 to 255 between the `lo` and `hi` of each
     panels/<name>.png    contact sheets, for people who browse the folder
 
 Every line has its `kind`, the `time` in seconds since 1970, and the `run` whose journal wrote it: several runs may
-share a folder. A line that was cut off, by a full disk or a killed process, or that was changed so that it no longer
-holds what its kind does (`journal_lines`), costs that line alone.
+share a folder. A line that a full disk or a killed process cut off, or whose contents do not fit its kind
+(`journal_lines`), is skipped and counted; all other lines are read.
 """
 
 import hashlib
@@ -30,25 +30,29 @@ from PIL import Image
 from torch import Tensor
 
 from interpretable_training.files import write_whole
+from interpretable_training.visual.map_levels import map_levels, map_scales
 
 from .journal_lines import read_line
 
 FILE = "journal.jsonl"
 MAP_SIDE = 56  # pixels: the grids of common networks are smaller, and a report of 200 epochs stays below 30 MB
-TOP = 0.99  # quantile of a map that becomes 255, so that single pixels do not darken the others
 SAFE = re.compile(r"[a-z0-9][a-z0-9_-]{0,59}")
 RESERVED = re.compile(r"con|prn|aux|nul|com\d|lpt\d")  # on Windows, whatever the extension
 Line = dict[str, Any]
 
 
 class Journal:
-    """Writes the journal of one run; share one among its callbacks, on rank zero alone.
+    """Write the journal of one run; its callbacks share one, on rank zero only.
 
-    Nothing is written before it must be, and nothing that exists is overwritten. Errors of the file system are the
-    caller's to count: lines written after one stay readable.
+    Files are created with the first line, and never overwritten. Errors of the file system are raised; lines that are
+    written after an error stay readable.
+
+    >>> Journal("explanations").write("values", epoch=0, step=10, values={"xai/gradcam/insertion": 71.5})
+    >>> read_journal("explanations").of("values")[0]["values"]
+    {'xai/gradcam/insertion': 71.5}
 
     Args:
-        folder: Where the journal lies or shall lie.
+        folder: Folder of the journal; it may be new.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -59,20 +63,20 @@ class Journal:
 
     def write(self, kind: str, **facts: Any) -> None:
         """Append a line; numbers that are not finite become null, tensors numbers or lists, other objects text."""
-        told = plain({"kind": kind, "time": time.time(), "run": self.run, **facts})
-        line = json.dumps(told, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        values = plain({"kind": kind, "time": time.time(), "run": self.run, **facts})
+        line = json.dumps(values, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / FILE).open("ab+", buffering=0) as file:
             if file.tell():
                 file.seek(-1, io.SEEK_END)
-                line = line if file.read(1) == b"\n" else b"\n" + line  # after one that was cut off
+                line = line if file.read(1) == b"\n" else b"\n" + line  # behind a line that was cut off
             while line:  # in one piece, unless the disk is full: then the next attempt raises
                 written = file.write(line)
                 self.bytes_written += written
                 line = line[written:]
 
     def save_image(self, id: str, picture: Tensor, label: int | None = None) -> None:
-        """Keep the picture of an image, once per id.
+        """Write the picture of an image, once per id.
 
         Args:
             id: Any text.
@@ -86,30 +90,30 @@ class Journal:
             shown = picture.float().nan_to_num().clamp(0, 1)
             shown = shown if len(shown) == 3 else shown.mean(0).expand(3, -1, -1)
             picture = shown.mul(255).round().byte().permute(1, 2, 0)
-        file = self.place("images", id, png(Image.fromarray(picture.contiguous().numpy())))
+        file = self._write_new("images", id, png(Image.fromarray(picture.contiguous().numpy())))
         self.write("image", id=id, file=file, label=label)
         self.saved.add(id)
 
     def save_maps(self, name: str, maps: Tensor) -> tuple[str, list[tuple[float, float]]]:
-        """Keep maps as one strip of gray pictures, averaged down to 56 pixels a side.
+        """Write maps as one strip of gray pictures, averaged down to 56 pixels a side.
 
         Args:
             name: Any text.
             maps: Raw maps (n, H, W), on any device.
 
         Returns:
-            The file, relative to the folder, and `lo` and `hi` of each map: its values at 0 and at 255. Both are zero
-            for a map with a value that is not finite.
+            The file, relative to the folder, and `lo` and `hi` of each map: its values at gray levels 0 and 255. Both
+            are zero for a map with a value that is not finite.
         """
         strip, ends = quantize(shrink(maps.detach()))
-        return self.place("maps", name, png(Image.fromarray(strip.flatten(0, 1).numpy()))), ends
+        return self._write_new("maps", name, png(Image.fromarray(strip.flatten(0, 1).numpy()))), ends
 
     def save_panel(self, name: str, sheet: Image.Image) -> str:
-        """Keep a contact sheet; returns its file, relative to the folder."""
-        return self.place("panels", name, png(sheet))
+        """Write a contact sheet and return its file, relative to the folder."""
+        return self._write_new("panels", name, png(sheet))
 
-    def place(self, room: str, name: str, data: bytes) -> str:
-        """Write a file under a safe name that is still free, unless the same bytes lie there already."""
+    def _write_new(self, room: str, name: str, data: bytes) -> str:
+        """Write a file under a free, safe name and return it; a file with the same bytes is used again."""
         (self.folder / room).mkdir(parents=True, exist_ok=True)
         stem = safe_name(name)
         for count in itertools.count():
@@ -120,12 +124,12 @@ class Journal:
                 if path.read_bytes() != data:
                     continue
             else:
-                self.fill(path, data)
+                self._fill(path, data)
             return f"{room}/{path.name}"
-        raise AssertionError  # itertools.count ends never
+        raise AssertionError  # itertools.count never ends
 
-    def fill(self, path: Path, data: bytes) -> None:
-        """Write a file whose name was free; after an error it is free again."""
+    def _fill(self, path: Path, data: bytes) -> None:
+        """Write a new file; after an error its name is free again."""
         try:
             write_whole(path, data)
         except BaseException:
@@ -135,13 +139,13 @@ class Journal:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What a journal tells about its latest run.
+class JournalRun:
+    """Lines of one run in a journal.
 
     Args:
-        folder: Where it was read.
-        lines: In order, without what a resumed training superseded; `file` is a path that can be opened.
-        missing: What could not be read or was left out, in words.
+        folder: Folder of the journal.
+        lines: Lines in order, without those that a resumed training replaced; `file` is a path that can be opened.
+        missing: Parts that could not be read or belong to other runs, in words.
     """
 
     folder: Path
@@ -149,27 +153,27 @@ class Record:
     missing: list[str]
 
     def of(self, *kinds: str) -> list[Line]:
-        """The lines of these kinds, in order."""
+        """Return the lines of these kinds, in order."""
         return [line for line in self.lines if line["kind"] in kinds]
 
 
-def read_journal(folder: str | Path, run: str | None = None) -> Record:
-    """Read what a run left in a folder, and in those of the trainings that it went on from.
+def read_journal(folder: str | Path, run: str | None = None) -> JournalRun:
+    """Read a run from the journal of a folder, and from the journals of the trainings that it resumed.
 
     Args:
         folder: The folder `explanations` of a run.
-        run: `Journal.run` of the run; None for the one that wrote last.
+        run: `Journal.run` of the run; None for the run that wrote last.
     """
     folder = Path(folder)
     if not (folder / FILE).is_file():
         raise FileNotFoundError(
-            f"expected a folder with {FILE}, got {str(folder)!r}; it is the folder `explanations` of a run's log_dir."
+            f"expected a folder with {FILE}, got {str(folder)!r}; pass the folder `explanations` of a run's log_dir."
         )
-    return read_run(folder, run, frozenset())
+    return _read_run(folder, run, frozenset())
 
 
-def read_run(folder: Path, run: str | None, seen: frozenset[Path]) -> Record:
-    """Read a run that may have gone on from those of the folders `seen`."""
+def _read_run(folder: Path, run: str | None, seen: frozenset[Path]) -> JournalRun:
+    """Read a run and the runs that it resumed, except those in the folders `seen`."""
     runs, broken = parse(folder / FILE)
     missing = [f"{broken} broken lines of {folder / FILE}"] if broken else []
     name = next(reversed(runs), "") if run is None else run
@@ -178,24 +182,24 @@ def read_run(folder: Path, run: str | None, seen: frozenset[Path]) -> Record:
     lines: list[Line] = []
     for line in runs.get(name, []):
         if line["kind"] == "continued":
-            before = go_on(folder / line["folder"], name, seen | {folder.resolve()})
-            lines, missing = before.lines + lines, missing + before.missing
+            previous = _previous_run(folder / line["folder"], name, seen | {folder.resolve()})
+            lines, missing = previous.lines + lines, missing + previous.missing
         if line["kind"] in ("continued", "resume"):
             lines = [old for old in lines if (old.get("step") or 0) <= line["step"]]
         lines.append({**line, "file": folder / line["file"]} if "file" in line else line)
-    return Record(folder, lines, missing)
+    return JournalRun(folder, lines, missing)
 
 
-def go_on(folder: Path, run: str, seen: frozenset[Path]) -> Record:
-    """The record that a run goes on from, empty where it is gone."""
+def _previous_run(folder: Path, run: str, seen: frozenset[Path]) -> JournalRun:
+    """Return the run that a run resumed; without lines where its journal is gone."""
     with suppress(OSError, RuntimeError, ValueError):  # too long or no names, loops of links
         if folder.resolve() not in seen and (folder / FILE).is_file():
-            return read_run(folder, run, seen)
-    return Record(folder, [], [f"the journal that the run went on from, {folder}"])
+            return _read_run(folder, run, seen)
+    return JournalRun(folder, [], [f"the journal of the resumed run, {folder}"])
 
 
 def parse(path: Path) -> tuple[dict[str, list[Line]], int]:
-    """Lines of each run, the run that wrote last at the end, and how many lines were broken."""
+    """Return the lines of each run, the run that wrote last at the end, and the number of broken lines."""
     runs: dict[str, list[Line]] = {}
     broken = 0
     for text in filter(None, path.read_bytes().split(b"\n")):
@@ -211,7 +215,7 @@ def parse(path: Path) -> tuple[dict[str, list[Line]], int]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it."""
+    """Return a value in the types of JSON."""
     if hasattr(value, "tolist"):  # tensors, arrays and their scalars
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -224,14 +228,14 @@ def plain(value: Any) -> Any:
 
 
 def png(picture: Image.Image) -> bytes:
-    """Encode with the weakest compression: a fifth larger than by default, in a fraction of the time."""
+    """Encode a picture with the fastest compression: a fifth larger than by default, in a fraction of the time."""
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def safe_name(name: str) -> str:
-    """The name itself where every file system takes it, else what is left of it and a digest of all of it."""
+    """Return a name that every file system accepts: the name itself, or its safe characters and a digest."""
     if SAFE.fullmatch(name) and not RESERVED.fullmatch(name):
         return name
     rest = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40].strip("-")
@@ -239,30 +243,16 @@ def safe_name(name: str) -> str:
 
 
 def shrink(maps: Tensor) -> Tensor:
-    """Average maps (n, H, W) down to at most 56 a side, float32 on the CPU."""
+    """Average maps (n, H, W) down to at most 56 pixels a side: float32 on the CPU."""
     height, width = maps.shape[1:]
     share = min(1.0, MAP_SIDE / max(height, width))
     size = max(1, round(height * share)), max(1, round(width * share))
     return (F.interpolate(maps[:, None].float(), size, mode="area")[:, 0] if share < 1 else maps.float()).cpu()
 
 
-def ends(maps: Tensor) -> Tensor:
-    """The scale of each map (n, H, W), from its least value to one that a percent of the pixels exceed, (n, 2)."""
-    values = maps.flatten(1)
-    lo, top = values.amin(1), values.quantile(TOP, 1)
-    return torch.stack([lo, torch.where(top > lo, top, values.amax(1))], 1)
-
-
-def levels(maps: Tensor, scale: Tensor) -> Tensor:
-    """Maps (n, h, w) in [0, 1] between the ends (n, 2) of their scales; zero where a scale has no extent."""
-    lo, hi = scale[:, :1, None], scale[:, 1:, None]
-    extent = hi - lo
-    return ((maps - lo) / torch.where(extent > 0, extent, torch.inf)).clamp(0, 1)
-
-
 def quantize(maps: Tensor) -> tuple[Tensor, list[tuple[float, float]]]:
-    """Maps (n, h, w) as uint8, and the values that became 0 and 255; zeros where a value is not finite."""
+    """Return maps (n, h, w) as uint8, and the values at 0 and 255; zeros for maps with a value that is not finite."""
     finite = maps.isfinite().all(2).all(1)[:, None, None]
     maps = torch.where(finite, maps, 0.0)
-    scale = ends(maps)
-    return levels(maps, scale).mul(255).round().byte(), [(float(lo), float(hi)) for lo, hi in scale]
+    scales = map_scales(maps)
+    return map_levels(maps, scales).mul(255).round().byte(), [(float(lo), float(hi)) for lo, hi in scales]

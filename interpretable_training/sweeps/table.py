@@ -88,7 +88,7 @@ def draw(found: list[Row], sweep: Sweep, path: Path) -> bool:
     runs = [(row.parameters, row.value) for row in found if row.value is not None]
     if not varied or len(runs) < 2:
         return False
-    from interpretable_training.visual.sweep import Scale, draw_sweep  # here, because it takes seconds
+    from interpretable_training.visual.sweep_plots import Scale, draw_sweep  # here, because it takes seconds
 
     scales = []
     for parameter in varied:

@@ -1,5 +1,5 @@
-"""Check that a watching callback changes nothing in a training."""
+"""Check that watching callbacks do not change a training."""
 
-from .verify import Difference, Report, verify_observer
+from .verify import Difference, ObserverReport, verify_observer
 
-__all__ = ["Difference", "Report", "verify_observer"]
+__all__ = ["Difference", "ObserverReport", "verify_observer"]

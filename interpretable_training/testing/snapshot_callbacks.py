@@ -1,4 +1,4 @@
-"""Two callbacks, one before and one after those under test, that note the state of a training at every hook."""
+"""Two callbacks around those under test, which record the state of a training at every hook."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from .state_snapshot import Key, collect, generators, leaves, mark
+from .state_snapshot import Key, bit_digest, collect, generators, leaves
 
 STEPS = ("start", "epoch_start", "batch_start", "batch_end", "epoch_end", "end")
 HOOKS = (
@@ -23,82 +23,84 @@ HOOKS = (
     "on_fit_end",
     "teardown",
 )
-# Lightning has computed what was logged before these hooks. Asked earlier, it would compute, and keep, too early.
+# Lightning has computed the logged values before these hooks. Reading them earlier would compute them too early.
 LOGGED = ("on_train_epoch_start", "on_train_end", "on_validation_end", "on_test_end")
 
 
 @dataclass(frozen=True)
-class Moment:
-    """When, and a mark of each part of the state."""
+class HookState:
+    """State at one hook: a digest of each part."""
 
     label: str
-    marks: Mapping[Key, str]
+    digests: Mapping[Key, str]
 
 
 @dataclass
-class Record:
-    """What one training leaves: its moments in order, and its tensors at the end."""
+class StateRecord:
+    """States of one training at all hooks in order, and its tensors at the end."""
 
-    moments: list[Moment] = field(default_factory=list)
-    end: Moment = Moment("at the end", {})
+    moments: list[HookState] = field(default_factory=list)
+    end: HookState = HookState("at the end", {})
     tensors: dict[Key, Tensor] = field(default_factory=dict)
     rank: int = 0
     world_size: int = 1
 
     def callbacks(self, given: list[L.Callback]) -> list[L.Callback]:
-        """Those given, between the two that note."""
-        return [Turn(self, "before"), *given, Turn(self, "in")]
+        """Return the given callbacks between two that record the state."""
+        return [StateRecorder(self, "before"), *given, StateRecorder(self, "in")]
 
-    def note_generators(self, label: str) -> None:
-        """Note the random generators, where there is no trainer yet."""
-        self.moments.append(Moment(label, marks(generators())))
+    def add_generators(self, label: str) -> None:
+        """Record the random generators, before a trainer exists."""
+        self.moments.append(HookState(label, _digests(generators())))
 
-    def note_end(self, trainer: L.Trainer) -> None:
-        """Note what is left when all is over, with copies of the tensors."""
+    def add_end(self, trainer: L.Trainer) -> None:
+        """Record the state after the training, with copies of the tensors."""
         state = collect(trainer, trainer.lightning_module)
-        self.end = Moment("at the end", marks(state))
+        self.end = HookState("at the end", _digests(state))
         self.moments.append(self.end)
         self.tensors = {k: v.detach().to("cpu", copy=True) for k, v in state.items() if isinstance(v, Tensor)}
         self.rank, self.world_size = trainer.global_rank, trainer.world_size
 
 
-class Turn(L.Callback):
-    """Notes the state when it is its turn in a hook."""
+class StateRecorder(L.Callback):
+    """Record the state in each hook."""
 
-    def __init__(self, record: Record, when: str) -> None:
+    def __init__(self, record: StateRecord, when: str) -> None:
         self.record, self.when = record, when
 
-    def note(self, hook: str, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+    def add(self, hook: str, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+        """Add the state at a hook to the record."""
         state = collect(trainer, module)
-        if during_evaluation(hook, self.when):
+        if _during_evaluation(hook, self.when):
             state = {key: value for key, value in state.items() if key[0] != "hooks"}
-        for kind, value in named(hook, args).items():
+        for kind, value in _hook_values(hook, args).items():
             state |= {(kind, path.removeprefix(".") or "all"): leaf for path, leaf in leaves(value)}
         if hook in LOGGED:
             state |= {("logged", name): value for name, value in trainer.callback_metrics.items()}
-        self.record.moments.append(Moment(f"{place(trainer)} {self.when} {numbered(hook, args)}", marks(state)))
+        label = f"{_progress(trainer)} {self.when} {_hook_name(hook, args)}"
+        self.record.moments.append(HookState(label, _digests(state)))
 
 
-def hook_named(name: str) -> Callable[..., None]:
-    """The hook that notes."""
+def _recording_hook(name: str) -> Callable[..., None]:
+    """Return a hook that records the state."""
 
-    def hook(self: Turn, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **stage: str) -> None:
-        self.note(name, trainer, pl_module, *args)
+    def hook(self: StateRecorder, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **stage: str) -> None:
+        self.add(name, trainer, pl_module, *args)
 
     return hook
 
 
 for name in HOOKS:
-    setattr(Turn, name, hook_named(name))
+    setattr(StateRecorder, name, _recording_hook(name))
 
 
-def marks(state: Mapping[Key, Any]) -> dict[Key, str]:
-    """A mark of each part."""
-    return {key: mark(value) for key, value in state.items()}
+def _digests(state: Mapping[Key, Any]) -> dict[Key, str]:
+    """Return a digest of each part."""
+    return {key: bit_digest(value) for key, value in state.items()}
 
 
-def named(hook: str, args: tuple[Any, ...]) -> dict[str, Any]:
-    """What the hook was given: batch, output of the step, loss."""
+def _hook_values(hook: str, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the arguments of a hook by name: batch, output of the step, loss."""
     if hook.endswith("batch_start"):
         return {"batch": args[0]}
     if hook.endswith("batch_end"):
@@ -106,21 +108,21 @@ def named(hook: str, args: tuple[Any, ...]) -> dict[str, Any]:
     return {"loss": args[0]} if hook == "on_before_backward" else {}
 
 
-def during_evaluation(hook: str, when: str) -> bool:
-    """Whether a batch of validation, test or prediction is under way: who only listens to it, by a hook, may."""
+def _during_evaluation(hook: str, when: str) -> bool:
+    """Whether a hook belongs to a batch of validation, test or prediction, in which callbacks may use forward hooks."""
     begun = "batch_start" in hook and when == "in"
     return "train" not in hook and (begun or ("batch_end" in hook and when == "before"))
 
 
-def numbered(hook: str, args: tuple[Any, ...]) -> str:
-    """The hook, with the number of its batch in validation, test and prediction."""
+def _hook_name(hook: str, args: tuple[Any, ...]) -> str:
+    """Return the name of a hook, with the number of its batch in validation, test and prediction."""
     if "batch_" not in hook or "train" in hook:
         return hook
     return f"{hook} {args[1 if hook.endswith('start') else 2]}"
 
 
-def place(trainer: L.Trainer) -> str:
-    """How far the training is."""
+def _progress(trainer: L.Trainer) -> str:
+    """Return the progress of the training in words."""
     if trainer.state.fn != "fit":
         return f"trainer.{trainer.state.fn}"
     return f"after step {trainer.global_step} (epoch {trainer.current_epoch}, batch {trainer.fit_loop.batch_idx})"

@@ -1,6 +1,6 @@
-"""The whole state of a training, bit for bit: what a callback that watches must leave alone.
+"""The state of a training that watching callbacks must not change, bit for bit.
 
-`collect` names every part of it; `mark` turns a part into a short text that is the same only for the same bits.
+`collect` returns every part by name; `bit_digest` returns a short text that is equal only for equal bits.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ HOOKS = {
 }
 
 
-def set_cudnn(**flags: bool) -> None:
-    """Set switches of cuDNN."""
+def _set_cudnn(**flags: bool) -> None:
+    """Set flags of cuDNN."""
     for name, flag in flags.items():
         setattr(torch.backends.cudnn, name, flag)
 
 
-SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {  # of torch, for the whole process
+SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {  # flags of torch for the whole process
     "grad enabled": (torch.is_grad_enabled, torch.set_grad_enabled),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "threads": (torch.get_num_threads, torch.set_num_threads),
@@ -51,14 +51,14 @@ SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {  # of to
     ),
     "cudnn": (
         lambda: {name: getattr(torch.backends.cudnn, name) for name in ("benchmark", "deterministic", "enabled")},
-        lambda value: set_cudnn(**value),
+        lambda value: _set_cudnn(**value),
     ),
 }
 
 
 @contextmanager
 def same_switches() -> Iterator[None]:
-    """Put torch's switches back, so that one training hands none of them on to the next."""
+    """Restore torch's flags at the end, so that one training does not change the next."""
     before = {name: get() for name, (get, _) in SWITCHES.items()}
     try:
         yield
@@ -69,18 +69,18 @@ def same_switches() -> Iterator[None]:
 
 
 def collect(trainer: L.Trainer, module: L.LightningModule) -> dict[Key, Any]:
-    """Every part of the state; tensors are the training's own, not copies."""
+    """Return every part of the state; tensors are not copied."""
     return {
         **generators(),
-        **tensors_and_flags(module),
-        **modules(module),
-        **optimizers(trainer, module),
-        **others(trainer),
+        **_tensors_and_flags(module),
+        **_modules(module),
+        **_optimizers(trainer, module),
+        **_trainer_state(trainer),
     }
 
 
 def generators() -> dict[Key, Any]:
-    """State of the global random generators."""
+    """Return the state of the global random generators."""
     states: dict[str, Any] = {"torch": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states |= {f"torch, cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -91,71 +91,71 @@ def generators() -> dict[Key, Any]:
     return {("random generator", name): state for name, state in states.items()}
 
 
-def tensors_and_flags(module: nn.Module) -> dict[Key, Any]:
-    """Parameters with gradient and flag, and buffers, persistent or not."""
-    found: dict[Key, Any] = {}
+def _tensors_and_flags(module: nn.Module) -> dict[Key, Any]:
+    """Return parameters with gradient and flag, and all buffers."""
+    parts: dict[Key, Any] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        found["weight", name] = parameter
-        found["gradient", name] = parameter.grad
-        found["requires_grad", name] = parameter.requires_grad
-        found["hooks", name] = owners(parameter)
-    found |= {("buffer", name): buffer for name, buffer in module.named_buffers(remove_duplicate=False)}
-    return found
+        parts["weight", name] = parameter
+        parts["gradient", name] = parameter.grad
+        parts["requires_grad", name] = parameter.requires_grad
+        parts["hooks", name] = _hooks_of(parameter)
+    parts |= {("buffer", name): buffer for name, buffer in module.named_buffers(remove_duplicate=False)}
+    return parts
 
 
-def modules(module: nn.Module) -> dict[Key, Any]:
-    """Class, mode and hooks of each submodule, and the sums of its metrics."""
-    found: dict[Key, Any] = {}
+def _modules(module: nn.Module) -> dict[Key, Any]:
+    """Return class, mode and hooks of each submodule, and the states of its metrics."""
+    parts: dict[Key, Any] = {}
     for name, part in module.named_modules(remove_duplicate=False):
         label = name or type(part).__name__
-        found["class", label] = type(part).__qualname__
-        found["training", label] = part.training
-        found["hooks", label] = owners(part)
+        parts["class", label] = type(part).__qualname__
+        parts["training", label] = part.training
+        parts["hooks", label] = _hooks_of(part)
         if isinstance(part, Metric):
-            found |= {("metric state", f"{label}{path}"): leaf for path, leaf in leaves(part.metric_state)}
+            parts |= {("metric state", f"{label}{path}"): leaf for path, leaf in leaves(part.metric_state)}
     names = {kind: f"_global_{hook.removeprefix('_')}" for kind, hook in HOOKS.items()}
-    found["hooks", "all modules"] = described({k: getattr(hooks_of_all, v, None) for k, v in names.items()})
-    return found
+    parts["hooks", "all modules"] = _describe_hooks({k: getattr(hooks_of_all, v, None) for k, v in names.items()})
+    return parts
 
 
-def optimizers(trainer: L.Trainer, module: nn.Module) -> dict[Key, Any]:
-    """State and options of the optimizers, and state of their schedulers."""
+def _optimizers(trainer: L.Trainer, module: nn.Module) -> dict[Key, Any]:
+    """Return state and options of the optimizers, and state of their schedulers."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    found: dict[Key, Any] = {}
+    parts: dict[Key, Any] = {}
     for i, optimizer in enumerate(trainer.optimizers):
         label = "" if len(trainer.optimizers) == 1 else f"{i}: "
         for parameter, state in optimizer.state.items():
             name = names.get(id(parameter), "a tensor of its own")
-            found |= {("optimizer state", f"{label}{name}{path}"): leaf for path, leaf in leaves(state)}
+            parts |= {("optimizer state", f"{label}{name}{path}"): leaf for path, leaf in leaves(state)}
         for j, group in enumerate(optimizer.param_groups):
             options = {key: value for key, value in group.items() if key != "params"}
-            found |= {("optimizer option", f"{label}group {j}{path}"): leaf for path, leaf in leaves(options)}
-            found["optimizer parameters", f"{label}group {j}"] = [names.get(id(p), "unknown") for p in group["params"]]
+            parts |= {("optimizer option", f"{label}group {j}{path}"): leaf for path, leaf in leaves(options)}
+            parts["optimizer parameters", f"{label}group {j}"] = [names.get(id(p), "unknown") for p in group["params"]]
     for i, config in enumerate(trainer.lr_scheduler_configs):
-        found |= {("scheduler", f"{i}{path}"): leaf for path, leaf in leaves(config.scheduler.state_dict())}
-    return found
+        parts |= {("scheduler", f"{i}{path}"): leaf for path, leaf in leaves(config.scheduler.state_dict())}
+    return parts
 
 
-def others(trainer: L.Trainer) -> dict[Key, Any]:
-    """Gradient scaler, progress, switches of torch, and what the other callbacks remember."""
+def _trainer_state(trainer: L.Trainer) -> dict[Key, Any]:
+    """Return gradient scaler, progress, flags of torch, and the states of the other callbacks."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    found = {
+    parts = {
         ("gradient scaler", path.removeprefix(".")): leaf
         for path, leaf in leaves(scaler.state_dict() if scaler else {})
     }
-    found["trainer", "global_step"] = trainer.global_step
-    found["trainer", "current_epoch"] = trainer.current_epoch
-    found["trainer", "should_stop"] = trainer.should_stop
-    found |= {("switch", name): get() for name, (get, _) in SWITCHES.items()}
-    found["switch", "autocast"] = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    parts["trainer", "global_step"] = trainer.global_step
+    parts["trainer", "current_epoch"] = trainer.current_epoch
+    parts["trainer", "should_stop"] = trainer.should_stop
+    parts |= {("switch", name): get() for name, (get, _) in SWITCHES.items()}
+    parts["switch", "autocast"] = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         label = type(callback).__name__
-        found |= {("callback", f"{label}{path}"): leaf for path, leaf in leaves(callback.state_dict())}
-    return found
+        parts |= {("callback", f"{label}{path}"): leaf for path, leaf in leaves(callback.state_dict())}
+    return parts
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Tensors, numbers and flags within containers, each with its path; text, such as folders, is no state."""
+    """Yield tensors, numbers and flags in containers, each with its path; texts, for example folders, are skipped."""
     if isinstance(value, Mapping):
         items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, (list, tuple)):
@@ -171,26 +171,27 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(item, f"{path}.{key}")
 
 
-def owners(holder: nn.Module | Tensor) -> str:
-    """Which hooks hang on a module or parameter, and whose functions they are."""
-    return described({kind: getattr(holder, attribute, None) for kind, attribute in HOOKS.items()})
+def _hooks_of(holder: nn.Module | Tensor) -> str:
+    """Return the hooks of a module or parameter, with the names of their functions."""
+    return _describe_hooks({kind: getattr(holder, attribute, None) for kind, attribute in HOOKS.items()})
 
 
-def described(hooks: Mapping[str, Mapping[Any, Any] | None]) -> str:
-    """Hooks of each kind in words."""
+def _describe_hooks(hooks: Mapping[str, Mapping[Any, Any] | None]) -> str:
+    """Return the hooks of each kind in words."""
     return (
-        ", ".join(f"{kind} {owner(hook)}" for kind, held in hooks.items() for hook in (held or {}).values()) or "none"
+        ", ".join(f"{kind} {_function_name(hook)}" for kind, held in hooks.items() for hook in (held or {}).values())
+        or "none"
     )
 
 
-def owner(hook: Any) -> str:
-    """The full name of a function, or of what wraps it."""
+def _function_name(hook: Any) -> str:
+    """Return the full name of a function or of the function that it wraps."""
     hook = getattr(hook, "func", None) or getattr(hook, "hook", None) or hook  # a partial, torch's own wrapper
     return f"{hook.__module__}.{getattr(hook, '__qualname__', type(hook).__qualname__)}"
 
 
-def mark(value: Any) -> str:
-    """The same text for the same bits, and only for them; of a tensor also type, shape and strides."""
+def bit_digest(value: Any) -> str:
+    """Return a text that is equal only for equal bits; for a tensor also type, shape and strides."""
     if isinstance(value, np.ndarray) and value.dtype != object:
         value = torch.from_numpy(np.ascontiguousarray(value).view(np.uint8))
     if not isinstance(value, Tensor) or is_lazy(value):  # a lazy parameter has no shape yet

@@ -1,7 +1,7 @@
-"""Pictures: learning curves, maps over images and series, contact sheets."""
+"""Draw learning curves, maps over images and series, contact sheets, and curves of metrics."""
 
-from .curves import draw_curves
-from .faithfulness import draw_faithfulness
+from .faithfulness_curves import draw_faithfulness
+from .learning_curves import draw_curves
 from .overlay import denormalize, overlay
 from .series import draw_series
 from .sheet import draw_sheet

@@ -1,4 +1,4 @@
-"""How a normalized image becomes a picture again, wherever the numbers for that are to be found."""
+"""Turn normalized images into pictures again, and find the normalization of a data set or network."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,21 +11,32 @@ from torchvision.transforms.functional import to_tensor
 
 from .overlay import denormalize
 
-SLACK = 0.02  # how far pictures may lie outside [0, 1]: JPEG, resizing and rounding
-HOLDERS = ("transform", "transforms", "dataset", "datasets", "trans", "preprocess", "normalize")  # where transforms lie
+SLACK = 0.02  # distance of pictures from [0, 1] after JPEG, resizing and rounding
+HOLDERS = (
+    "transform",
+    "transforms",
+    "dataset",
+    "datasets",
+    "trans",
+    "preprocess",
+    "normalize",
+)  # of transforms
 DEPTH = 10
-SIDE, BAND = 192, 6  # pixels of the picture of a signal, and that a channel needs in it
+SIDE, BAND = 192, 6  # pixels: of the picture of a signal, and of a channel in it
 
 
 @dataclass(frozen=True)
 class Colors:
-    """How images become pictures in [0, 1].
+    """Normalization of images, and how to undo it.
+
+    >>> Colors((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "given").pictures(images).shape
+    torch.Size([4, 3, 16, 16])
 
     Attributes:
-        mean: what was subtracted from each channel; None if nothing was.
-        std: what the difference was divided by.
-        source: where that was found, in words.
-        guessed: whether each picture is spread over [0, 1] instead, since nothing was found.
+        mean: Number subtracted from each channel; None if nothing was subtracted.
+        std: Divisor of each channel.
+        source: Where the numbers come from, in words.
+        guessed: Whether the numbers are unknown and each picture is spread over [0, 1] instead.
     """
 
     mean: tuple[float, ...] | None
@@ -34,14 +45,14 @@ class Colors:
     guessed: bool = False
 
     def pictures(self, images: Tensor) -> Tensor:
-        """Images (B, C, ...) as pictures (B, 3, H, W) in [0, 1] on the CPU.
+        """Return images (B, C, ...) as pictures (B, 3, H, W) in [0, 1] on the CPU.
 
-        Of a volume the middle slice is shown, of channels that are neither one nor three their mean; of a signal a line
-        for each channel.
+        A volume shows its middle slice, a signal a line for each channel. Images with neither one nor three channels
+        show the mean of their channels.
         """
         images = images.detach().float().cpu()
         if images.ndim == 3:
-            return torch.stack([lines(signal) for signal in images])
+            return torch.stack([_draw_signal(signal) for signal in images])
         if images.ndim == 5:
             images = images[:, :, images.shape[2] // 2]
         if images.ndim != 4:
@@ -57,10 +68,10 @@ class Colors:
         return images.clamp(0, 1).expand(-1, 3, -1, -1)
 
 
-def lines(signal: Tensor, side: int = SIDE) -> Tensor:
-    """A signal (C, T) as black lines on white (3, side, side), the first channel at the top, each in a band of its own.
+def _draw_signal(signal: Tensor, side: int = SIDE) -> Tensor:
+    """Draw the channels of a signal (C, T) as black lines one below the other: (3, side, side).
 
-    Each channel has its own scale; of many the first are shown.
+    Each channel has its own scale. Channels for which there is no room are left out.
     """
     signal = signal[: side // BAND].nan_to_num()
     picture = Image.new("L", (side, side), 255)
@@ -82,77 +93,80 @@ def find_colors(
     dataset: Any = None,
     module: nn.Module | None = None,
 ) -> Colors:
-    """The normalization of `images`: given, of the data module, of the data set's transforms, or of the network.
+    """Find the normalization of `images`: given, of the data module, of the data set's transforms, or of the network.
+
+    >>> find_colors(torch.rand(4, 3, 16, 16)).source
+    'images lie in [0, 1]'
 
     Args:
-        images: some of them, (B, C, ...), which tell whether a guess can be right.
-        mean: given by the user, with `std`.
-        std: see `mean`.
-        data: a data module that may have `mean` and `std`.
-        dataset: a data set that may have a transform `Normalize`.
-        module: a model that may have `pretrained_cfg`, as those of timm.
+        images: Some images (B, C, ...), by which guesses are checked.
+        mean: Mean of each channel, given by the user together with `std`.
+        std: Standard deviation of each channel.
+        data: A data module that may have `mean` and `std`.
+        dataset: A data set that may have a transform `Normalize`.
+        module: A model that may have `pretrained_cfg`, as models of timm have.
     """
     if (mean is None) != (std is None):
         raise ValueError(f"expected mean and std together, got mean={mean}, std={std}; pass both or neither.")
     if mean is not None and std is not None:
-        return Colors(numbers(mean), numbers(std), "given")
-    found = pair_of(data)
+        return Colors(_floats(mean), _floats(std), "given")
+    found = _mean_and_std(data)
     if found is not None:
         return Colors(*found, f"mean and std of {type(data).__name__}")
     for holder in (dataset, data):
-        for normalization in normalizations(holder):
+        for normalization in _normalizations(holder):
             return Colors(*normalization, f"Normalize of {type(holder).__name__}")
-    if within(images):
+    if _within(images):
         return Colors(None, None, "images lie in [0, 1]")
     for part in module.modules() if module is not None else []:
         config = getattr(part, "pretrained_cfg", None)
-        found = pair_of(config) if type(part).__name__ != "Normalize" else pair_of(part)
-        if found is not None and plausible(images, found):
+        found = _mean_and_std(config) if type(part).__name__ != "Normalize" else _mean_and_std(part)
+        if found is not None and _plausible(images, found):
             return Colors(*found, f"mean and std of {type(part).__name__}")
     return Colors(None, None, "not found: each image on its own scale", guessed=True)
 
 
-def normalizations(
+def _normalizations(
     root: Any, depth: int = DEPTH, seen: frozenset[int] = frozenset()
 ) -> Iterator[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Mean and std of each `Normalize` among the transforms of a data set or data module."""
+    """Yield mean and std of each `Normalize` among the transforms of a data set or data module."""
     if root is None or depth == 0 or id(root) in seen or isinstance(root, (str, Tensor, type)):
         return
-    found = pair_of(root) if type(root).__name__ == "Normalize" else None
+    found = _mean_and_std(root) if type(root).__name__ == "Normalize" else None
     if found is not None:
         yield found
     inside = list(root)[:50] if isinstance(root, (list, tuple, nn.Sequential)) else []
     for part in [*inside, *(getattr(root, name, None) for name in HOLDERS)]:
-        yield from normalizations(part, depth - 1, seen | {id(root)})
+        yield from _normalizations(part, depth - 1, seen | {id(root)})
 
 
-def pair_of(holder: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """`mean` and `std` of an object or a dict, if they are numbers for each channel."""
+def _mean_and_std(holder: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return `mean` and `std` of an object or a dict, None unless they are numbers for each channel."""
     get = holder.get if isinstance(holder, dict) else lambda name: getattr(holder, name, None)
     try:
-        mean, std = numbers(get("mean")), numbers(get("std"))
+        mean, std = _floats(get("mean")), _floats(get("std"))
     except (TypeError, ValueError, RuntimeError):
         return None
     return (mean, std) if len(mean) == len(std) and all(s > 0 for s in std) else None
 
 
-def numbers(values: Any) -> tuple[float, ...]:
-    """A number, a sequence or a tensor as a tuple of numbers."""
+def _floats(values: Any) -> tuple[float, ...]:
+    """Return a number, a sequence or a tensor as a tuple of floats."""
     if values is None or callable(values):
         raise TypeError("expected numbers")
     return tuple(float(v) for v in torch.as_tensor(values, dtype=torch.float64).flatten())
 
 
-def within(images: Tensor) -> bool:
+def _within(images: Tensor) -> bool:
     """Whether the images lie in [0, 1]."""
     return float(images.min()) >= -SLACK and float(images.max()) <= 1 + SLACK
 
 
-def plausible(images: Tensor, normalization: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
-    """Whether the images could have been normalized so."""
+def _plausible(images: Tensor, normalization: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
+    """Whether mean and std bring the images into [0, 1]."""
     mean, std = normalization
     if len(mean) not in (1, images.shape[1]):
         return False
     shape = (1, -1, *[1] * (images.ndim - 2))
     m, s = (torch.tensor(v, dtype=torch.float32, device=images.device).view(shape) for v in (mean, std))
-    return within(images.float() * s + m)
+    return _within(images.float() * s + m)

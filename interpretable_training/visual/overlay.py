@@ -1,4 +1,4 @@
-"""A map laid over its image."""
+"""Saliency maps over the images that they explain."""
 
 import functools
 from collections.abc import Sequence
@@ -7,30 +7,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpretable_training.report.journal import ends, levels
+from .map_levels import map_levels, map_scales
 
 STRENGTH = 0.65  # how much of the picture the brightest color covers
 FLOOR = 0.35  # the share of it that the darkest color covers
 
 
 def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images (B, C, H, W) as pictures in [0, 1]: x * std + mean."""
+    """Return normalized images (B, C, H, W) as pictures in [0, 1]: x * std + mean.
+
+    >>> denormalize(images, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).shape
+    torch.Size([4, 3, 16, 16])
+    """
     m, s = (torch.as_tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (mean, std))
     return (images * s + m).clamp(0, 1)
 
 
 @functools.cache
 def color_table() -> Tensor:
-    """The colors of the levels, from dark to bright: (256, 3) in [0, 1]."""
+    """Return the colors of the levels, from dark to bright: (256, 3) in [0, 1]."""
     from matplotlib import colormaps  # here, because it takes a second
 
     return torch.from_numpy(colormaps["inferno"](range(256))[:, :3]).float()
 
 
 def on_picture(saliency: Tensor, pictures: Tensor) -> Tensor:
-    """Maps (B, *spatial) as they lie on pictures (B, C, H, W): (B, H, W).
+    """Return maps (B, *spatial) as planes (B, H, W) for pictures (B, C, H, W).
 
-    Of a volume the middle slice, as in the picture; a signal's time runs from left to right.
+    A volume shows its middle slice, as its picture does. The time of a signal runs from left to right.
     """
     S = saliency.detach().float().cpu()
     if S.ndim == 4:
@@ -43,20 +47,23 @@ def on_picture(saliency: Tensor, pictures: Tensor) -> Tensor:
 def overlay(
     pictures: Tensor, saliency: Tensor, strength: float = STRENGTH, scale: Tensor | Sequence[float] | None = None
 ) -> Tensor:
-    """Pictures in [0, 1] (B, C, H, W) under their maps (B, H, W): uint8 (B, H, W, 3).
+    """Draw maps over their pictures: uint8 (B, H, W, 3).
 
-    Where the map is low the picture shows in gray, where it is high the color map's bright end covers it.
+    The picture shows in gray where the map is low, and under bright colors where the map is high.
+
+    >>> overlay(images.sigmoid(), saliency).shape
+    torch.Size([4, 16, 16, 3])
 
     Args:
-        pictures: What the maps explain.
-        saliency: Raw maps; also those of volumes (B, D, H, W) and signals (B, T), see `on_picture`.
-        strength: How much of the picture the brightest color covers.
+        pictures: The explained images in [0, 1], (B, C, H, W).
+        saliency: Raw maps (B, H, W), also of volumes (B, D, H, W) and signals (B, T), see `on_picture`.
+        strength: Share of the picture that the brightest color covers.
         scale: Values of the dark and the bright end, one pair for all maps or (B, 2). None gives each map its own: from
             its least value to one that a percent of its pixels exceed, so that single pixels do not darken all others.
     """
     S = on_picture(saliency, pictures).nan_to_num()
-    own = ends(S) if scale is None else torch.as_tensor(scale).float().cpu().expand(len(S), 2)
-    S = levels(S, own)
+    scales = map_scales(S) if scale is None else torch.as_tensor(scale).float().cpu().expand(len(S), 2)
+    S = map_levels(S, scales)
     heat = color_table()[(S * 256).long().clamp(max=255)]
     gray = pictures.detach().float().cpu().mean(1)[..., None].clamp(0, 1)
     weight = strength * (FLOOR + (1 - FLOOR) * S[..., None])

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of pictures, each row under one name, each column under one caption."""
+"""Contact sheets: rows of pictures with a name for each row and a caption for each column."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,22 @@ from torch import Tensor
 
 GAP = 3  # pixels between pictures
 INK, PAPER = (40, 40, 46), (255, 255, 255)
-LONGEST = 200  # characters of a text that are looked at
+LONGEST = 200  # characters of a text that are drawn
 
 
 def draw_sheet(
     rows: Mapping[str, Tensor], captions: Sequence[str] | None = None, side: int = 112, blocks: int = 1
 ) -> Image.Image:
-    """Draw one row per name; text that is too long for its place is clipped.
+    """Draw one row per name; texts that are too long are clipped.
+
+    >>> draw_sheet({"gradcam": (saliency * 255).byte()[..., None].expand(-1, -1, -1, 3)}, side=64).size
+    (319, 70)
 
     Args:
-        rows: Name of the row -> pictures, uint8 (N, H, W, 3); as many in each row.
-        captions: One per column, above it.
-        side: Longer side of a picture.
-        blocks: Columns of rows beside each other.
+        rows: Name of the row -> pictures, uint8 (N, H, W, 3); equally many in each row.
+        captions: Text above each column.
+        side: Longer side of a picture, in pixels.
+        blocks: Number of blocks of rows that stand side by side.
     """
     counts = {name: len(pictures) for name, pictures in rows.items()}
     if captions is not None:
@@ -53,14 +56,14 @@ def draw_sheet(
 
 
 def extent(pictures: Tensor, side: int) -> tuple[int, int]:
-    """Width and height of pictures (N, H, W, 3) whose longer side shall be `side`."""
+    """Return width and height of pictures (N, H, W, 3) when their longer side becomes `side`."""
     height, width = pictures.shape[1:3]
     share = side / max(height, width)
     return max(1, round(width * share)), max(1, round(height * share))
 
 
 def fitted(pictures: Tensor, side: int) -> list[Image.Image]:
-    """The pictures in the size they are shown in; much enlarged ones keep their pixels visible."""
+    """Resize pictures for the sheet; the pixels of much enlarged ones stay visible."""
     size = extent(pictures, side)
     how = Image.Resampling.NEAREST if size[0] >= 3 * pictures.shape[2] else Image.Resampling.LANCZOS
     images = [Image.fromarray(picture.numpy()) for picture in pictures.cpu().contiguous()]
@@ -69,7 +72,7 @@ def fitted(pictures: Tensor, side: int) -> list[Image.Image]:
 
 @functools.cache
 def type_face(size: int) -> ImageFont.FreeTypeFont:
-    """A face for Latin, Greek, Cyrillic and signs, that comes with matplotlib; Pillow's own knows ASCII alone."""
+    """Return matplotlib's font for Latin, Greek, Cyrillic and signs; the font of Pillow has only ASCII."""
     package = find_spec("matplotlib")  # not imported, which takes a moment
     assert package is not None
     assert package.origin is not None
@@ -79,20 +82,20 @@ def type_face(size: int) -> ImageFont.FreeTypeFont:
 
 @functools.lru_cache(4096)
 def drawable(character: str, font: ImageFont.FreeTypeFont) -> bool:
-    """Whether the face has a glyph of its own for a character."""
-    absent = font.getmask("\uffff")  # what is drawn for any that it lacks
+    """Whether the font has a glyph for a character."""
+    absent = font.getmask("\uffff")  # the glyph of characters that it lacks
     mask = font.getmask(character)
     return character.isprintable() and (mask.size, bytes(mask)) != (absent.size, bytes(absent))
 
 
 def readable(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """The text on one line, with a question mark for what the face cannot show."""
+    """Return the text on one line, with a question mark for each character that the font cannot show."""
     line = " ".join(text[:LONGEST].split())
     return "".join(character if drawable(character, font) else "?" for character in line)
 
 
 def clip(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """As much of the text as fits, with an ellipsis if that is not all."""
+    """Return the text, or as much of it as fits and an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -1,40 +1,9 @@
 """Models whose maps are known by hand, in double precision."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
-import torch.nn.functional as F
+from support.networks import Function, GapLinear
 from torch import Tensor, nn
-
-
-class GapLinear(nn.Module):
-    """y = W mean(A) + b, where the features A are the image itself; `hidden` heads are no linear layer by type."""
-
-    def __init__(self, W: Tensor, b: Tensor, hidden: bool) -> None:
-        super().__init__()
-        self.features = nn.Identity()
-        self.W, self.b, self.hidden = nn.Parameter(W), nn.Parameter(b), hidden
-        if not hidden:
-            self.head = nn.Linear(W.shape[1], W.shape[0])
-            self.head.weight, self.head.bias = self.W, self.b
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = self.features(x).flatten(2).mean(2)
-        return F.linear(pooled, self.W, self.b) if self.hidden else self.head(pooled)
-
-
-class Function(nn.Module):
-    """A function as a model; its submodules can be given by name."""
-
-    def __init__(self, forward: Callable[..., Tensor], **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = forward
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, **dict(self.named_children()))
 
 
 @pytest.fixture
@@ -88,6 +57,22 @@ def target() -> Tensor:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture
+def baselines() -> Tensor:
+    return torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.fixture
+def square(function) -> nn.Module:
+    """y = sum of x^2 / 2, with the gradient x."""
+    return function(lambda x: x.square().flatten(1).sum(1) / 2)
+
+
+@pytest.fixture
+def picture() -> Tensor:
+    return torch.randn(2, 2, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 @pytest.fixture(params=[1, 2, 3], ids=["1d", "2d", "3d"])

@@ -13,13 +13,13 @@ close = partial(assert_close, rtol=0, atol=1e-9)
 
 def drops(score, A):
     """y - y[without k] for each image and channel; `score` takes features of one image, and its index."""
-    found = torch.zeros(A.shape[:2], dtype=A.dtype)
+    weights = torch.zeros(A.shape[:2], dtype=A.dtype)
     for i in range(len(A)):
         for k in range(A.shape[1]):
             without = A[i : i + 1].clone()
             without[:, k] = 0
-            found[i, k] = score(A[i : i + 1], i) - score(without, i)
-    return found.detach()
+            weights[i, k] = score(A[i : i + 1], i) - score(without, i)
+    return weights.detach()
 
 
 def mix(w, A):
@@ -38,7 +38,7 @@ def test_ablation_cam_is_the_printed_formula(chunk_size, case, activations):
 
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("denominator", ["absolute", "signed", "none"])
-def test_with_pooling_and_one_linear_layer_weights_have_a_closed_form(hidden, denominator, gap_linear, W, b, features):
+def test_ablation_cam_equals_closed_form_for_linear_head(hidden, denominator, gap_linear, W, b, features):
     """y - y[without k] = W[c, k] mean(A[k]), whether the head is recognized or every channel is scored again."""
     model, target = gap_linear(W, b, hidden=hidden), torch.tensor([1, 2])
     y = model(features)[[0, 1], target].detach()
@@ -48,7 +48,7 @@ def test_with_pooling_and_one_linear_layer_weights_have_a_closed_form(hidden, de
     close(cam(model, features, target), mix(w, features))
 
 
-def test_a_recognized_head_needs_no_pass_per_channel(gap_linear, W, b, features):
+def test_ablation_cam_of_linear_head_needs_one_pass(gap_linear, W, b, features):
     rows = {}
     for hidden in (False, True):
         model, seen = gap_linear(W, b, hidden=hidden), Tally()
@@ -58,7 +58,7 @@ def test_a_recognized_head_needs_no_pass_per_channel(gap_linear, W, b, features)
     assert rows[False] <= 2 < rows[True]  # features, and the check of the target
 
 
-def test_a_negative_logit_turns_the_map_around_only_if_signed(gap_linear):
+def test_ablation_cam_changes_sign_for_negative_logit_if_signed(gap_linear):
     """W = 1, mean(A) = 1, b = -3: y = -2, drop 1, so w = 1 / 2 or -1 / 2."""
     model, A = gap_linear([[1.0], [0]], [-3.0, 0]), torch.ones(1, 1, 2, 2, dtype=torch.float64)
     A[..., 0], A[..., 1] = 0.5, 1.5
@@ -66,13 +66,13 @@ def test_a_negative_logit_turns_the_map_around_only_if_signed(gap_linear):
     close(AblationCAM(layer="features", relu=False, denominator="signed")(model, A, 0), -A[:, 0] / 2)
 
 
-def test_a_zero_logit_stays_finite(gap_linear):
+def test_ablation_cam_of_zero_logit_is_finite(gap_linear):
     A = torch.rand(1, 1, 2, 2, dtype=torch.float64)
     assert AblationCAM(layer="features")(gap_linear([[0.0], [0]]), A, 0).isfinite().all()
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_a_channel_of_zeros_has_no_weight(hidden, gap_linear, W, b, features, target):
+def test_ablation_cam_gives_channel_of_zeros_no_weight(hidden, gap_linear, W, b, features, target):
     features[:, 1] = 0
     features[1, 3] = 0
     model = gap_linear(W, b, hidden=hidden)
@@ -82,7 +82,7 @@ def test_a_channel_of_zeros_has_no_weight(hidden, gap_linear, W, b, features, ta
 
 
 @pytest.mark.parametrize("skip", ["concatenate", "add", "batch size", "batch view"])
-def test_skips_around_the_layer_do_not_change_the_result(skip, function, images):
+def test_ablation_cam_with_skip_connections_around_layer(skip, function, images):
     """A batch that grows at the layer meets the image that did not: added it may grow, concatenated it may not."""
     torch.manual_seed(0)
     stem, head = nn.Conv2d(2, 2, 3, padding=1).double(), nn.Linear(4 * 64, 3).double()
@@ -101,7 +101,7 @@ def test_skips_around_the_layer_do_not_change_the_result(skip, function, images)
 
 
 @pytest.mark.parametrize("grow", [False, True])
-def test_a_layer_that_runs_twice_is_ablated_where_it_runs_last(grow, function, images):
+def test_ablation_cam_ablates_reused_layer_at_its_last_run(grow, function, images):
     """The last output is what the map is made of; the first may have other channels, as in bottleneck blocks."""
     torch.manual_seed(0)
     middle, head = nn.Conv2d(2, 3 if grow else 2, 1).double(), nn.Linear(3 if grow else 2, 3).double()
@@ -112,7 +112,7 @@ def test_a_layer_that_runs_twice_is_ablated_where_it_runs_last(grow, function, i
     close(AblationCAM(layer="act", relu=False)(model, images, 1), mix(w, A))
 
 
-def test_the_score_can_be_the_probability_or_a_callable(gap_linear, W, b, features):
+def test_ablation_cam_explains_probability_or_callable(gap_linear, W, b, features):
     model = gap_linear(W, b)
     head = lambda a: torch.einsum("qk,bk->bq", W, a.mean((2, 3))) + b  # noqa: E731
     w = drops(lambda a, i: head(a).softmax(1)[0, 1], features) / head(features).softmax(1)[:, 1, None]
@@ -122,6 +122,6 @@ def test_the_score_can_be_the_probability_or_a_callable(gap_linear, W, b, featur
     close(AblationCAM(layer="features", relu=False)(model, features, margin), mix(w, features))
 
 
-def test_another_denominator_is_refused(gap_linear, W, features):
+def test_ablation_cam_refuses_unknown_denominator(gap_linear, W, features):
     with pytest.raises(ValueError, match=r"'absolute', 'signed', 'none'.*got 'abs'"):
         AblationCAM(layer="features", denominator="abs")(gap_linear(W), features)

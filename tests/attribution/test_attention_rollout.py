@@ -59,27 +59,27 @@ def test_attention_rollout_is_the_printed_product(heads, start, discard, attendi
     close(S, R[0, 1:].view(1, 2, 3).expand(2, 2, 3))
 
 
-def test_attention_to_oneself_alone_gives_a_zero_map(attending, picture):
+def test_attention_rollout_of_identity_attention_is_zero(attending, picture):
     identity = 1e4 * torch.eye(T, dtype=torch.float64)[None]
     assert not AttentionRollout()(attending(identity, identity), picture).any()
 
 
-def test_uniform_attention_of_one_block_gives_half_of_it(attending, picture):
+def test_attention_rollout_of_one_uniform_block_is_half_of_it(attending, picture):
     """(1 / T + 0) / 2 from the class token to each patch."""
     S = AttentionRollout()(attending(torch.zeros(2, T, T, dtype=torch.float64)), picture)
     close(S, torch.full((2, 8, 12), 1 / (2 * T), dtype=torch.float64))
 
 
-def test_the_order_of_blocks_matters(attending, random_scores, picture):
+def test_attention_rollout_depends_on_order_of_blocks(attending, random_scores, picture):
     S, back = (AttentionRollout()(attending(*scores), picture) for scores in (random_scores, random_scores[::-1]))
     assert not torch.allclose(S, back)
 
 
-def test_a_start_behind_the_last_block_is_refused(attending, random_scores, picture):
+def test_attention_rollout_refuses_start_behind_last_block(attending, random_scores, picture):
     with pytest.raises(ValueError, match=r"3 blocks.*3|start_layer.*3"):
         AttentionRollout(start_layer=3)(attending(*random_scores), picture)
 
 
-def test_blocks_that_see_different_tokens_are_refused(attending, random_scores, picture):
+def test_attention_rollout_refuses_blocks_of_different_tokens(attending, random_scores, picture):
     with pytest.raises(ValueError, match="all see the same tokens"):
         AttentionRollout()(attending(random_scores[0][:, :4, :4], random_scores[0]), picture)

@@ -25,7 +25,7 @@ TARGET = torch.tensor([2, 0])
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_it_is_captum_called_directly(algorithm, init_args, call_args, network, images):
+def test_captum_attribution_equals_direct_call_of_captum(algorithm, init_args, call_args, network, images):
     x = images.clone().requires_grad_()
     phi = getattr(captum.attr, algorithm)(network, **init_args).attribute(x, target=TARGET, **call_args).detach()
     assert phi.any()
@@ -36,19 +36,19 @@ def test_it_is_captum_called_directly(algorithm, init_args, call_args, network, 
 
 
 @pytest.mark.parametrize("algorithm", ["LayerGradCam", "LayerActivation", "LayerGradientXActivation"])
-def test_algorithms_of_layers_are_summed_and_resized(algorithm, network, images):
+def test_captum_attribution_sums_and_resizes_layer_volumes(algorithm, network, images):
     args = {} if algorithm == "LayerActivation" else {"target": TARGET}
     volume = getattr(captum.attr, algorithm)(network, network[0]).attribute(images, **args).detach()
     expected = F.interpolate(volume.sum(1, keepdim=True), (8, 8), mode="bilinear")[:, 0]
     close(CaptumAttribution(algorithm, layer="0", reduce="signed_sum")(network, images, TARGET), expected)
 
 
-def test_grad_cam_of_captum_is_ours(network, images):
+def test_captum_attribution_layer_grad_cam_equals_grad_cam(network, images):
     options = {"layer": "0", "reduce": "signed_sum", "call_args": {"relu_attributions": True}}
     close(CaptumAttribution("LayerGradCam", **options)(network, images, 1), GradCAM(layer="0")(network, images, 1))
 
 
-def test_one_logit_is_explained_or_its_negative_for_class_zero(linear, images):
+def test_captum_attribution_of_one_logit_negates_class_zero(linear, images):
     w = torch.randn(1, 128, dtype=torch.float64)
     method = CaptumAttribution("Saliency", reduce="none", call_args={"abs": False})
     for target, sign in ((None, [1, 1]), ([0, 1], [-1, 1])):
@@ -56,7 +56,7 @@ def test_one_logit_is_explained_or_its_negative_for_class_zero(linear, images):
         close(S, torch.tensor(sign, dtype=torch.float64)[:, None] * w)
 
 
-def test_the_model_keeps_no_hooks(network, images):
+def test_captum_attribution_leaves_no_hooks(network, images):
     for options in ({"algorithm": "GuidedBackprop"}, {"algorithm": "LayerGradCam", "layer": "0"}):
         CaptumAttribution(**options)(network, images, 0)
     for module in network.modules():
@@ -65,11 +65,11 @@ def test_the_model_keeps_no_hooks(network, images):
         assert not (module._backward_hooks)
 
 
-def test_an_unknown_algorithm_is_refused_with_the_known_ones(network, images):
+def test_captum_attribution_refuses_unknown_algorithm(network, images):
     with pytest.raises(ValueError, match=r"got 'IntegratedGradient'.*'IntegratedGradients'"):
         CaptumAttribution("IntegratedGradient")(network, images)
 
 
-def test_a_callable_target_is_refused(network, images):
+def test_captum_attribution_refuses_callable_target(network, images):
     with pytest.raises(TypeError, match="class indices"):
         CaptumAttribution()(network, images, lambda y: y[:, 0])

@@ -59,27 +59,27 @@ def spent(method, net, target=(0, 1, 2)):
 
 
 @pytest.mark.parametrize("method", [FullGrad(), TGrad(), FullGrad(implicit=True)])
-def test_one_forward_and_one_backward_pass(method, net):
+def test_full_grad_and_t_grad_cost_one_forward_and_backward(method, net):
     assert spent(method, net) == (3, 3)
 
 
-def test_rise_spends_its_masks(net):
+def test_rise_costs_one_pass_per_mask(net):
     assert spent(RISE(n=50), net) == (3 * 50, 0)
 
 
-def test_occlusion_spends_its_patches(net):
+def test_occlusion_costs_one_pass_per_patch(net):
     assert spent(Occlusion(8, 8), net) == (3 * 2 * 3 + 3, 0)  # 16 x 24 pixels, and the score itself
 
 
 @pytest.mark.parametrize(("variant", "passes"), [("+", 1), ("-", 1), ("+-", 2)])
-def test_poly_cam_spends_its_channels(variant, passes, net):
+def test_poly_cam_costs_passes_per_channel(variant, passes, net):
     method = PolyCAM(variant, layers=["body.2", "body.3"])
     assert spent(method, net) == (3 * passes * (6 + 5) + 3, 0)
 
 
-def test_fifty_draws_spend_fifty_passes_and_a_share(net):
-    kept = cache_baselines(net, BASELINES)
-    forward, backward = spent(ExpectedGradCAM(baselines=kept), net)
+def test_expected_grad_cam_costs_one_pass_per_draw(net):
+    cached = cache_baselines(net, BASELINES)
+    forward, backward = spent(ExpectedGradCAM(baselines=cached), net)
     assert backward == 3 * 50
     assert forward == 3 * 50 + 3 + 1
     assert forward <= 1.15 * 3 * 50
@@ -87,7 +87,7 @@ def test_fifty_draws_spend_fifty_passes_and_a_share(net):
     assert fresh == 3 * 50 + 3 + len(BASELINES)
 
 
-def test_relevance_spends_two_forward_passes():
+def test_transformer_attribution_costs_two_forward_passes():
     from support.attributions import toy
 
     passes = Tally()

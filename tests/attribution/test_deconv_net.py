@@ -24,7 +24,7 @@ def deconv(function):
 
 
 @pytest.mark.parametrize("relu", RELUS)
-def test_positive_evidence_passes_whatever_came_forward(relu, deconv):
+def test_deconv_net_passes_positive_gradients_of_any_input(relu, deconv):
     assert deconv(lambda x: relu(x * 1), -2.0) == 1
     assert deconv(lambda x: relu(x * 1), 2.0) == 1
     assert deconv(lambda x: -relu(x * 1), 2.0) == 0
@@ -32,18 +32,18 @@ def test_positive_evidence_passes_whatever_came_forward(relu, deconv):
 
 
 @pytest.mark.parametrize("relu", RELUS)
-def test_the_forward_pass_stays_the_same(relu, deconv):
+def test_deconv_net_keeps_the_forward_pass(relu, deconv):
     """y = relu(x)^2 / 2 sends relu(x) back."""
     assert deconv(lambda x: relu(x * 1).square() / 2, 3.0) == 3
     assert deconv(lambda x: relu(x * 1).square() / 2, -3.0) == 0
 
 
-def test_the_identity_around_a_relu_is_not_filtered(deconv):
+def test_deconv_net_does_not_filter_identity_around_relu(deconv):
     assert deconv(lambda x: x.relu() + x, -2.0) == 2
     assert deconv(lambda x: -x.relu() - x, 2.0) == -1
 
 
-def test_two_layers_by_hand(function):
+def test_deconv_net_of_two_layers_by_hand(function):
     """y = v relu(U x): g = sum over all units of relu(v) U, for every x."""
     torch.manual_seed(0)
     U, v, x = (torch.randn(*shape, dtype=torch.float64) for shape in ((6, 4), (6,), (3, 1, 2, 2)))
@@ -51,13 +51,13 @@ def test_two_layers_by_hand(function):
     close(S.flatten(1), (v.clamp(min=0) @ U).expand(3, -1))
 
 
-def test_the_scope_of_modules_leaves_functional_activations_alone(function):
+def test_deconv_net_scope_modules_ignores_functional_relu(function):
     x = torch.full((1, 1, 1), -2.0, dtype=torch.float64)
     model = function(lambda x, act: (act(x) + x.relu()).flatten(1), act=nn.ReLU())
     assert DeconvNet(reduce="none")(model, x).item() == 2
     assert DeconvNet(reduce="none", scope="modules")(model, x).item() == 1
 
 
-def test_where_nothing_is_gated_an_error_says_so(linear, images):
+def test_deconv_net_refuses_network_without_activations(linear, images):
     with pytest.raises(ValueError, match=r"expected activations .* none ran"):
         DeconvNet()(linear(torch.ones(2, 128)), images)

@@ -33,7 +33,7 @@ def test_eigen_cam_is_the_first_principal_component(center, shape, model):
         close(found, -v if v.max() < -v.min() else v)
 
 
-def test_proportional_channels_give_their_common_map_without_its_mean(model, features):
+def test_eigen_cam_of_proportional_channels_is_centered_map(model, features):
     """A[k] = a[k] M, so X v = |a| (M - mean M) up to its sign."""
     M, a = features[0, 0], torch.tensor([0.0, 2, 1, 2], dtype=torch.float64)
     S = EigenCAM(layer="features", relu=False)(model(features), a[:, None, None] * M[None, None])[0]
@@ -41,13 +41,13 @@ def test_proportional_channels_give_their_common_map_without_its_mean(model, fea
     close(S, expected if expected.max() >= -expected.min() else -expected)
 
 
-def test_one_channel_is_itself_without_its_mean(model, features):
+def test_eigen_cam_of_one_channel_is_its_centered_map(model, features):
     A = features[:, :1]
     S = EigenCAM(layer="features", relu=False, sign="mean")(model(A), A)
     close(S, A[:, 0] - A[:, 0].mean((1, 2), keepdim=True))
 
 
-def test_the_sign_makes_the_largest_magnitude_or_the_mean_feature_positive(model):
+def test_eigen_cam_sign_max_or_mean_is_positive(model):
     """M = (0, 3, 3, 3) has its largest deviation -2.25 below the mean: "max" turns it around, "mean" does not."""
     A = torch.tensor([0.0, 3, 3, 3], dtype=torch.float64).view(1, 1, 2, 2)
     expected = A[:, 0] - 2.25
@@ -57,16 +57,16 @@ def test_the_sign_makes_the_largest_magnitude_or_the_mean_feature_positive(model
     close(EigenCAM(layer="features", relu=False, sign="none")(model(A), A).abs(), expected.abs())
 
 
-def test_constant_channels_give_a_zero_map(model):
+def test_eigen_cam_of_constant_channels_is_zero(model):
     A = torch.tensor([1.0, 5]).view(1, 2, 1, 1).expand(1, 2, 3, 3).double()
     assert EigenCAM(layer="features")(model(A), A).abs().max() < 1e-9
 
 
-def test_the_class_does_not_matter(network, images):
+def test_eigen_cam_ignores_the_class(network, images):
     one, two = (EigenCAM(layer="0")(network, images, c) for c in (0, 2))
     assert torch.equal(one, two)
 
 
-def test_another_sign_is_refused(model, features):
+def test_eigen_cam_refuses_unknown_sign(model, features):
     with pytest.raises(ValueError, match="got 'min'"):
         EigenCAM(layer="features", sign="min")(model(features), features)

@@ -15,21 +15,15 @@ def baselines():
     return torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-@pytest.fixture
-def square(function):
-    """y = sum of x^2 / 2, whose gradient is x."""
-    return function(lambda x: x.square().flatten(1).sum(1) / 2)
-
-
 @pytest.mark.parametrize("n", [4, 12])
-def test_a_linear_model_gets_the_distance_to_the_mean_baseline(n, linear, images, baselines):
+def test_expected_gradients_of_linear_model_by_hand(n, linear, images, baselines):
     """With every baseline used equally often phi = (x - mean x') w, whatever a."""
     w = torch.randn(1, 128, dtype=torch.float64)
     phi = Volume(baselines=baselines, n=n, draws="sequential", chunk_size=5)(linear(w), images)
     close(phi, (images - baselines.mean(0)) * w.view(2, 8, 8))
 
 
-def test_each_draw_lies_between_one_of_the_baselines_and_the_image(square, images, baselines):
+def test_expected_gradients_draw_between_baseline_and_image(square, images, baselines):
     """phi = (x - x') (x' + a (x - x')) with one a in (0, 1) for the whole image."""
     for seed in range(5):
         phi = Volume(baselines=baselines[:1], n=1, seed=seed)(square, images)
@@ -38,7 +32,7 @@ def test_each_draw_lies_between_one_of_the_baselines_and_the_image(square, image
         assert_close(a, a.mean().expand_as(a), rtol=0, atol=1e-6)
 
 
-def test_one_baseline_gives_integrated_gradients_in_the_limit(square, images, baselines):
+def test_expected_gradients_of_one_baseline_tend_to_integrated(square, images, baselines):
     """One a in each of n intervals has a mean within 1 / (2 n) of 1 / 2; phi - IG = (x - x')^2 (mean a - 1 / 2)."""
     exact = IntegratedGradients(baseline=baselines[0], reduce="none", steps=2)(square, images)
     for n in (10, 1000):
@@ -46,14 +40,14 @@ def test_one_baseline_gives_integrated_gradients_in_the_limit(square, images, ba
         assert ((phi - exact).abs() <= 0.9 * (images - baselines[0]) ** 2 / (2 * n)).all()
 
 
-def test_independent_draws_come_near_the_expectation(linear, images, baselines):
+def test_expected_gradients_draws_estimate_the_expectation(linear, images, baselines):
     """phi / w = x - mean of the drawn x', whose standard error is that of 4000 draws of 4 baselines."""
     phi = Volume(baselines=baselines, n=4000, chunk_size=8000)(linear(torch.ones(1, 128)), images)
     error = (phi - (images - baselines.mean(0))).abs() / (baselines.std(0, correction=0) / 4000**0.5)
     assert 0 < error.max() < 6
 
 
-def test_the_draws_follow_the_seed_and_are_the_same_for_every_image(square, images, baselines):
+def test_expected_gradients_draws_follow_seed_for_all_images(square, images, baselines):
     twice = images[:1].expand(2, -1, -1, -1)
     one, again, other = (Volume(baselines=baselines, n=3, seed=s)(square, twice) for s in (0, 0, 1))
     close(one[0], one[1])
@@ -61,7 +55,7 @@ def test_the_draws_follow_the_seed_and_are_the_same_for_every_image(square, imag
     assert not torch.allclose(one, other)
 
 
-def test_its_map_can_be_trained(images, baselines):
+def test_expected_gradients_map_can_be_trained(images, baselines):
     """In a linear model the sum of phi has the derivative x - mean x' with respect to w."""
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(128, 2)).double()
     method = Volume(baselines=baselines, n=4, draws="sequential")
@@ -70,7 +64,7 @@ def test_its_map_can_be_trained(images, baselines):
     close(model[1].weight.grad, torch.stack([0 * expected, expected]))
 
 
-def test_channels_are_summed_and_their_sign_is_lost(linear, images, baselines):
+def test_expected_gradients_reduce_by_absolute_sum(linear, images, baselines):
     method = ExpectedGradients(baselines=baselines, n=4, draws="sequential")
     close(method(linear(torch.ones(1, 128)), images), (images - baselines.mean(0)).sum(1).abs())
     assert ExpectedGradients(baselines).n == 50
@@ -85,6 +79,6 @@ def test_channels_are_summed_and_their_sign_is_lost(linear, images, baselines):
         ({"draws": "all"}, "'all'"),
     ],
 )
-def test_other_options_are_refused(wrong, match, square, images, baselines):
+def test_expected_gradients_refuse_wrong_options(wrong, match, square, images, baselines):
     with pytest.raises(ValueError, match=match):
         ExpectedGradients(**{"baselines": baselines, **wrong})(square, images)

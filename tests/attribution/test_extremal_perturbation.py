@@ -1,3 +1,5 @@
+"""Extremal perturbation by its formula, and its independence of unit and zero of the score."""
+
 import itertools
 import math
 from functools import partial
@@ -6,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.tally import Tally
+from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import ExtremalPerturbation
@@ -16,7 +19,7 @@ Small = partial(ExtremalPerturbation, step=4, sigma=6.0, blur_sigma=4.0)
 
 
 @pytest.mark.parametrize("size", [(11, 14), (17,)])
-def test_a_mask_is_the_smooth_maximum_over_cells(size):
+def test_extremal_mask_is_smooth_maximum_over_cells(size):
     x = torch.zeros(2, 1, *size, dtype=torch.float64)
     mask = _Mask(x, step=4, sigma=6.0)
     assert mask.grid == [math.ceil(s / 4) for s in size]
@@ -37,7 +40,7 @@ def test_a_mask_is_the_smooth_maximum_over_cells(size):
         assert_close(m[(slice(None), *u)], ((values * (20 * values).softmax(1)).sum(1) / peak).clamp(max=1))
 
 
-def test_masks_of_one_and_zero_keep_and_hide_the_image():
+def test_extremal_masks_of_one_and_zero_keep_and_blur_image():
     x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
     pyramid = _pyramid(x, 5, 4.0, "replicate")
     assert_close(_blurred(pyramid, torch.ones(2, 12, 12).double()), x)
@@ -47,7 +50,7 @@ def test_masks_of_one_and_zero_keep_and_hide_the_image():
     assert_close(between, 0.8 * blur(x, 25, 3.0) + 0.2 * blur(x, 17, 2.0))
 
 
-def test_published_blur_meets_zeros_around_the_image():
+def test_extremal_blur_pads_with_zeros_as_published():
     """A two-dimensional convolution with zeros around: of an image of ones a corner keeps a quarter and a bit."""
     x = torch.randn(2, 3, 20, 26, dtype=torch.float64)
     x[0] = 1
@@ -61,7 +64,7 @@ def test_published_blur_meets_zeros_around_the_image():
 
 
 @pytest.mark.parametrize("borders", ["constant", "replicate", "reflect"])
-def test_blur_borders_reach_the_mask(borders, function):
+def test_extremal_borders_change_the_mask(borders, function):
     """The score is what blur leaves in a corner of an image of ones: zeros around it are the only slope there is."""
     net = function(lambda x: 100 * x[:, 0, :4, :4].mean((1, 2))[:, None])
     S = Small(areas=[0.1], steps=40, borders=borders)(net, torch.ones(1, 1, 24, 24), 1)[0]
@@ -70,7 +73,7 @@ def test_blur_borders_reach_the_mask(borders, function):
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_the_ascent_is_that_of_torch(relative, network, images):
+def test_extremal_ascent_equals_sgd_of_torch(relative, network, images):
     """Stochastic gradient ascent with momentum and as much dampening, mirrored at every second step."""
     method = Small(areas=[0.2], steps=6, weight=3.0, growth=1.1, relative=relative)
     mask, pyramid = _Mask(images, 4, 6.0), _pyramid(images, 8, 4.0, "constant")
@@ -92,7 +95,7 @@ def test_the_ascent_is_that_of_torch(relative, network, images):
     assert_close(method(network, images, 1), mask(g).detach())
 
 
-def test_without_a_preference_only_the_area_counts(function):
+def test_extremal_mask_of_constant_model_has_its_area(function):
     """The model is constant: the mask takes its area and no more."""
     net = function(lambda x: 0 * x.flatten(1)[:, :3])
     for area in (0.2, 0.5):
@@ -103,7 +106,7 @@ def test_without_a_preference_only_the_area_counts(function):
 
 
 @pytest.mark.parametrize("variant", ["preserve", "delete", "dual"])
-def test_the_mask_finds_what_the_score_is_made_of(variant, function):
+def test_extremal_mask_covers_the_cause_of_the_score(variant, function):
     """y is the contrast in one corner, which blur takes away where no zeros around the image add some."""
     x = torch.zeros(1, 1, 24, 24)
     x[..., ::2] = 1.0
@@ -114,7 +117,7 @@ def test_the_mask_finds_what_the_score_is_made_of(variant, function):
     assert m[14:, 14:].mean() < 0.01
 
 
-def test_contrast_subtracts_the_best_other_logit(function, images):
+def test_extremal_contrastive_subtracts_best_other_logit(function, images):
     """y[0] = y[1]: their difference is constant, whatever y[0] wants."""
     net = function(lambda x: x.flatten(1).mean(1, keepdim=True).expand(-1, 2) * 100)
     constant = function(lambda x: x.flatten(1)[:, :2] * 0)
@@ -124,14 +127,14 @@ def test_contrast_subtracts_the_best_other_logit(function, images):
         method(net, images, lambda output: output[:, 0])
 
 
-def test_several_areas_add_up(network, images):
+def test_extremal_areas_add_up(network, images):
     both = Small(areas=[0.1, 0.4], steps=3)(network, images, 1)
     assert_close(
         both, Small(areas=[0.1], steps=3)(network, images, 1) + Small(areas=[0.4], steps=3)(network, images, 1)
     )
 
 
-def test_cost(network, images):
+def test_extremal_costs_one_pass_per_step_and_level(network, images):
     passes = Tally()
     network.register_forward_hook(lambda m, args, out: passes.append(len(out)))
     Small(areas=[0.1, 0.3], steps=5)(network, images, torch.tensor([0, 1]))
@@ -141,7 +144,7 @@ def test_cost(network, images):
     assert sum(passes) == 2 * 2 * 5
 
 
-def test_signals(case):
+def test_extremal_masks_of_signals_and_volumes(case):
     net, x = case
     m = Small(steps=2)(net, x, 1)
     assert m.shape == x[:, 0].shape
@@ -152,6 +155,100 @@ WRONG = [{"areas": []}, {"areas": [1.0]}, {"areas": 0.1}, {"levels": 1}, {"step"
 
 
 @pytest.mark.parametrize("wrong", [*WRONG, {"blur_sigma": -1.0}])
-def test_other_options_are_refused(wrong, network, images):
+def test_extremal_refuses_wrong_options(wrong, network, images):
     with pytest.raises(ValueError, match=r"expected (areas|levels|step|sigma|blur_sigma) "):
         Small(**{"steps": 1, **wrong})(network, images, 1)
+
+
+@pytest.fixture
+def pattern():
+    """Stripes, which blur takes away."""
+    x = torch.zeros(1, 1, 24, 24)
+    x[..., ::4] = x[..., 1::4] = 1.0
+    return x
+
+
+def contrast(gain, top=6, left=6):
+    """The score sees the stripes in a square of 12 pixels alone."""
+
+    def y(x):
+        seen = x[:, 0, top : top + 12, left : left + 12]
+        return gain * (seen - seen.mean((1, 2), keepdim=True)).square().mean((1, 2)).sqrt()[:, None]
+
+    return y
+
+
+@pytest.mark.parametrize("variant", ["preserve", "delete", "dual"])
+@pytest.mark.parametrize("contrastive", [False, True])
+def test_extremal_ignores_unit_and_zero_of_score(variant, contrastive, network, images):
+    method = Small(steps=8, variant=variant, contrastive=contrastive)
+    scaled = nn.Sequential(network, nn.Linear(3, 3).double())
+    with torch.no_grad():
+        scaled[1].weight.copy_(1000 * torch.eye(3))
+        scaled[1].bias.fill_(-7.0)
+    assert_close(method(scaled, images, 1), method(network, images, 1))
+
+
+@pytest.mark.parametrize(("gain", "top", "left"), [(1e-3, 6, 6), (1e3, 6, 6), (1.0, 0, 12)])
+def test_extremal_mask_covers_cause_of_any_scale(gain, top, left, function, pattern):
+    """At the default weight of the area, which reaches that of 800 steps in 150."""
+    method = Small(areas=[0.25], steps=150, growth=1.0187, step=2, sigma=3.0, mirror=False)
+    m = method(function(contrast(gain, top, left)), pattern, 1)[0]
+    assert m[top : top + 12, left : left + 12].sum() / m.sum() > 0.7
+    assert abs(m.mean() - 0.25) < 0.05
+
+
+def test_extremal_relative_false_ignores_small_score(function, pattern):
+    """The area decides alone: the masks of squares at opposite corners are the same, of the same area."""
+    method = Small(areas=[0.25], steps=60, growth=1.04, step=2, sigma=3.0, mirror=False, relative=False)
+    first, last = (method(function(contrast(1e-7, at, at)), pattern, 1) for at in (0, 12))
+    assert_close(first, last, rtol=0, atol=0.02)
+    assert abs(first.mean() - 0.25) < 0.05
+
+
+@pytest.mark.parametrize("size", [(64,), (23, 30), (9, 10, 11)])
+@pytest.mark.parametrize(("step", "sigma"), [(4, 6.0), (7, 21.0), (1, 0.5)])
+def test_extremal_mask_of_ones_hides_nothing(size, step, sigma):
+    """No border and no place between cells is brighter than another one: the area has nothing to prefer."""
+    mask = _Mask(torch.zeros(1, 1, *size), step, sigma)
+    assert torch.equal(mask(torch.ones(2, *mask.grid)), torch.ones(2, *size))
+    values = mask(torch.rand(8, *mask.grid, generator=torch.Generator().manual_seed(0)))
+    assert values.min() >= 0
+    assert values.max() <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_extremal_mask_has_slope_at_its_bounds(value):
+    """What is hidden or shown altogether has a slope, so that the score can bring it back."""
+    mask = _Mask(torch.zeros(1, 1, 12, 12, dtype=torch.float64), 4, 6.0)
+    g = torch.full((1, 3, 3), value, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(mask(g).sum(), g)
+    assert (slope > 0).all()
+    inner = 1e-6 if value == 0 else 1 - 1e-6
+    moved = mask(torch.full((1, 3, 3), inner, dtype=torch.float64)) - mask(g.detach())
+    assert_close(slope.sum(), moved.sum() / (inner - value), rtol=1e-3, atol=0)
+
+
+def test_extremal_blur_of_nan_mask_stays_at_its_pixel():
+    x = torch.ones(2, 1, 6, 6, dtype=torch.float64)
+    m = torch.full((2, 6, 6), 0.4, dtype=torch.float64)
+    m[1, 2, 3] = torch.nan
+    seen = _blurred(_pyramid(x, 4, 2.0, "replicate"), m)
+    assert_close(seen[0], x[0])
+    assert seen.isnan().nonzero().tolist() == [[1, 0, 2, 3]]
+
+
+@pytest.mark.parametrize("score", ["prob", "logprob", "logit"])
+def test_extremal_contrastive_follows_explained_score(score, function, images):
+    """Of two classes: p - (1 - p), log p - log(1 - p) = y - 0, y - 0; one logit stands for the same two."""
+    w = torch.randn(128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def y(x):
+        return (x.flatten(1) @ w / 10)[:, None]
+
+    two = function(lambda x: torch.cat([0 * y(x), y(x)], 1))
+    explained = {"prob": lambda out: 2 * out.softmax(1)[:, 1], "logprob": lambda out: out[:, 1]}
+    expected = Small(steps=4)(two, images, explained.get(score, explained["logprob"]))
+    method = Small(steps=4, contrastive=True, score=score)
+    assert_close(method(two, images, 1), expected)
+    assert_close(method(function(y), images, 1), expected)

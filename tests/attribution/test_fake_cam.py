@@ -10,7 +10,7 @@ def test_fake_cam_is_one_everywhere_but_at_the_top_left(network, images):
     assert S.sum() == 2 * 63
 
 
-def test_it_is_the_same_for_signals_and_volumes_and_has_the_complexity_of_one_minus_one_cell(function):
+def test_fake_cam_of_signals_and_volumes_hides_one_cell(function):
     model = function(lambda x: x.flatten(1))
     for shape in ((1, 1, 5), (1, 1, 2, 3, 4)):
         S = FakeCAM()(model, torch.rand(shape))

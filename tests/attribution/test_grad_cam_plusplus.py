@@ -34,7 +34,7 @@ def test_grad_cam_plusplus_is_the_printed_formula(denominator, alpha_norm, case,
 
 
 @pytest.mark.parametrize("denominator", ["sum_act", "sum_act_grad"])
-def test_with_pooling_and_one_linear_layer_weights_have_a_closed_form(denominator, gap_linear, W, b, features, target):
+def test_grad_cam_plusplus_closed_form_for_linear_head(denominator, gap_linear, W, b, features, target):
     """g = W[c, k] / Z everywhere, so w[k] = relu(W[c, k]) / (2 + W[c, k] mean(A[k]))."""
     u = W[target] * features.mean((2, 3))
     w = W[target].relu() / (2 + u)
@@ -42,39 +42,39 @@ def test_with_pooling_and_one_linear_layer_weights_have_a_closed_form(denominato
     close(S, torch.einsum("bk,bkij->bij", w, features))
 
 
-def test_the_mean_in_the_denominator_divides_its_second_term_by_the_cells(gap_linear, W, features, target):
+def test_grad_cam_plusplus_mean_act_grad_by_hand(gap_linear, W, features, target):
     """w[k] = relu(W[c, k]) / (2 + u / Z), up to the factor 1 / Z of a mean in place of the outer sum."""
     u = W[target] * features.mean((2, 3))
     S = GradCAMPlusPlus(layer="features", denominator="mean_act_grad")(gap_linear(W), features, target)
     close(S, torch.einsum("bk,bkij->bij", W[target].relu() / (2 + u / 6), features))
 
 
-def test_alpha_norm_leaves_the_mean_positive_gradient(gap_linear, W, features, target):
+def test_grad_cam_plusplus_alpha_norm_by_hand(gap_linear, W, features, target):
     S = GradCAMPlusPlus(layer="features", alpha_norm=True)(gap_linear(W), features, target)
     close(S, torch.einsum("bk,bkij->bij", W[target].relu() / 6, features))
 
 
-def test_negative_gradients_give_a_zero_map(gap_linear, W, features):
+def test_grad_cam_plusplus_of_negative_gradients_is_zero(gap_linear, W, features):
     assert not GradCAMPlusPlus(layer="features")(gap_linear(-W.abs()), features, 0).any()
 
 
-def test_a_class_that_ignores_the_features_gives_a_zero_map(gap_linear, W, features):
+def test_grad_cam_plusplus_of_class_without_weights_is_zero(gap_linear, W, features):
     assert not GradCAMPlusPlus(layer="features")(gap_linear(0 * W), features, 0).any()
 
 
-def test_the_ratio_does_not_depend_on_the_size_of_gradients(gap_linear, W, features):
+def test_grad_cam_plusplus_ignores_size_of_gradients(gap_linear, W, features):
     """Features of size 1/t under gradients of size t have the same product."""
     one = GradCAMPlusPlus(layer="features")(gap_linear(W), features, 0)
     tiny = GradCAMPlusPlus(layer="features")(gap_linear(W * 1e-9), features * 1e9, 0)
     close(tiny, one)
 
 
-def test_a_denominator_of_zero_stays_finite(gap_linear, features):
+def test_grad_cam_plusplus_of_zero_denominator_is_finite(gap_linear, features):
     """Signed features with 2 + W mean(A) = 0."""
     A = torch.full((1, 1, 2, 2), -2.0, dtype=torch.float64)
     assert GradCAMPlusPlus(layer="features")(gap_linear([[1.0]]), A, 1).isfinite().all()
 
 
-def test_another_denominator_is_refused(gap_linear, W, features):
+def test_grad_cam_plusplus_refuses_unknown_denominator(gap_linear, W, features):
     with pytest.raises(ValueError, match=r"'sum_act', 'sum_act_grad', 'mean_act_grad'.*got 'sum'"):
         GradCAMPlusPlus(layer="features", denominator="sum")(gap_linear(W), features)

@@ -16,31 +16,31 @@ REDUCED = {  # of the three channels 1, -4, 2
 }
 
 
-def test_the_gradient_of_a_linear_model_is_its_weights_for_every_image(linear, images):
+def test_gradient_of_linear_model_is_its_weights(linear, images):
     w = torch.randn(3, 128, dtype=torch.float64)
     for x in (images, 0 * images, -5 * images):
         close(Gradient(reduce="none")(linear(w), x, [2, 0]), w[[2, 0]].view(2, 2, 8, 8))
 
 
-def test_it_does_not_vanish_where_an_input_is_zero(linear):
+def test_gradient_does_not_vanish_at_zero_input(linear):
     """y = -2 x1 + 9 x2 at (3, 0)."""
     x = torch.tensor([3.0, 0]).view(1, 1, 1, 2).double()
     close(Gradient()(linear([[-2.0, 9]]), x), torch.tensor([[[2.0, 9]]]).double())
 
 
 @pytest.mark.parametrize("reduce", REDUCED)
-def test_channels_are_reduced(reduce, linear):
+def test_gradient_reduces_channels(reduce, linear):
     x = torch.zeros(1, 3, 1, 1, dtype=torch.float64)
     S = Gradient(reduce=reduce)(linear([[1.0, -4, 2]]), x)
     close(S, torch.full((1, 1, 1), REDUCED[reduce], dtype=torch.float64))
 
 
-def test_the_largest_magnitude_is_the_default():
+def test_gradient_default_is_largest_magnitude():
     assert Gradient().reduce == "max_abs"
 
 
 @pytest.mark.parametrize("score", ["prob", "logprob", "loss", "sigmoid"])
-def test_the_explained_number_can_be_another(score, linear, images):
+def test_gradient_of_other_scores_by_hand(score, linear, images):
     """dp[c] = p[c] (w[c] - sum p w), dlog p[c] = w[c] - sum p w, loss = -log p[c], ds = s (1 - s) w[c]."""
     w = torch.randn(3, 128, dtype=torch.float64) / 8
     y = linear(w)(images)
@@ -50,7 +50,7 @@ def test_the_explained_number_can_be_another(score, linear, images):
     close(Gradient(score=score, reduce="none")(linear(w), images, 1).flatten(1), expected[score])
 
 
-def test_one_logit_is_the_evidence_for_class_one_and_against_class_zero(linear, images):
+def test_gradient_of_one_logit_negates_class_zero(linear, images):
     """The probability of class 1 is sigmoid(y), that of class 0 is 1 - sigmoid(y)."""
     w = torch.randn(1, 128, dtype=torch.float64) / 8
     s = linear(w)(images).sigmoid()
@@ -60,12 +60,12 @@ def test_one_logit_is_the_evidence_for_class_one_and_against_class_zero(linear, 
         close(Gradient(score=score, reduce="none")(linear(w), images, 0).flatten(1), slope * w)
 
 
-def test_a_score_that_ignores_the_image_has_no_gradient(function, images):
+def test_gradient_of_constant_score_is_zero(function, images):
     assert not Gradient()(function(lambda x: x.new_ones(len(x), 3)), images).any()
     assert not Gradient()(function(lambda x: (0 * x).flatten(1)), images).any()
 
 
-def test_a_first_layer_in_place_changes_neither_the_images_nor_the_gradient(function, images):
+def test_gradient_survives_in_place_first_layer(function, images):
     before = images.clone()
     model = function(lambda x: x.mul_(3).flatten(1).sum(1))
     close(Gradient()(model, images), torch.full((2, 8, 8), 3.0, dtype=torch.float64))
@@ -73,6 +73,6 @@ def test_a_first_layer_in_place_changes_neither_the_images_nor_the_gradient(func
 
 
 @pytest.mark.parametrize(("wrong", "match"), [({"reduce": "max"}, "got 'max'"), ({"score": "score"}, "got 'score'")])
-def test_other_options_are_refused(wrong, match, linear, images):
+def test_gradient_refuses_wrong_options(wrong, match, linear, images):
     with pytest.raises(ValueError, match=match):
         Gradient(**wrong)(linear(torch.ones(2, 128)), images)

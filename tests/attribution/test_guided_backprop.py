@@ -46,40 +46,40 @@ def guided(function):
 
 
 @pytest.mark.parametrize("name", RELUS)
-def test_positive_evidence_passes_at_positive_inputs_only(name, guided):
+def test_guided_backprop_passes_positive_gradients_of_positives(name, guided):
     relu = RELUS[name]
     assert guided(lambda x: relu(x * 1), 2.0) == 1
     assert guided(lambda x: -relu(x * 1), 2.0) == 0
     assert guided(lambda x: relu(x * 1), -2.0) == 0
 
 
-def test_a_clamp_that_is_no_relu_is_left_alone(guided):
+def test_guided_backprop_ignores_clamp_that_is_no_relu(guided):
     assert guided(lambda x: -x.clamp(min=-1) + x.relu(), 2.0) == 0
     assert guided(lambda x: -x.clamp(min=-1) - x.relu(), 2.0) == -1
 
 
-def test_a_clamp_at_a_tensor_is_left_alone(function, images):
+def test_guided_backprop_ignores_clamp_at_a_tensor(function, images):
     low = torch.full((8, 8), -1.0, dtype=torch.float64)
     S = GuidedBackprop(reduce="none")(function(lambda x: (-x.relu() - x.clamp(min=low)).flatten(1).sum(1)), images)
     close(S, -(images > -1).double())
 
 
-def test_the_identity_around_a_relu_is_not_filtered(guided):
+def test_guided_backprop_does_not_filter_identity_around_relu(guided):
     assert guided(lambda x: -x.relu() - x, 2.0) == -1
     assert guided(lambda x: x.relu() + x, 2.0) == 2
     assert guided(lambda x: x.relu() + x, -2.0) == 1
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_a_reused_module_is_guided_each_time(inplace, guided):
-    """10 - 2 relu(x): evidence at the outer relu is positive, at the inner one -2."""
+def test_guided_backprop_guides_every_run_of_reused_module(inplace, guided):
+    """10 - 2 relu(x): the gradient is positive at the outer relu and -2 at the inner one."""
     act = nn.ReLU(inplace)
     assert guided(lambda x, act: act(10 - 2 * act(x * 1)), 2.0, act=act) == 0
     assert guided(lambda x, act: act(10 + 2 * act(x * 1)), 2.0, act=act) == 2
 
 
 @pytest.mark.parametrize("relu6", [nn.ReLU6(), nn.ReLU6(inplace=True), F.relu6, nn.Hardtanh(0, 6)])
-def test_relu6_passes_between_zero_and_six(relu6, guided):
+def test_guided_backprop_of_relu6_passes_between_zero_and_six(relu6, guided):
     assert [guided(lambda x: relu6(x * 1), x) for x in (-1.0, 3.0, 7.0)] == [0, 1, 0]
     assert guided(lambda x: -relu6(x * 1), 3.0) == 0
 
@@ -94,26 +94,26 @@ SMOOTH = [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.ELU(), nn.CELU(), nn.SELU(),
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("psi", [*SMOOTH, nn.Hardswish(), nn.LeakyReLU(0.2)], ids=str)
-def test_other_activations_pass_their_slope_at_positive_inputs(psi, guided):
+def test_guided_backprop_of_smooth_activations_passes_their_slope(psi, guided):
     assert guided(psi, 0.8) == pytest.approx(slope(psi, 0.8), abs=1e-9)
     assert guided(psi, -0.5) == 0
     assert guided(lambda x: -psi(x), 0.8) == 0
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_slopes_of_gelu_and_silu_by_hand(guided):
+def test_guided_backprop_of_gelu_and_silu_by_hand(guided):
     """Phi(1) + phi(1), and s (1 + 1 - s) with s = sigmoid(1)."""
     assert guided(F.gelu, 1.0) == pytest.approx(0.8413447460685429 + 0.24197072451914337, abs=1e-9)
     s = 1 / (1 + 2.718281828459045**-1)
     assert guided(F.silu, 1.0) == pytest.approx(s * (2 - s), abs=1e-9)
 
 
-def test_activations_beyond_relu_come_with_a_warning(guided):
+def test_guided_backprop_warns_of_activations_beyond_relu(guided):
     with pytest.warns(UserWarning, match="ReLU"):
         guided(F.gelu, 1.0)
 
 
-def test_two_layers_by_hand(function):
+def test_guided_backprop_of_two_layers_by_hand(function):
     """y = v relu(U x): g = sum over units with z > 0 of relu(v) U."""
     torch.manual_seed(0)
     U, v, x = (torch.randn(*shape, dtype=torch.float64) for shape in ((6, 4), (6,), (3, 1, 2, 2)))
@@ -123,26 +123,26 @@ def test_two_layers_by_hand(function):
         close(S[i].flatten(), expected)
 
 
-def test_a_network_that_starts_with_a_relu_is_nonnegative_at_its_input(network, images):
+def test_guided_backprop_behind_first_relu_is_not_negative(network, images):
     S = GuidedBackprop(reduce="none")(nn.Sequential(nn.ReLU(), network), images)
     assert S.min() == 0 < S.max()
 
 
-def test_max_pooling_routes_to_its_switches(function):
+def test_guided_backprop_routes_max_pooling_to_its_switches(function):
     x = torch.tensor([[1.0, 3], [2, -1]]).view(1, 1, 2, 2).double()
     model = function(lambda x: F.max_pool2d(x.relu(), 2).flatten(1))
     close(GuidedBackprop()(model, x)[0], torch.tensor([[0.0, 1], [0, 0]]).double())
 
 
 @pytest.mark.parametrize(("reduce", "expected"), [("max_abs", 3.0), ("abs_sum", 5.0), ("signed_sum", -1.0)])
-def test_channels_are_reduced(reduce, expected, function):
+def test_guided_backprop_reduces_channels(reduce, expected, function):
     """y = relu(2 x1 - 3 x2)."""
     model = function(lambda x: (2 * x[:, 0] - 3 * x[:, 1]).relu().flatten(1))
     x = torch.tensor([2.0, 1]).view(1, 2, 1, 1).double()
     assert GuidedBackprop(reduce=reduce)(model, x).item() == expected
 
 
-def test_the_scope_of_modules_leaves_functional_activations_alone(function):
+def test_guided_backprop_scope_modules_ignores_functional_relu(function):
     """y = -relu(x) three times: as module, as function, and as module that is not registered."""
     x = torch.full((1, 1, 1), 2.0, dtype=torch.float64)
     model = function(lambda x, act: -(act(x) + x.relu() + nn.ReLU()(x)).flatten(1), act=nn.ReLU())
@@ -150,13 +150,13 @@ def test_the_scope_of_modules_leaves_functional_activations_alone(function):
     assert GuidedBackprop(reduce="none", scope="modules")(model, x).item() == -2
 
 
-def test_where_nothing_is_gated_an_error_says_so(function, linear, images):
+def test_guided_backprop_refuses_network_without_activations(function, linear, images):
     with pytest.raises(ValueError, match=r"expected activations .* none ran"):
         GuidedBackprop()(linear(torch.ones(2, 128)), images)
     with pytest.raises(ValueError, match="scope='modules'"):
         GuidedBackprop(scope="modules")(function(lambda x: x.relu().flatten(1)), images)
 
 
-def test_another_scope_is_refused(network, images):
+def test_guided_backprop_refuses_unknown_scope(network, images):
     with pytest.raises(ValueError, match="'functions'"):
         GuidedBackprop(scope="functions")(network, images)

@@ -15,7 +15,7 @@ def cam():
 
 
 @pytest.mark.parametrize("difference", ["layer_diff", "tangent"])
-def test_it_is_the_product_of_both_with_the_same_draws(difference, cam, network, images):
+def test_guided_expected_grad_cam_is_product_with_same_draws(difference, cam, network, images):
     cam = replace(cam, difference=difference)
     phi = ExpectedGradients(cam.baselines, n=6, reduce="none")(network, images, 1)
     H = normalize(cam(network, images, 1))[:, None] * phi
@@ -23,12 +23,12 @@ def test_it_is_the_product_of_both_with_the_same_draws(difference, cam, network,
     assert_close(GuidedExpectedGradCAM(cam)(network, images, 1), H.abs().sum(1))
 
 
-def test_where_the_map_is_zero_nothing_remains(cam, network, images):
+def test_guided_expected_grad_cam_is_zero_where_cam_is_zero(cam, network, images):
     zero = replace(cam, baselines=images[:1])
     assert not GuidedExpectedGradCAM(zero)(network, images[:1], 1).any()
 
 
-def test_one_backward_pass_for_each_draw(cam, network, images):
+def test_guided_expected_grad_cam_costs_one_backward_per_draw(cam, network, images):
     """The gradient at the layer costs no pass of its own."""
     passes = Tally()
 
@@ -44,7 +44,7 @@ def test_one_backward_pass_for_each_draw(cam, network, images):
     assert sum(passes) == 2 * 6
 
 
-def test_a_cam_of_several_layers_is_refused(cam, network, images):
+def test_guided_expected_grad_cam_refuses_cam_of_several_layers(cam, network, images):
     for wrong in ({"layer": ["0", "1.0"]}, {"upsample": False}, {"rule": "guided"}):
         with pytest.raises(ValueError, match="a cam of one layer"):
             GuidedExpectedGradCAM(replace(cam, **wrong))(network, images, 1)

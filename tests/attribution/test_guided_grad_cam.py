@@ -11,7 +11,7 @@ close = partial(assert_close, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("corners", [False, True])
-def test_it_is_normalized_grad_cam_times_guided_backpropagation(corners, network, images):
+def test_guided_grad_cam_is_grad_cam_times_guided_backprop(corners, network, images):
     L = normalize(GradCAM(layer="0", align_corners=corners)(network, images, 1))
     g = GuidedBackprop(reduce="none")(network, images, 1)
     phi = GuidedGradCAM(layer="0", align_corners=corners, reduce="none")(network, images, 1)
@@ -19,7 +19,7 @@ def test_it_is_normalized_grad_cam_times_guided_backpropagation(corners, network
     close(GuidedGradCAM(layer="0", align_corners=corners)(network, images, 1), phi.abs().amax(1))
 
 
-def test_the_cam_keeps_the_plain_gradient_of_activations_behind_the_layer(images):
+def test_guided_grad_cam_keeps_plain_gradient_for_its_cam(images):
     """y = -mean(relu(A)): guided, no gradient would reach A and the map would be zero."""
     stem = nn.Conv2d(2, 1, 1).double()
     for p in stem.parameters():
@@ -31,12 +31,12 @@ def test_the_cam_keeps_the_plain_gradient_of_activations_behind_the_layer(images
     close(phi, normalize(L.relu())[:, None] * GuidedBackprop(reduce="none")(model, images, 1))
 
 
-def test_a_zero_cam_gives_a_zero_map(function, images):
+def test_guided_grad_cam_of_zero_cam_is_zero(function, images):
     model = function(lambda x, act: -act(x).flatten(1).sum(1), act=nn.ReLU())
     assert not GuidedGradCAM(layer="act")(model, images).any()
 
 
-def test_where_the_cam_is_one_it_is_guided_backpropagation(function, images):
+def test_guided_grad_cam_equals_guided_backprop_where_cam_is_one(function, images):
     """A = 1 left and 0 right: so is the normalized map."""
     half = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     half[..., :4] = 1
@@ -48,7 +48,7 @@ def test_where_the_cam_is_one_it_is_guided_backpropagation(function, images):
     close(phi, half * (images > 0))
 
 
-def test_a_class_that_ignores_the_layer_gives_a_zero_map(function, images):
+def test_guided_grad_cam_of_class_without_layer_is_zero(function, images):
     model = function(
         lambda x, layer: torch.stack([x.relu().flatten(1).sum(1), layer(x).flatten(1).sum(1)], 1),
         layer=nn.Conv2d(2, 1, 1).double(),
@@ -56,12 +56,12 @@ def test_a_class_that_ignores_the_layer_gives_a_zero_map(function, images):
     assert not GuidedGradCAM(layer="layer")(model, images, 0).any()
 
 
-def test_a_layer_whose_output_is_dropped_gives_a_zero_map(function, images):
+def test_guided_grad_cam_of_dropped_layer_is_zero(function, images):
     model = function(lambda x, layer: (layer(x), x.relu().flatten(1))[1], layer=nn.Conv2d(2, 1, 1).double())
     assert not GuidedGradCAM(layer="layer")(model, images, 0).any()
 
 
-def test_a_layer_that_does_not_run_is_named(function, images):
+def test_guided_grad_cam_names_layer_that_does_not_run(function, images):
     model = function(lambda x, unused: x.relu().flatten(1), unused=nn.Identity())
     with pytest.raises(RuntimeError, match="layer 'unused' to run"):
         GuidedGradCAM(layer="unused")(model, images, 0)

@@ -25,14 +25,14 @@ def cube(function):
 
 
 @pytest.mark.parametrize("quadrature", CUBE_OVER_FOUR_STEPS)
-def test_every_quadrature_has_its_points_and_weights(quadrature, cube):
+def test_integrated_gradients_quadratures_by_hand(quadrature, cube):
     x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     phi = Volume(steps=4, quadrature=quadrature)(cube, x)
     close(phi.item(), CUBE_OVER_FOUR_STEPS[quadrature])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
-def test_gauss_legendre_is_numpy_s(steps, function):
+def test_integrated_gradients_points_equal_numpy_leggauss(steps, function):
     """On y = exp(9 x), which no quadrature of few points integrates."""
     a, w = np.polynomial.legendre.leggauss(steps)
     model, x = function(lambda x: (9 * x).exp().flatten(1).sum(1)), torch.rand(2, 1, 3, 3, dtype=torch.float64)
@@ -40,11 +40,11 @@ def test_gauss_legendre_is_numpy_s(steps, function):
     assert_close(Volume(steps=steps)(model, x), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_fifty_points_of_gauss_legendre_are_the_default():
+def test_integrated_gradients_default_is_50_gauss_legendre_points():
     assert (IntegratedGradients().steps, IntegratedGradients().quadrature) == (50, "gauss_legendre")
 
 
-def test_it_is_the_printed_sum_between_baseline_and_image(network, images):
+def test_integrated_gradients_equal_printed_sum(network, images):
     base = torch.randn(2, 8, 8, dtype=torch.float64)
     expected = torch.zeros_like(images)
     for s in range(5):
@@ -56,7 +56,7 @@ def test_it_is_the_printed_sum_between_baseline_and_image(network, images):
 
 
 @pytest.mark.parametrize("score", ["logit", "prob"])
-def test_it_is_complete(score, network, images):
+def test_integrated_gradients_are_complete(score, network, images):
     """The sum of phi is the score of the image minus that of the baseline; delta is what is missing."""
     smooth, x = network[1], network[0](images).detach()
     method = IntegratedGradients(reduce="signed_sum", score=score)
@@ -66,19 +66,19 @@ def test_it_is_complete(score, network, images):
     close(method.delta(smooth, x, target), torch.zeros(2, dtype=torch.float64))
 
 
-def test_delta_is_what_too_few_steps_miss(cube):
+def test_integrated_gradients_delta_of_too_few_steps(cube):
     """With one midpoint the cube gets 3/4 instead of 1."""
     x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     close(IntegratedGradients(steps=1).delta(cube, x).item(), -0.25)
 
 
 @pytest.mark.parametrize("quadrature", ["gauss_legendre", "left", "right", "midpoint"])
-def test_one_step_is_enough_for_a_linear_model(quadrature, linear, images):
+def test_integrated_gradients_of_linear_model_need_one_step(quadrature, linear, images):
     w = torch.randn(1, 128, dtype=torch.float64)
     close(Volume(steps=1, quadrature=quadrature)(linear(w), images), images * w.view(2, 8, 8))
 
 
-def test_a_rectified_linear_model_gets_its_products_or_nothing(function, images):
+def test_integrated_gradients_of_rectified_linear_model(function, images):
     """y = relu(<w, x>) is homogeneous, so along the path its gradient is constant."""
     w = torch.randn(128, dtype=torch.float64)
     w = w * (images.flatten(1) @ w)[0].sign()
@@ -88,7 +88,7 @@ def test_a_rectified_linear_model_gets_its_products_or_nothing(function, images)
     assert not phi[1].any()
 
 
-def test_baselines(linear, images):
+def test_integrated_gradients_baselines_by_hand(linear, images):
     """In a linear model phi = (x - x') w shows the baseline x'."""
     model, black = linear(torch.ones(1, 128)), {"mean": (0.4, 0.5), "std": (0.2, 0.4)}
     shown = lambda **options: images - Volume(steps=1, **options)(model, images)  # noqa: E731
@@ -111,6 +111,6 @@ def test_baselines(linear, images):
         ({"baseline": torch.zeros(3, 8, 8)}, r"baseline.*\(3, 8, 8\)"),
     ],
 )
-def test_other_options_are_refused(wrong, match, linear, images):
+def test_integrated_gradients_refuse_wrong_options(wrong, match, linear, images):
     with pytest.raises(ValueError, match=match):
         IntegratedGradients(**wrong)(linear(torch.ones(2, 128)), images)

@@ -1,6 +1,8 @@
-"""Which layer is chosen, how its output becomes a grid, and what is said where there is none."""
+"""Test which layer is chosen, how its output becomes a grid, and the errors for other layers."""
 
+import importlib.util
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import timm
@@ -84,7 +86,7 @@ def learned(make):
 
 
 @networks
-def test_the_last_layer_with_a_grid_and_a_gradient_is_chosen(case):
+def test_auto_layer_is_last_grid_with_gradient(case):
     make, size, layer, grid, features = {**NETWORKS, **LARGE}[case]
     net, images = learned(make), toy_images(2, size=size)
     with prepare_model(net) as prepared:
@@ -109,10 +111,10 @@ def test_the_last_layer_with_a_grid_and_a_gradient_is_chosen(case):
         (ToyViT, "blocks.0", 1),
     ],
 )
-def test_prefix_tokens_are_dropped_and_patches_lie_in_rows(make, layer, prefix):
+def test_capture_drops_prefix_tokens_and_keeps_rows(make, layer, prefix):
     size = (16, 24) if make is ToyViT else (64, 64)
-    net, images, kept = learned(make), toy_images(2, size=size), []
-    handle = net.get_submodule(layer).register_forward_hook(lambda *args: kept.append(args[-1].detach().clone()))
+    net, images, outputs = learned(make), toy_images(2, size=size), []
+    handle = net.get_submodule(layer).register_forward_hook(lambda *args: outputs.append(args[-1].detach().clone()))
     net(images)
     handle.remove()
     with prepare_model(net) as prepared:
@@ -120,10 +122,10 @@ def test_prefix_tokens_are_dropped_and_patches_lie_in_rows(make, layer, prefix):
     assert captured.grids[layer].prefix == prefix
     width = captured.grids[layer].shape[1]
     for i, j in ((0, 0), (1, 2), (3, 3)):
-        assert_close(captured.A[layer][:, :, i, j], kept[0][:, prefix + i * width + j])
+        assert_close(captured.A[layer][:, :, i, j], outputs[0][:, prefix + i * width + j])
 
 
-def test_swin_is_read_channels_last():
+def test_capture_reads_swin_channels_last():
     net, images = learned(timm_swin), toy_images(2, size=(64, 64))
     with prepare_model(net) as prepared:
         captured = capture(prepared, images, ["layers.0", "norm"])
@@ -131,7 +133,7 @@ def test_swin_is_read_channels_last():
     assert captured.A["layers.0"].shape == (2, 96, 16, 16)
 
 
-def test_grids_lie_over_the_image_as_the_patches_do():
+def test_capture_keeps_position_of_patches():
     """Of a network that sees nothing but one patch, that patch is the brightest place."""
     for make, size, layer in ((ToyViT, (16, 24), "patch"), (tv_vit, (64, 64), "conv_proj")):
         net = learned(make)
@@ -148,7 +150,7 @@ def test_grids_lie_over_the_image_as_the_patches_do():
     assert int(columns.argmax()) <= 7
 
 
-def test_a_head_of_zeros_gives_zeros_and_spoils_nothing_for_later():
+def test_auto_layer_of_zero_head_is_not_kept():
     torch.manual_seed(0)
     net, images = tv_vit().eval(), toy_images(2, size=(64, 64))
     assert not GradCAM()(net, images).any()
@@ -167,7 +169,7 @@ class TwoHeads(nn.Module):
         return {"left": self.left(x), "right": self.right(x)}
 
 
-def test_each_output_has_a_layer_of_its_own():
+def test_auto_layer_follows_the_output():
     net, images = TwoHeads().eval(), toy_images()
     for key in ("left", "right", "left"):
         assert_close(GradCAM()(net, images, 1, output=key), GradCAM()(toy(), images, 1))
@@ -187,7 +189,7 @@ def test_each_output_has_a_layer_of_its_own():
         (3, (TypeError, ValueError), "layer.*3"),
     ],
 )
-def test_a_wrong_layer_is_named_with_better_ones(layer, error, words):
+def test_wrong_layer_error_lists_better_names(layer, error, words):
     net = toy()
     net.unused = nn.Conv2d(3, 3, 1)
     del net.boom
@@ -206,19 +208,19 @@ def test_a_wrong_layer_is_named_with_better_ones(layer, error, words):
         (timm_vit(reg_tokens=4), "norm"),
     ],
 )
-def test_behind_the_last_attention_a_layer_is_refused_with_better_names(make, layer):
+def test_layer_behind_last_attention_error_lists_better_names(make, layer):
     better = "encoder.layers.encoder_layer_2.ln_1" if make is tv_vit else "blocks.2.norm1"
     with pytest.raises(ValueError, match=rf"{layer}.*prefix tokens.*better: '{better}' \(4 x 4\)"):
         GradCAM(layer=layer)(learned(make), toy_images(2, size=(64, 64)))
 
 
 @pytest.mark.parametrize("option", [{"normalize": "bevor"}, {"fusion": "sum"}, {"score": "logits"}, {"rule": "leaky"}])
-def test_an_option_that_is_none_is_refused(option):
+def test_grad_cam_of_two_layers_refuses_unknown_options(option):
     with pytest.raises(ValueError, match=f"{next(iter(option))}|got '{next(iter(option.values()))}'"):
         GradCAM(layer=["stem", "block"], **option)(toy(), toy_images())
 
 
-def test_a_network_without_a_grid_is_named():
+def test_auto_layer_error_names_network_without_grid():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 24, 4))
     with pytest.raises(ValueError, match="found none in Sequential"):
         GradCAM()(net, toy_images())
@@ -241,7 +243,7 @@ class Reused(nn.Module):
 
 
 @pytest.mark.parametrize("layer", ["first", "second"])
-def test_a_reused_module_is_read_where_it_ran_last(layer):
+def test_capture_reads_reused_module_at_its_last_run(layer):
     net = Reused().eval()
     A = net.conv(net.conv(toy_images()).relu()).relu()
     expected = torch.einsum("k,bkij->bij", net.head.weight[1] / A[0, 0].numel(), A).relu()
@@ -252,7 +254,7 @@ Pair = namedtuple("Pair", ["features", "other"])
 
 
 @pytest.mark.parametrize("wrap", [lambda x: (x, None), lambda x: [x, 1], lambda x: Pair(x, 2)])
-def test_a_layer_that_returns_more_than_a_tensor(wrap):
+def test_capture_reads_first_tensor_of_tuples(wrap):
     class Many(nn.Module):
         def forward(self, x):
             return wrap(x)
@@ -270,3 +272,14 @@ def test_a_layer_that_returns_more_than_a_tensor(wrap):
     for method in (GradCAM, AblationCAM):
         expected = method(layer="block")(toy(), toy_images(), 1)
         assert_close(method(layer="many")(Net().eval(), toy_images(), 1), expected)
+
+
+SCRIPT = Path(__file__).parents[2] / "docs" / "make_layer_table.py"
+
+
+@pytest.mark.slow
+def test_layers_page_lists_what_auto_chooses():
+    spec = importlib.util.spec_from_file_location("make_layer_table", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.table().splitlines() == script.FILE.read_text().splitlines()

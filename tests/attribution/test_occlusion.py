@@ -5,19 +5,19 @@ from torch.testing import assert_close
 from interpretable_training.attribution import Occlusion
 
 
-def test_single_pixels_of_a_linear_model_give_their_contributions(linear, images):
+def test_occlusion_of_single_pixels_of_linear_model(linear, images):
     w = torch.randn(1, 128, dtype=torch.float64)
     S = Occlusion(patch=1, stride=1)(linear(w), images)
     assert_close(S, (images * w.view(2, 8, 8)).sum(1))
 
 
-def test_a_constant_model_gives_zero(function, images):
+def test_occlusion_of_constant_model_is_zero(function, images):
     assert not Occlusion(4, 2)(function(lambda x: x.new_ones(len(x), 3)), images).any()
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(3, 2), (4, 4), ((3, 5), (1, 4)), (20, 7)])
 @pytest.mark.parametrize("score", ["logit", "prob"])
-def test_each_pixel_gets_the_mean_over_the_patches_that_cover_it(patch, stride, score, network, images):
+def test_occlusion_is_mean_over_covering_patches(patch, stride, score, network, images):
     value = torch.randn(2, 1, 1, dtype=torch.float64)
     k, t = ((v, v) if isinstance(v, int) else v for v in (patch, stride))
     total, count = torch.zeros(2, 2, 8, 8, dtype=torch.float64)
@@ -39,7 +39,7 @@ def test_each_pixel_gets_the_mean_over_the_patches_that_cover_it(patch, stride, 
         assert_close(S, total / count)
 
 
-def test_signals_and_volumes(case):
+def test_occlusion_of_signals_and_volumes(case):
     net, x = case
     S = Occlusion(patch=2, stride=2)(net, x, 1)
     hidden = x.clone()
@@ -50,10 +50,10 @@ def test_signals_and_volumes(case):
 
 
 @pytest.mark.parametrize(("patch", "stride"), [(4, 5), (4, 0), ((4, 4, 4), 2), (0, 1)])
-def test_patches_that_leave_pixels_out_are_refused(patch, stride, network, images):
+def test_occlusion_refuses_patches_that_leave_pixels_out(patch, stride, network, images):
     with pytest.raises(ValueError, match="1 <= stride <= patch for 2 axes"):
         Occlusion(patch, stride)(network, images)
 
 
-def test_defaults():
+def test_occlusion_defaults():
     assert (Occlusion().patch, Occlusion().stride, Occlusion().value, Occlusion().score) == (16, 8, 0.0, "logit")

@@ -38,7 +38,7 @@ def optimize(network, x, A, score, steps, objective="mask", n="range", mean=(0, 
 
 @pytest.mark.parametrize("n", ["range", "max", "sigmoid"])
 @pytest.mark.parametrize("objective", ["mask", "diff"])
-def test_opti_cam_is_adam_on_the_printed_objective(n, objective, network, images):
+def test_opti_cam_equals_adam_on_printed_objective(n, objective, network, images):
     network = nn.Sequential(network[0][0], nn.Sequential(nn.ReLU(), network[1]))  # signed features
     S = OptiCAM(layer="0", steps=7, n=n, objective=objective)(network, images, [1, 2])
     for i, c in enumerate((1, 2)):
@@ -48,7 +48,7 @@ def test_opti_cam_is_adam_on_the_printed_objective(n, objective, network, images
         assert_close(S[i], maps[-1], rtol=0, atol=1e-7)
 
 
-def test_it_masks_with_black_given_mean_and_std_and_explains_the_log_probability(network, images):
+def test_opti_cam_masks_with_black_and_explains_logprob(network, images):
     x, black = images[:1], {"mean": (0.4, 0.5), "std": (0.2, 0.3)}
     A = network[0](x).detach()
     maps, _ = optimize(network, x, A, lambda y: y.log_softmax(1)[0, 1], 5, **black)
@@ -56,7 +56,7 @@ def test_it_masks_with_black_given_mean_and_std_and_explains_the_log_probability
     assert_close(S[0], maps[-1], rtol=0, atol=1e-7)
 
 
-def test_keep_best_returns_the_iterate_of_the_highest_objective(function):
+def test_opti_cam_keep_best_returns_highest_objective(function):
     """The mean of the mask shall be 0.45, and Adam overshoots: the best iterate lies in between."""
     A = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = torch.ones(1, 1, 4, 4, dtype=torch.float64)
@@ -87,7 +87,7 @@ def blocks():
     return Fixed(A)
 
 
-def test_of_three_blocks_the_one_that_speaks_for_the_class_is_found(function):
+def test_opti_cam_finds_the_block_that_raises_the_score(function):
     """y = sum over L of x - sum over M of x: at u = 0 the mask is 1 on L and M, at the end on L alone."""
     score = lambda x: (x[..., :2].sum((1, 2, 3)) - x[..., 2:4].sum((1, 2, 3)))[:, None]  # noqa: E731
     model = function(lambda x, features: score(x) + 0 * features(x).sum(), features=blocks())
@@ -104,7 +104,7 @@ def test_of_three_blocks_the_one_that_speaks_for_the_class_is_found(function):
 
 
 @pytest.mark.parametrize("steps", [1, 10])
-def test_one_channel_or_equal_ones_are_their_own_normalized_map(steps, gap_linear, features):
+def test_opti_cam_of_one_channel_is_its_normalized_map(steps, gap_linear, features):
     A = features[:, :1]
     expected = torch.stack([NORMALIZE["range"](a) for a in A[:, 0]])
     close(OptiCAM(layer="features", steps=steps)(gap_linear([[1.0], [2]]), A, 0), expected)
@@ -112,19 +112,19 @@ def test_one_channel_or_equal_ones_are_their_own_normalized_map(steps, gap_linea
     close(OptiCAM(layer="features", steps=steps)(gap_linear([[1.0, 3], [2, 4]]), twice, 0), expected)
 
 
-def test_features_that_sum_to_a_constant_give_a_zero_map(function):
+def test_opti_cam_of_constant_sum_of_features_is_zero(function):
     A = torch.zeros(1, 2, 2, 2, dtype=torch.float64)
     A[:, 0, :, 0] = A[:, 1, :, 1] = 1
     model = function(lambda x, features: x.sum((2, 3)) + 0 * features(x).sum(), features=Fixed(A))
     assert not OptiCAM(layer="features")(model, torch.ones(1, 1, 2, 2, dtype=torch.float64), 1).any()
 
 
-def test_the_sigmoid_keeps_every_pixel_at_least_half(network, images):
+def test_opti_cam_sigmoid_map_is_at_least_half(network, images):
     S = OptiCAM(layer="0", steps=5, n="sigmoid")(network, images, 1)
     assert 0.5 <= S.min() <= S.max() < 1
 
 
-def test_an_image_that_no_longer_changes_leaves_the_batch(function, images):
+def test_opti_cam_drops_finished_images_from_the_batch(function, images):
     """A constant score changes by 0 in the second step; the other image goes on."""
     rows = Tally()
 
@@ -139,7 +139,7 @@ def test_an_image_that_no_longer_changes_leaves_the_batch(function, images):
     assert rows[-6:] == [2, 2, 1, 1, 1, 1]
 
 
-def test_the_official_rule_stops_the_batch_when_the_objective_fell(function):
+def test_opti_cam_official_stop_ends_batch_on_falling_objective(function):
     """Scores fall from call to call, so that of 20 steps the third, which is compared with the first, is the last."""
     calls = Tally()
 
@@ -187,7 +187,7 @@ def official(network, x, A, target, steps, objective, n):
 @pytest.mark.parametrize("n", ["range", "sigmoid"])
 @pytest.mark.parametrize("objective", ["mask", "diff"])
 @pytest.mark.parametrize("steps", [10, 24, 50])
-def test_official_stop_returns_the_published_maps(steps, objective, n):
+def test_opti_cam_official_stop_returns_published_maps(steps, objective, n):
     """Of eight small networks with long steps some end early, where the objective fell."""
     ends = set()
     for seed in range(8):
@@ -205,6 +205,6 @@ def test_official_stop_returns_the_published_maps(steps, objective, n):
 
 
 @pytest.mark.parametrize("wrong", [{"objective": "masks"}, {"stop": "never"}, {"keep": "first"}, {"n": "minmax"}])
-def test_other_options_are_refused(wrong, network, images):
+def test_opti_cam_refuses_unknown_options(wrong, network, images):
     with pytest.raises(ValueError, match=f"got '{next(iter(wrong.values()))}'"):
         OptiCAM(layer="0", steps=2, **wrong)(network, images, 0)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from support.networks import pyramid
 from torch import nn
 from torch.testing import assert_close
 
@@ -9,7 +10,7 @@ from interpretable_training.attribution import PolyCAM
 from interpretable_training.attribution.core.auto_layer import scale_layers
 from interpretable_training.attribution.core.map_operations import resize
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model
-from interpretable_training.attribution.poly_cam import percentiles
+from interpretable_training.attribution.poly_cam import _scale_by_percentiles
 
 # As the authors list them.
 RESNET50 = ("resnet50", "relu layer1 layer2 layer3 layer4")
@@ -17,13 +18,8 @@ VGG16 = ("vgg16", "features.3 features.8 features.15 features.22 features.29")
 
 
 @pytest.fixture
-def pyramid():
-    """Features of 8, 4 and 2 cells a side."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        layers = [nn.Conv2d(2, 3, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU()]
-        layers += [nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)]
-        return nn.Sequential(*layers).double()
+def net():
+    return pyramid(8)
 
 
 def q(v):
@@ -58,41 +54,41 @@ def by_hand(net, x, target, variant, lnorm=True):
 
 @pytest.mark.parametrize("variant", ["+", "-", "+-"])
 @pytest.mark.parametrize("lnorm", [True, False])
-def test_every_stage_is_the_printed_formula(variant, lnorm, pyramid, images):
+def test_poly_cam_stages_equal_printed_formula(variant, lnorm, net, images):
     method = PolyCAM(variant, lnorm=lnorm, chunk_size=3)
-    stages = method.stages(pyramid, images, torch.tensor([2, 0]))
+    stages = method.stages(net, images, torch.tensor([2, 0]))
     assert list(stages) == ["7", "4", "1"]
     for i, target in enumerate([2, 0]):
-        for found, expected in zip(stages.values(), by_hand(pyramid, images[i], target, variant, lnorm)):
-            assert_close(found[i], expected, rtol=1e-9, atol=1e-9)
-    assert torch.equal(method(pyramid, images, torch.tensor([2, 0])), stages["1"])
+        for stage, expected in zip(stages.values(), by_hand(net, images[i], target, variant, lnorm)):
+            assert_close(stage[i], expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(method(net, images, torch.tensor([2, 0])), stages["1"])
 
 
-def test_a_constant_model(function, images):
+def test_poly_cam_of_constant_model_by_hand(function, images):
     """p does not move: "+" and "+-" weigh every channel with p, "-" with 0."""
     conv = nn.Conv2d(2, 4, 3, 2, 1).double()
     logits = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
     net = function(lambda x, conv: logits + 0 * conv(x).sum((1, 2, 3))[:, None], conv=conv)
     maps = {v: PolyCAM(v, layers=["conv"])(net, images, 0) for v in ("+", "-", "+-")}
     M = conv(images).sum(1).relu().detach()  # times p, which q takes away
-    assert_close(maps["+"], resize(percentiles(M, 1), (8, 8)))
+    assert_close(maps["+"], resize(_scale_by_percentiles(M, 1), (8, 8)))
     assert_close(maps["+-"], maps["+"])
     assert not maps["-"].any()
 
 
-def test_percentiles_are_numpy_s():
+def test_poly_cam_percentiles_equal_numpy():
     v = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert_close(percentiles(v, 2), torch.stack([torch.stack([q(c) for c in image]) for image in v]))
-    assert_close(percentiles(v[:, 0], 1), torch.stack([q(image[0]) for image in v]))
-    assert not percentiles(torch.zeros(2, 3, 1, 1), 2).any()
+    assert_close(_scale_by_percentiles(v, 2), torch.stack([torch.stack([q(c) for c in image]) for image in v]))
+    assert_close(_scale_by_percentiles(v[:, 0], 1), torch.stack([q(image[0]) for image in v]))
+    assert not _scale_by_percentiles(torch.zeros(2, 3, 1, 1), 2).any()
 
 
-def test_dividing_a_constant_map_by_its_local_mean_gives_one():
+def test_poly_cam_local_mean_of_constant_map_is_one():
     P = torch.rand(1, 2, 2)
     assert_close(PolyCAM()._refine(torch.full((1, 8, 8), 3.0), P), resize(P, (8, 8)))
 
 
-def test_signals():
+def test_poly_cam_of_signals():
     net = nn.Sequential(
         nn.Conv1d(2, 4, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(4, 3, 3), nn.Flatten(), nn.Linear(21, 3)
     )
@@ -109,15 +105,15 @@ def test_signals():
         ("mobilenet_v2", "features.1 features.3 features.6 features.13 features"),
     ],
 )
-def test_the_last_layer_of_each_size_is_found(name, names):
+def test_scale_layers_are_last_of_each_grid_size(name, names):
     model = torchvision.models.get_model(name, weights=None)
     with prepare_model(model) as prepared:
-        found = scale_layers(prepared, prepare(prepared, torch.randn(1, 3, 64, 64)))
-    assert [c.name for c in found] == names.split()
-    cells = [c.grid.shape[0] for c in found]
+        layers = scale_layers(prepared, prepare(prepared, torch.randn(1, 3, 64, 64)))
+    assert [c.name for c in layers] == names.split()
+    cells = [c.grid.shape[0] for c in layers]
     assert cells == sorted(cells, reverse=True)
 
 
-def test_a_model_without_a_grid_is_refused(linear, images):
+def test_poly_cam_refuses_model_without_grid(linear, images):
     with pytest.raises(ValueError, match="pass layers="):
         PolyCAM()(linear(torch.randn(3, 128)), images)

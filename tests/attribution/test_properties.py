@@ -1,8 +1,10 @@
-"""What every method promises, over all methods of the package."""
+"""Properties of every method of the package."""
 
+import ast
 import gc
 import random
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,14 +25,26 @@ every_method = pytest.mark.parametrize("name", METHODS)
 CLASS_FREE = {"attentionrollout", "rawattention", "eigencam", "fakecam", "randommap"}
 
 
-def test_the_list_of_methods_is_complete():
+def test_list_of_methods_is_complete():
     exported = {getattr(attribution, name) for name in attribution.__all__}
     classes = {c for c in exported if isinstance(c, type) and issubclass(c, Attribution)}
     assert {type(method) for method in METHODS.values()} == classes - {Attribution, GradientCAM}
 
 
 @every_method
-def test_map_is_float32_finite_detached_at_image_resolution(name):
+def test_docstring_of_method_has_an_example(name):
+    assert ">>> " in type(METHODS[name]).__doc__
+
+
+def test_core_imports_no_method():
+    """Methods import the core, never the other way round."""
+    for path in (Path(attribution.__file__).parent / "core").glob("*.py"):
+        imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not [node.module for node in imports if node.level > 1], path
+
+
+@every_method
+def test_maps_are_float32_finite_detached_at_image_size(name):
     maps = METHODS[name](toy(name), toy_images())
     assert maps.shape == (3, *SIZE)
     assert maps.dtype == torch.float32
@@ -42,7 +56,7 @@ def test_map_is_float32_finite_detached_at_image_resolution(name):
 
 
 @every_method
-def test_an_image_alone_gets_the_map_that_it_gets_in_a_batch(name):
+def test_map_of_image_alone_equals_map_in_batch(name):
     net, images, target = toy(name), toy_images(), torch.tensor([2, 0, 1])
     together = METHODS[name](net, images, target)
     for i in range(3):
@@ -51,7 +65,7 @@ def test_an_image_alone_gets_the_map_that_it_gets_in_a_batch(name):
 
 
 @every_method
-def test_two_calls_are_bit_equal_whatever_the_generators_say(name):
+def test_maps_repeat_bit_equal_for_any_generator_state(name):
     net, images = toy(name), toy_images()
     first = METHODS[name](net, images)
     for seed in (torch.manual_seed, np.random.seed, random.seed):
@@ -60,7 +74,7 @@ def test_two_calls_are_bit_equal_whatever_the_generators_say(name):
 
 
 @every_method
-def test_predicted_class_is_the_default_and_classes_matter(name):
+def test_default_target_is_predicted_class(name):
     net, images = toy(name), toy_images()
     predicted = net(images).argmax(1)
     maps = METHODS[name](net, images)
@@ -71,7 +85,7 @@ def test_predicted_class_is_the_default_and_classes_matter(name):
 
 
 @every_method
-def test_several_targets_are_the_maps_of_each(name):
+def test_several_targets_equal_each_alone(name):
     net, images = toy(name), toy_images(2)
     maps = METHODS[name](net, images, torch.tensor([[0, 1], [2, 3]]))
     assert maps.shape == (2, 2, *SIZE)
@@ -81,7 +95,7 @@ def test_several_targets_are_the_maps_of_each(name):
 
 @every_method
 @pytest.mark.parametrize("keep_mode", [False, True])
-def test_nothing_is_left_behind(name, keep_mode):
+def test_call_leaves_no_state(name, keep_mode):
     net, images = toy(name), toy_images()
     disorder(net)
     before, rng, pixels, held = state(net), generators(), images.clone(), {id(p.grad) for p in net.parameters()}
@@ -97,7 +111,7 @@ def test_nothing_is_left_behind(name, keep_mode):
 
 @every_method
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_nothing_is_left_behind_by_a_call_that_fails(name, where):
+def test_failed_call_leaves_no_state(name, where):
     net, images = toy(name), toy_images()
     METHODS[name](net, images)
     runs = net.boom.runs
@@ -117,7 +131,7 @@ def test_nothing_is_left_behind_by_a_call_that_fails(name, where):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("algorithm", ["GuidedBackprop", "Deconvolution", "LayerGradCam", "DeepLift", "LRP"])
-def test_a_failing_algorithm_of_captum_leaves_nothing_behind(algorithm):
+def test_failed_captum_algorithm_leaves_no_state(algorithm):
     net = toy()
     net.stem[2], net.block[2] = torch.nn.ReLU(), torch.nn.ReLU()
     before = state(net)
@@ -132,7 +146,7 @@ def test_a_failing_algorithm_of_captum_leaves_nothing_behind(algorithm):
 
 @every_method
 @pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad])
-def test_maps_are_the_same_without_gradients_around(name, context):
+def test_maps_are_equal_inside_no_grad_and_inference_mode(name, context):
     net, images, target = toy(name), toy_images(), torch.tensor([0, 1, 2])
     maps = METHODS[name](net, images, target)
     with context():
@@ -153,7 +167,7 @@ def test_maps_under_autocast_are_close_and_float32(name):
 
 
 @every_method
-def test_the_arithmetic_of_maps_is_float32_under_autocast(name):
+def test_maps_under_autocast_are_computed_in_float32(name):
     """Rounded to bfloat16, a map made in float32 changes nearly everywhere."""
     net, images = toy(name), toy_images()
     with torch.autocast("cpu", torch.bfloat16):
@@ -166,7 +180,7 @@ def test_the_arithmetic_of_maps_is_float32_under_autocast(name):
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"randommap"}))  # rounded pixels are another seed
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_weights(name, dtype):
+def test_maps_of_half_precision_weights_are_close(name, dtype):
     net, images = toy(name), toy_images()
     target = net(images).argmax(1)
     maps = METHODS[name](net, images, target)
@@ -182,7 +196,7 @@ def assert_half_is_close(half, maps):
 
 
 @every_method
-def test_frozen_parameters_change_nothing(name):
+def test_maps_of_frozen_parameters_are_equal(name):
     net, images = toy(name), toy_images()
     maps = METHODS[name](net, images)
     net.requires_grad_(False)
@@ -191,14 +205,14 @@ def test_frozen_parameters_change_nothing(name):
 
 
 @every_method
-def test_train_mode_is_left_and_the_map_is_that_of_eval_mode(name):
+def test_maps_in_train_mode_equal_eval_mode_and_keep_it(name):
     net, images = toy(name), toy_images()
     maps = METHODS[name](net, images)
     assert torch.equal(METHODS[name](net.train(), images), maps)
     assert all(module.training for module in net.modules())
 
 
-def test_memory_is_flat():
+def test_calls_do_not_grow_memory():
     toys = {name: (METHODS[name], toy(name)) for name in METHODS}
     images = toy_images(1)
     for _ in range(3):  # in turn: what one method imports makes Python fill its caches of classes anew for all
@@ -220,7 +234,7 @@ def count_objects():
 
 
 @every_method
-def test_the_network_and_the_maps_can_be_freed(name):
+def test_network_images_and_maps_are_freed(name):
     net, images = toy(name), toy_images(1)
     maps = METHODS[name](net, images)
     gone = [weakref.ref(net), weakref.ref(maps), weakref.ref(images)]
@@ -230,7 +244,7 @@ def test_the_network_and_the_maps_can_be_freed(name):
 
 
 @every_method
-def test_create_graph_gives_the_whole_derivative_or_none(name):
+def test_create_graph_gives_full_derivative_or_refuses(name):
     """A loss on the map moves a parameter as finite differences say; a map without graph cannot be trained on."""
     net, images, target = toy(name).double(), toy_images(2).double(), torch.tensor([0, 1])
 
@@ -258,7 +272,7 @@ def test_create_graph_gives_the_whole_derivative_or_none(name):
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-3, abs=1e-9)
 
 
-def test_a_loss_on_the_map_reaches_the_parameters_below_the_layer():
+def test_loss_on_map_reaches_parameters_below_layer():
     for method in [*ONE_PASS, Gradient(), IntegratedGradients(steps=2)]:
         net = toy()
         method(net, toy_images(), 1, create_graph=True).square().sum().backward()

@@ -22,7 +22,7 @@ def pictures():
     return torch.randn(6, 3, 20, 30, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_map_depends_on_the_image_and_the_seed_alone(blind, pictures):
+def test_random_map_depends_on_image_and_seed_only(blind, pictures):
     target = torch.zeros(6, dtype=torch.long)
     maps = RandomMap()(blind, pictures, target)
     assert maps.shape == (6, 20, 30)
@@ -35,13 +35,13 @@ def test_the_map_depends_on_the_image_and_the_seed_alone(blind, pictures):
     assert all(not torch.equal(a, b) for a, b in zip(maps, other))
 
 
-def test_images_get_maps_that_have_nothing_in_common(blind, pictures):
+def test_random_maps_of_images_are_uncorrelated(blind, pictures):
     maps = RandomMap()(blind, pictures, torch.zeros(6, dtype=torch.long)).flatten(1)
     off = torch.corrcoef(maps)[~torch.eye(6, dtype=torch.bool)]
     assert off.abs().max() < 4 / 600**0.5
 
 
-def test_values_are_uniform(blind, pictures):
+def test_random_map_is_uniform(blind, pictures):
     """Mean 1/2, variance 1/12, and a tenth of them in each tenth."""
     S = RandomMap()(blind, pictures, torch.zeros(6, dtype=torch.long)).flatten()
     assert abs(float(S.mean()) - 1 / 2) < 4 * (1 / 12 / len(S)) ** 0.5
@@ -51,14 +51,14 @@ def test_values_are_uniform(blind, pictures):
     assert S.max() < 1
 
 
-def test_no_generator_is_touched(blind, pictures):
+def test_random_map_leaves_generators_alone(blind, pictures):
     state = torch.get_rng_state()
     RandomMap(5)(blind, pictures, 0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 9), (2, 4, 3, 5, 7), (1, 3, 1, 2)])
-def test_signals_and_volumes_get_maps_too(blind, shape):
+def test_random_map_of_signals_and_volumes(blind, shape):
     x = torch.zeros(shape)
     S = RandomMap()(blind, x, 0)
     assert S.shape == (shape[0], *shape[2:])
@@ -66,5 +66,5 @@ def test_signals_and_volumes_get_maps_too(blind, shape):
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**40])
-def test_any_seed_does(blind, pictures, seed):
+def test_random_map_accepts_any_seed(blind, pictures, seed):
     assert RandomMap(seed)(blind, pictures, 0).isfinite().all()

@@ -1,5 +1,6 @@
-"""Convolutions and an LSTM over series: which layer, which number, and gradients where cuDNN wants train mode."""
+"""Convolutions and an LSTM over series: the chosen layer, gradients in train mode, and maps of reversed series."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from support.attributions import METHODS, state
 from torch import nn
 from torch.testing import assert_close
 
+from interpretable_training import attribution as a
 from interpretable_training.attribution import GradCAM, Gradient, explain
 from interpretable_training.attribution.core.auto_layer import choose_layer
 from interpretable_training.attribution.core.prepared_model import prepare_model
@@ -75,7 +77,7 @@ def by_hand(net, series, sign=1.0):
     return (dA.mean(2, keepdim=True) * A).sum(1).relu().detach()
 
 
-def test_grad_cam_of_the_last_convolutions_explains_the_output_itself(net, series):
+def test_grad_cam_of_regressor_explains_output(net, series):
     """With 0 as the target it explains what lowers the output."""
     with prepare_model(net) as prepared:
         assert choose_layer(prepared, series) == "features"
@@ -87,7 +89,7 @@ def test_grad_cam_of_the_last_convolutions_explains_the_output_itself(net, serie
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.filterwarnings("ignore:image and biases do not add up", "ignore::FutureWarning")
-def test_every_method_has_a_map_of_the_time_steps(net, series, name):
+def test_every_method_maps_time_steps_of_recurrent_network(net, series, name):
     method = METHODS[name]
     if hasattr(method, "baselines"):
         method = replace(method, baselines=BASELINES)
@@ -102,7 +104,7 @@ def test_every_method_has_a_map_of_the_time_steps(net, series, name):
     assert S.isfinite().all()
 
 
-def test_an_lstm_is_no_layer_of_its_own_accord_and_is_read_by_time_if_named(net, series):
+def test_auto_layer_skips_lstm_unless_named(net, series):
     """Each has as many features as there are time steps: which axis is time cannot be seen."""
     S = GradCAM(layer="lstm", relu=False)(net, series)
     A = net.lstm(net.features(series).transpose(1, 2))[0].detach()
@@ -119,7 +121,7 @@ def test_an_lstm_is_no_layer_of_its_own_accord_and_is_read_by_time_if_named(net,
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_recurrent_layers_are_explained_where_only_train_mode_has_gradients(like_cudnn, kind, series):
+def test_recurrent_layers_that_need_train_mode_for_gradients(like_cudnn, kind, series):
     torch.manual_seed(0)
     net = Stacked(kind).eval()
     with pytest.raises(RuntimeError, match="training mode"):
@@ -135,14 +137,14 @@ def test_recurrent_layers_are_explained_where_only_train_mode_has_gradients(like
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_recurrent_layers_are_explained_on_a_gpu(net, series):
+def test_recurrent_layers_on_a_gpu(net, series):
     methods = {"gradcam": GradCAM(), "gradient": Gradient()}
     expected = explain(methods, net, series)
     for name, S in explain(methods, net.cuda(), series.cuda()).items():
         assert_close(S.cpu(), expected[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_model_in_training_is_explained_without_its_dropout(series):
+def test_recurrent_model_in_train_mode_runs_without_dropout(series):
     torch.manual_seed(0)
     net = Stacked().eval()
     expected = Gradient()(net, series)
@@ -157,7 +159,7 @@ def test_a_model_in_training_is_explained_without_its_dropout(series):
     assert (net.lstm.dropout, net.lstm.training) == (0.5, True)
 
 
-def test_dropout_stays_where_the_mode_is_kept(series):
+def test_recurrent_dropout_stays_with_keep_mode(series):
     net = Stacked().train()
     with prepare_model(net, keep_mode=True):
         assert (net.lstm.dropout, net.lstm.training) == (0.5, True)
@@ -166,7 +168,7 @@ def test_dropout_stays_where_the_mode_is_kept(series):
         assert net.lstm.dropout == 0  # as in eval mode, in which it was
 
 
-def test_a_layer_with_code_of_its_own_is_in_eval_mode():
+def test_recurrent_subclass_is_in_eval_mode():
     class Own(nn.LSTM):
         def forward(self, x, hx=None):
             return super().forward(x if not self.training else 0 * x, hx)
@@ -174,3 +176,101 @@ def test_a_layer_with_code_of_its_own_is_in_eval_mode():
     net = Stacked(Own).train()
     with prepare_model(net):
         assert not net.lstm.training
+
+
+REVERSIBLE = {
+    "gradcam": a.GradCAM(relu=False),
+    "gradcamplusplus": a.GradCAMPlusPlus(),
+    "xgradcam": a.XGradCAM(relu=False),
+    "hirescam": a.HiResCAM(relu=False),
+    "layercam": a.LayerCAM(),
+    "ablationcam": a.AblationCAM(),
+    "scorecam": a.ScoreCAM(),
+    "gradient": a.Gradient(),
+    "inputxgradient": a.InputXGradient(),
+    "integratedgradients": a.IntegratedGradients(steps=8),
+}
+
+
+@pytest.fixture
+def long_series():
+    return torch.randn(2, 3, 17, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture
+def bilstm(long_series):
+    torch.manual_seed(0)
+    net = build_network("cnn_bilstm", 1, channels=3, width=5, hidden=4, kernel=3).double()
+    net(long_series)
+    return net.eval()
+
+
+def reversed_in_time(net):
+    """Return the bidirectional network that gives a series read backwards the output that `net` gives the series.
+
+    Its directions are exchanged and its kernels reversed, so its maps are the reversed maps of `net`: an index that is
+    off by one, a map resized at the wrong place or a forgotten direction makes a difference.
+    """
+    other = copy.deepcopy(net)
+    state = {}
+    for name, value in net.state_dict().items():
+        if name.startswith("lstm."):
+            name = name.removesuffix("_reverse") if name.endswith("_reverse") else f"{name}_reverse"
+        elif value.ndim == 3:
+            value = value.flip(2)
+        elif name == "head.weight":
+            value = value.roll(value.shape[1] // 2, 1)
+        state[name] = value
+    other.load_state_dict(state)
+    return other
+
+
+@pytest.mark.parametrize("name", REVERSIBLE)
+def test_maps_of_reversed_series_are_reversed(bilstm, long_series, name):
+    other = reversed_in_time(bilstm)
+    assert_close(other(long_series.flip(2)), bilstm(long_series))
+    for target in (None, 0):
+        S, T = REVERSIBLE[name](bilstm, long_series, target), REVERSIBLE[name](other, long_series.flip(2), target)
+        assert_close(T.flip(1), S, rtol=1e-4, atol=1e-6)
+        if name not in ("gradcamplusplus", "layercam", "ablationcam"):  # which may be 0 of one of the two
+            assert S.any()
+            assert not torch.allclose(S, S.flip(1))
+
+
+class Counter(nn.Module):
+    """A network with a recurrent part that reads one time step only."""
+
+    def __init__(self, step, length):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv1d(1, 1, 1, bias=False), nn.Identity())
+        nn.init.ones_(self.features[0].weight)
+        self.lstm = nn.LSTM(1, 1, batch_first=True)
+        self.step, self.length = step, length
+
+    def forward(self, x):
+        A = self.features(x)
+        return self.lstm(A.transpose(1, 2)[:, self.step : self.step + 1])[1][0][0]
+
+
+@pytest.mark.parametrize("step", [0, 4, 8])
+@pytest.mark.parametrize("name", ["hirescam", "layercam", "gradient", "inputxgradient"])
+def test_map_of_network_that_reads_one_time_step(step, name):
+    torch.manual_seed(1)
+    net, x = Counter(step, 9).double().eval(), torch.ones(1, 1, 9, dtype=torch.float64)
+    method = REVERSIBLE[name] if name != "layercam" else a.LayerCAM(relu=False)
+    S = torch.maximum(method(net, x).abs(), method(net, x, 0).abs())[0]
+    assert S[step] > 0
+    assert S.count_nonzero() == 1
+
+
+def test_convolutions_over_series_have_their_reach(bilstm, long_series):
+    """Two convolutions of three steps each: what lies three steps away changes no feature."""
+    changed = long_series.clone()
+    changed[:, :, 8] += 5
+    moved = (bilstm.features(changed) - bilstm.features(long_series)).abs().amax(1) > 0
+    assert moved[:, [5, 11]].any().logical_not()
+    assert moved[:, 8].all()
+    changed = long_series.clone()
+    changed[:, :, 0] += 5
+    moved = (bilstm.features(changed) - bilstm.features(long_series)).abs().amax(1) > 0
+    assert moved[:, 3:].any().logical_not()  # the end of a series does not go on at its beginning

@@ -108,11 +108,11 @@ def explain(model, x, target=1, relevance="lrp"):
 
 def linear(R, x, layer):
     """Every positive product w x gets its share, in loops."""
-    W, found = layer.weight.numpy() if isinstance(layer, nn.Module) else layer.numpy(), np.zeros_like(x)
+    W, total = layer.weight.numpy() if isinstance(layer, nn.Module) else layer.numpy(), np.zeros_like(x)
     for t, i in np.ndindex(len(x), len(W)):
         z = np.maximum(x[t] * W[i], 0)
-        found[t] += z / z.sum() * R[t, i] if z.sum() > 0 else 0
-    return found
+        total[t] += z / z.sum() * R[t, i] if z.sum() > 0 else 0
+    return total
 
 
 def add(R, a, b):
@@ -154,7 +154,7 @@ def by_hand(model, x, target):
     return R_A
 
 
-def test_relevance_of_a_block_with_norm_gelu_and_mlp(x):
+def test_lrp_of_one_block_by_hand(x):
     model = build(blocks=1)
     with OpenAttention(False, 3) as mode:
         y = model(x.clone().requires_grad_())
@@ -179,7 +179,7 @@ class Gated(nn.Module):
 
 @pytest.mark.parametrize("kind", ["nn", "einsum", "in place", "time", "gated"])
 @pytest.mark.parametrize("read", ["cls", "mean"])
-def test_what_arrives_at_the_tokens_is_the_relevance_of_the_score(kind, read, x):
+def test_lrp_conserves_relevance_to_the_tokens(kind, read, x):
     """Every rule conserves relevance, as long as each output has some positive product, which width sees to."""
     model = build(kind, read=read)
     if kind == "gated":
@@ -195,7 +195,7 @@ def test_what_arrives_at_the_tokens_is_the_relevance_of_the_score(kind, read, x)
 
 @BOTH
 @pytest.mark.parametrize("kind", ["fused", "einsum", "in place", "checkpoint", "time", "weights"])
-def test_however_the_block_is_written_the_map_is_the_same(kind, relevance, x):
+def test_transformer_attribution_equal_for_block_implementations(kind, relevance, x):
     model = build(kind)
     assert_close(explain(model, x, relevance=relevance), explain(build("nn"), x, relevance=relevance))
     if kind == "weights":
@@ -204,14 +204,14 @@ def test_however_the_block_is_written_the_map_is_the_same(kind, relevance, x):
 
 
 @BOTH
-def test_relu_in_place_is_relu(relevance, x):
+def test_transformer_attribution_of_in_place_relu(relevance, x):
     expected = explain(build("relu"), x, relevance=relevance)
     assert_close(explain(build("relu in place"), x, relevance=relevance), expected)
 
 
 @BOTH
 @pytest.mark.parametrize("kind", ["nn", "time"])
-def test_a_batch_is_its_images(kind, relevance, x):
+def test_transformer_attribution_of_batch_equals_images_alone(kind, relevance, x):
     model, target = build(kind), [2, 0, 3]
     together = explain(model, x, target, relevance)
     for i in range(3):
@@ -219,14 +219,14 @@ def test_a_batch_is_its_images(kind, relevance, x):
 
 
 @BOTH
-def test_a_reentrant_checkpoint_is_refused(relevance, x):
+def test_transformer_attribution_refuses_reentrant_checkpoint(relevance, x):
     with pytest.raises(RuntimeError, match="gradients to be on where attention runs"):
         explain(build("reentrant"), x, relevance=relevance)
 
 
 @pytest.mark.parametrize("prefix", [1, 4])
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_the_rows_that_are_read_speak_where_patches_are_averaged(prefix, blocks, x):
+def test_transformer_attribution_of_averaged_patches_by_hand(prefix, blocks, x):
     """The class token and registers, which nobody reads behind the last block, do not."""
     model = build(prefix=prefix, blocks=blocks, read="mean")
     with OpenAttention(False, 3) as mode:
@@ -242,14 +242,14 @@ def test_the_rows_that_are_read_speak_where_patches_are_averaged(prefix, blocks,
 
 @BOTH
 @pytest.mark.parametrize("prefix", [1, 2, 5])
-def test_a_class_token_among_registers_has_the_first_row(prefix, relevance, x):
+def test_transformer_attribution_with_register_tokens(prefix, relevance, x):
     S = explain(build(prefix=prefix), x, relevance=relevance)
     assert S.shape == (3, 2, 3)
     assert (S.flatten(1).amax(1) > S.flatten(1).amin(1)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_images_of_any_precision_under_autocast(dtype, x):
+def test_transformer_attribution_under_autocast(dtype, x):
     model = build().float()
     with torch.autocast("cpu", torch.bfloat16):
         S = explain(model, x.to(dtype))
@@ -258,7 +258,7 @@ def test_images_of_any_precision_under_autocast(dtype, x):
     assert torch.corrcoef(torch.stack([S.flatten(), expected.flatten()]))[0, 1] > 0.95
 
 
-def test_autocast_rounds_the_gradient_but_not_relevance(x):
+def test_lrp_is_not_rounded_by_autocast(x):
     model, seen = build().float(), Tally()
     model.patch.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
@@ -267,14 +267,14 @@ def test_autocast_rounds_the_gradient_but_not_relevance(x):
 
 
 @BOTH
-def test_a_model_in_half_precision_that_adds_in_place(relevance, x):
+def test_transformer_attribution_in_half_precision_in_place(relevance, x):
     S = explain(build("in place").bfloat16(), x, relevance=relevance)
     expected = explain(build("in place").float(), x, relevance=relevance)
     assert torch.corrcoef(torch.stack([S.flatten(), expected.flatten().to(S.dtype)]))[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_calls_that_work_in_place_do(dtype):
+def test_lrp_keeps_in_place_calls_in_place(dtype):
     start = torch.tensor([[-1.0, 2.0], [3.0, -4.0]], dtype=dtype).requires_grad_()
     x, y = start * 1, start * 3
     with OpenAttention(True, 2):
@@ -285,8 +285,8 @@ def test_calls_that_work_in_place_do(dtype):
     assert_close(x.detach(), torch.tensor([[0.0, 11.0], [16.0, 0.0]], dtype=dtype))
 
 
-def test_attention_inside_windows_is_named_in_the_refusal(function):
-    """Their shapes are told, not that there are none."""
+def test_transformer_attribution_refuses_window_attention(function):
+    """The error lists the shapes of the attention."""
     patch, mha = nn.Conv2d(3, D, 4, 4), nn.MultiheadAttention(D, HEADS, batch_first=True)
 
     def forward(x, patch, mha):

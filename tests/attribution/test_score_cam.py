@@ -44,7 +44,7 @@ def test_score_cam_is_the_printed_formula(black, corners, case, activations):
     close(cam(network, x, [1, 2]), mix(w, A))
 
 
-def test_weights_can_be_the_scores_or_their_increase_over_the_masked_image(network, images, activations):
+def test_score_cam_weights_raw_and_increase_by_hand(network, images, activations):
     A, _ = activations(network, images, [1, 2])
     black = {"mean": [0.4, 0.5], "std": [0.2, 0.3]}
     y, y0 = scores(network, images, [1, 2], A, **black)
@@ -53,24 +53,24 @@ def test_weights_can_be_the_scores_or_their_increase_over_the_masked_image(netwo
     close(ScoreCAM(weights="increase", **cam)(network, images, [1, 2]), mix(y - y0[:, None], A))
 
 
-def test_the_score_can_be_the_probability(network, images, activations):
+def test_score_cam_of_probability(network, images, activations):
     A, _ = activations(network, images, [1, 2])
     p, _ = scores(network, images, [1, 2], A, score=lambda y: y.softmax(1))
     S = ScoreCAM(layer="0", upsample=False, score="prob", weights="raw")(network, images, [1, 2])
     close(S, mix(p, A).relu())
 
 
-def test_a_model_that_ignores_its_input_weighs_all_channels_alike(function, features):
+def test_score_cam_of_constant_model_is_mean_of_channels(function, features):
     model = function(lambda x, features: 0 * features(x).flatten(1)[:, :2] + 3, features=nn.Identity())
     close(ScoreCAM(layer="features")(model, features, 0), features.mean(1))
 
 
-def test_one_channel_is_its_own_map(gap_linear, features):
+def test_score_cam_of_one_channel_is_the_channel(gap_linear, features):
     model = gap_linear([[-5.0], [1]])
     close(ScoreCAM(layer="features")(model, features[:, :1], 0), features[:, 0])
 
 
-def test_permuted_channels_give_the_same_map(network, images):
+def test_score_cam_ignores_order_of_channels(network, images):
     S = ScoreCAM(layer="0")(network, images, 1)
     order = [2, 0, 3, 1]
     body, head = network[0][0], network[1][0]
@@ -79,7 +79,7 @@ def test_permuted_channels_give_the_same_map(network, images):
     close(ScoreCAM(layer="0")(network, images, 1), S)
 
 
-def test_constant_channels_are_left_out_of_the_softmax_or_count_as_masked_everywhere(gap_linear, features):
+def test_score_cam_skip_constant_by_hand(gap_linear, features):
     """y = mean(A[0]) and M[1] = 0: with the constant channel w[1] = e^0 / (e^0 + e^y(M[0] x))."""
     A = features[:1, :2].clone()
     A[:, 1] = 2.0
@@ -91,12 +91,12 @@ def test_constant_channels_are_left_out_of_the_softmax_or_count_as_masked_everyw
 
 
 @pytest.mark.parametrize("weights", ["softmax", "raw", "increase"])
-def test_only_constant_channels_give_a_zero_map(weights, gap_linear):
+def test_score_cam_of_constant_channels_is_zero(weights, gap_linear):
     A = torch.ones(1, 2, 3, 3, dtype=torch.float64)
     assert not ScoreCAM(layer="features", weights=weights)(gap_linear([[1.0, 2], [3, 4]]), A, 0).any()
 
 
-def test_the_softmax_spends_no_pass_on_the_masked_image(gap_linear, W, features):
+def test_score_cam_softmax_needs_no_pass_of_masked_image(gap_linear, W, features):
     """Features, then 4 channels of 2 images in one chunk; "increase" adds the masked image."""
     model, rows = gap_linear(W), Tally()
     model.register_forward_hook(lambda module, args, output: rows.append(len(output)))
@@ -107,6 +107,6 @@ def test_the_softmax_spends_no_pass_on_the_masked_image(gap_linear, W, features)
         assert sum(rows) <= sum(expected) + 2
 
 
-def test_other_weights_are_refused(gap_linear, W, features):
+def test_score_cam_refuses_unknown_weights(gap_linear, W, features):
     with pytest.raises(ValueError, match=r"'softmax', 'raw', 'increase'.*got 'max'"):
         ScoreCAM(layer="features", weights="max")(gap_linear(W), features)

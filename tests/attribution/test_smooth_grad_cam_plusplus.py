@@ -32,30 +32,30 @@ def test_smooth_grad_cam_plusplus_is_the_printed_formula(numerator, relu_of, chu
     close(SmoothGradCAMPlusPlus(layer="0", relu=False, upsample=False, **options)(network, x, [1, 2]), expected)
 
 
-def test_without_noise_it_is_grad_cam_plusplus(network, images):
+def test_smooth_grad_cam_plusplus_without_noise(network, images):
     smooth = SmoothGradCAMPlusPlus(layer="0", sigma=0.0)(network, images, 1)
     close(smooth, GradCAMPlusPlus(layer="0", denominator="sum_act_grad")(network, images, 1))
 
 
 @pytest.mark.parametrize("sigma", [0.3, 10.0])
-def test_noise_does_not_matter_where_gradients_are_constant(sigma, gap_linear, W, b, features, target):
+def test_smooth_grad_cam_plusplus_of_constant_gradients(sigma, gap_linear, W, b, features, target):
     model = gap_linear(W, b)
     smooth = SmoothGradCAMPlusPlus(layer="features", sigma=sigma)(model, features, target)
     close(smooth, GradCAMPlusPlus(layer="features", denominator="sum_act_grad")(model, features, target))
 
 
-def test_the_defaults_are_four_copies_with_noise_of_three_tenths():
+def test_smooth_grad_cam_plusplus_defaults():
     method = SmoothGradCAMPlusPlus()
     assert (method.n, method.sigma, method.numerator, method.relu_of) == (4, 0.3, "D2", "mean")
 
 
-def test_the_seed_decides(network, images):
+def test_smooth_grad_cam_plusplus_follows_seed(network, images):
     one, again, other = (SmoothGradCAMPlusPlus(layer="0", seed=s)(network, images, 1) for s in (0, 0, 1))
     assert torch.equal(one, again)
     assert not torch.allclose(one, other)
 
 
 @pytest.mark.parametrize("wrong", [{"numerator": "D3"}, {"relu_of": "first"}, {"n": 0}])
-def test_other_options_are_refused(wrong, network, images):
+def test_smooth_grad_cam_plusplus_refuses_wrong_options(wrong, network, images):
     with pytest.raises(ValueError, match=f"got '?{next(iter(wrong.values()))}"):
         SmoothGradCAMPlusPlus(layer="0", **wrong)(network, images, 0)

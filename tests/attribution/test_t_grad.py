@@ -1,6 +1,6 @@
 import pytest
 import torch
-from test_full_grad import pieces, residual
+from support.networks import residual, residual_terms
 from torch import nn
 from torch.testing import assert_close
 
@@ -9,10 +9,10 @@ from interpretable_training.attribution.core.map_operations import resize
 
 
 @pytest.mark.parametrize("corners", [False, True])
-def test_the_map_is_the_printed_sum(corners):
+def test_t_grad_equals_printed_sum(corners):
     net, x = residual()
     expected = torch.zeros(3, 16, 16, dtype=torch.float64)
-    for T in pieces(net, x):
+    for T in residual_terms(net, x):
         for i, t in enumerate(T.detach()):
             S = sum(channel.clamp(min=0) for channel in t)
             up = resize(S[None], (16, 16), corners)[0]
@@ -21,7 +21,7 @@ def test_the_map_is_the_printed_sum(corners):
     assert_close(TGrad(align_corners=corners)(net, x, 1), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_the_sum_of_the_map_is_the_sum_of_the_scores():
+def test_t_grad_map_sums_to_scores():
     net, x = residual()
     parts = TGrad().parts(net, x, 1)
     assert_close(TGrad()(net, x, 1).sum((1, 2)), parts.scores.sum(0))
@@ -30,7 +30,7 @@ def test_the_sum_of_the_map_is_the_sum_of_the_scores():
     assert_close(parts.totals.sum(0) + parts.residual - net(x)[:, 1].detach(), parts.delta, rtol=0, atol=1e-12)
 
 
-def test_the_residual_is_that_of_the_linear_layers():
+def test_t_grad_residual_is_bias_of_linear_layers():
     net, x = residual()
     z = {}
 
@@ -51,7 +51,7 @@ def test_the_residual_is_that_of_the_linear_layers():
     assert_close(uniform, spread.expand(3, 16, 16), rtol=1e-9, atol=1e-12)
 
 
-def test_without_a_positive_contribution_the_map_is_zero():
+def test_t_grad_of_negative_contributions_is_zero():
     """y = -sum of |w x + b| with w, b > 0 and x > 0: all parts are negative."""
     conv = nn.Conv2d(1, 1, 1).double()
     nn.init.constant_(conv.weight, 2.0)
@@ -61,9 +61,9 @@ def test_without_a_positive_contribution_the_map_is_zero():
     net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), head)
     x = torch.rand(2, 1, 2, 2, dtype=torch.float64)
     assert not TGrad()(net, x, 1).any()
-    assert_close(TGrad()(net, x, 0).sum((1, 2)), (2 * x + 1).sum((1, 2, 3)))  # the evidence for class 0 is -y
+    assert_close(TGrad()(net, x, 0).sum((1, 2)), (2 * x + 1).sum((1, 2, 3)))  # the score of class 0 is -y
 
 
-def test_other_options_are_refused():
+def test_t_grad_refuses_unknown_fc():
     with pytest.raises(ValueError, match="'spread'"):
         TGrad(fc="spread")

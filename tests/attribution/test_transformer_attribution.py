@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from test_raw_attention import KINDS, Transformer, patches
+from support.networks import ATTENTION_KINDS, patch_grid, patch_transformer
 from torch import nn
 from torch.testing import assert_close
 
@@ -12,37 +12,22 @@ Attention = TransformerAttribution(relevance="attn", upsample=False)
 Lrp = TransformerAttribution(upsample=False)
 
 
-@pytest.fixture
-def picture():
-    return torch.randn(2, 2, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-@pytest.fixture
-def build():
-    def make(kind, cls=True):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return Transformer(kind, cls).double().eval()
-
-    return make
-
-
 def slopes(model, x, target):
     """A and dy/dA of every block, by an explicit forward pass."""
-    x, found = model.tokens(x), []
+    x, maps = model.tokens(x), []
     for block in model.blocks:
         A = block.attention(x)
-        found.append(A)
+        maps.append(A)
         _, _, v = block.heads(x)
         x = x + block.mha.out_proj((A @ v).transpose(1, 2).flatten(2))
     y = model.head(x[:, 0] if model.cls is not None else x.mean(1))[range(len(x)), target]
-    return [A.detach() for A in found], torch.autograd.grad(y.sum(), found)
+    return [A.detach() for A in maps], torch.autograd.grad(y.sum(), maps)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "nn encoder"])
+@pytest.mark.parametrize("kind", [k for k in ATTENTION_KINDS if k != "nn encoder"])
 @pytest.mark.parametrize("cls", [True, False])
-def test_gradients_times_attention_roll_out(kind, cls, build, picture):
-    model, target = build(kind, cls), [2, 0]
+def test_transformer_attribution_attn_rolls_out_gradients(kind, cls, picture):
+    model, target = patch_transformer(kind, cls), [2, 0]
     R = torch.eye(7 if cls else 6, dtype=torch.float64).expand(2, -1, -1)
     for A, dA in zip(*slopes(model, picture, target)):
         C = torch.zeros_like(R)
@@ -50,14 +35,14 @@ def test_gradients_times_attention_roll_out(kind, cls, build, picture):
             C = C + (A[:, h] * dA[:, h]).clamp(min=0) / A.shape[1]
         R = R + C @ R
     row = R[:, 0, 1:] if cls else R.mean(1)
-    assert_close(Attention(model, picture, target), patches(row))
+    assert_close(Attention(model, picture, target), patch_grid(row))
 
 
-def test_one_block_is_the_positive_product(build, picture):
-    model = build("fused")
+def test_transformer_attribution_of_one_block_by_hand(picture):
+    model = patch_transformer("fused")
     A, dA = (pair[1] for pair in slopes(model, picture, [1, 1]))
     last = TransformerAttribution(relevance="attn", upsample=False, start_layer=1)
-    assert_close(last(model, picture, 1), patches((A * dA).clamp(min=0).mean(1)[:, 0, 1:]))
+    assert_close(last(model, picture, 1), patch_grid((A * dA).clamp(min=0).mean(1)[:, 0, 1:]))
 
 
 class Relevance:
@@ -65,14 +50,14 @@ class Relevance:
 
     def __init__(self, model, x, target):
         self.model, self.target = model, target
-        self.kept = []
+        self.steps = []
         x = model.tokens(x)
         for block in model.blocks:
             q, k, v = block.heads(x)
             A = block.attention(x)
             mixed = (A @ v).transpose(1, 2).flatten(2)
             out = block.mha.out_proj(mixed)
-            self.kept.append((x, q, k, v, A, mixed, out))
+            self.steps.append((x, q, k, v, A, mixed, out))
             x = x + out
         self.last = x
 
@@ -91,8 +76,8 @@ class Relevance:
         R[0, self.target] = 1
         top = torch.zeros_like(self.last)
         top[:, 0] = self.linear(R, self.last[:, 0], self.model.head.weight)
-        found = []
-        for block, (x, q, k, v, A, mixed, out) in reversed(list(zip(self.model.blocks, self.kept))):
+        relevances = []
+        for block, (x, q, k, v, A, mixed, out) in reversed(list(zip(self.model.blocks, self.steps))):
             z = x + out
             a, b = x * top / z, out * top / z  # the residual sum
             whole, sizes = top.sum(), a.sum().abs() + b.sum().abs()
@@ -101,18 +86,18 @@ class Relevance:
             r = (r / mixed).unflatten(2, (A.shape[1], -1)).transpose(1, 2)  # (1, heads, T, d)
             R_A = A * (r @ v.transpose(-2, -1)) / 2
             R_v = v * (A.transpose(-2, -1) @ r) / 2
-            found.append(R_A)
+            relevances.append(R_A)
             share = R_A / (q @ k.transpose(-2, -1))  # softmax passes relevance on unchanged
             R_q, R_k = q * (share @ k) / 2, k * (share.transpose(-2, -1) @ q) / 2
             R_qkv = torch.cat([t.transpose(1, 2).flatten(2) for t in (R_q, R_k, R_v)], 2)
             down = self.linear(R_qkv, x, block.mha.in_proj_weight)
             top = x * (a / x + down / x)  # x was read twice
-        return found[::-1]
+        return relevances[::-1]
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "nn encoder"])
-def test_relevance_by_its_rules_one_after_the_other(kind, build, picture):
-    model, target = build(kind), [2, 0]
+@pytest.mark.parametrize("kind", [k for k in ATTENTION_KINDS if k != "nn encoder"])
+def test_lrp_equals_its_rules_step_by_step(kind, picture):
+    model, target = patch_transformer(kind), [2, 0]
     S = Lrp(model, picture, target)
     _, dA = slopes(model, picture, target)
     for i in range(2):
@@ -121,18 +106,18 @@ def test_relevance_by_its_rules_one_after_the_other(kind, build, picture):
         R = torch.eye(7, dtype=torch.float64)[None]
         for g, r in zip(dA, relevance):
             R = R + (g[i : i + 1] * r).clamp(min=0).mean(1) @ R
-        assert_close(S[i : i + 1], patches(R[:, 0, 1:]), rtol=1e-6, atol=1e-9)
+        assert_close(S[i : i + 1], patch_grid(R[:, 0, 1:]), rtol=1e-6, atol=1e-9)
 
 
-def test_relevance_is_another_map_than_attention_and_depends_on_the_class(build, picture):
-    model = build("fused")
+def test_lrp_differs_from_attn_and_between_classes(picture):
+    model = patch_transformer("fused")
     assert not torch.allclose(Lrp(model, picture, 1), Attention(model, picture, 1), rtol=1e-2)
     assert not torch.allclose(Lrp(model, picture, 1), Lrp(model, picture, 0), rtol=1e-2)
 
 
 @pytest.mark.parametrize("method", [Lrp, Attention], ids=["lrp", "attention"])
-def test_a_score_that_does_not_depend_on_attention_gives_zero(method, build, picture):
-    model = build("fused")
+def test_transformer_attribution_of_zero_head_is_zero(method, picture):
+    model = patch_transformer("fused")
     model.head.weight.data.zero_()
     assert not method(model, picture, 1).any()
 
@@ -152,7 +137,7 @@ class PreNorm(nn.Module):
 
 
 @pytest.mark.parametrize("method", [Lrp, Attention], ids=["lrp", "attention"])
-def test_attention_of_torch_is_opened(method, picture):
+def test_transformer_attribution_of_torch_encoder(method, picture):
     torch.manual_seed(0)
     model = PreNorm().double().eval()
     S = method(model, picture, 1)
@@ -163,7 +148,7 @@ def test_attention_of_torch_is_opened(method, picture):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [Lrp, Attention], ids=["lrp", "attention"])
 @pytest.mark.parametrize("name", ["torchvision", "timm", "deit", "deit3"])
-def test_vision_transformers_of_libraries(method, name):
+def test_transformer_attribution_of_timm_and_torchvision(method, name):
     """Logits stay what they are, fused or not, and the same blocks are found in every library."""
     import timm
 
@@ -184,7 +169,7 @@ def test_vision_transformers_of_libraries(method, name):
     assert_close(method(model, x[1:], [4])[0], S[1], rtol=1e-3, atol=1e-3 * float(S[1].max()))
 
 
-def test_masks_and_other_keys_are_refused(function, picture):
+def test_transformer_attribution_refuses_masks_and_other_keys(function, picture):
     mha = nn.MultiheadAttention(6, 2, batch_first=True)
     patch = nn.Conv2d(2, 6, 4, 4)
 
@@ -197,11 +182,11 @@ def test_masks_and_other_keys_are_refused(function, picture):
 
 
 @pytest.mark.parametrize(("start", "match"), [(-1, "of at least 0 and .* got -1"), (2, "from 0 to 1, got 2")])
-def test_a_block_that_is_not_there_is_refused(start, match, build, picture):
+def test_transformer_attribution_refuses_missing_block(start, match, picture):
     with pytest.raises(ValueError, match=match):
-        TransformerAttribution(start_layer=start)(build("fused"), picture)
+        TransformerAttribution(start_layer=start)(patch_transformer("fused"), picture)
 
 
-def test_a_model_without_attention_is_refused(network, images):
+def test_transformer_attribution_refuses_model_without_attention(network, images):
     with pytest.raises(ValueError, match="expected a transformer"):
         Lrp(network, images)

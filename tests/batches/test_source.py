@@ -203,7 +203,8 @@ def test_wanted_batches_keep_their_numbers_and_indices():
 
 def test_images_alone_need_no_target_when_the_model_says_the_class(network):
     reference = measured(network, (X, Y), target="pred")
-    sources = [X.split(3), [X[:4], X[4:]], TensorDataset(X), [{"image": X}], DataLoader(list(X), 2), [(X,)]]
+    sources = [X.split(3), [X[:4], X[4:]], TensorDataset(X), DataLoader(list(X), 2), [(X,)]]
+    sources += [[{"image": X}], [{"picture": X}]]
     for data in sources:
         same_numbers(measured(network, data, target="pred"), reference, atol=1e-4)
         with pytest.raises(ValueError, match="got images alone; pass target='pred'"):
@@ -227,7 +228,8 @@ def test_a_data_module_is_prepared_and_set_up_for_its_split():
         ((X, Y[:3]), ValueError, "expected as many targets as images, got 3 for 7 images"),
         ([(X, Y, Y)], TypeError, r"\(images, target\).*, got a tuple of \['\(7, .* of float32', '\(7,\) of int64', '"),
         ([DataLoader(DATA)], TypeError, "got a DataLoader"),
-        ([{"picture": X}], TypeError, "'image' and 'target', got a dict with {'picture'"),
+        ([{"picture": Y}], TypeError, "'image' and 'target', got a dict with {'picture'"),
+        ([{"picture": X, "same": X, "label": Y}], TypeError, "'image' and 'target', got a dict with {'picture'"),
         ([(X, Y[:3])], ValueError, "expected one target per image, got 3 targets for 7 images"),
         ([(X, Y.float())], ValueError, r"expected targets \(B,\) of class numbers, got \(7,\) of torch.float32"),
         ([(X, Y[:, None])], ValueError, r"expected targets \(B,\) of class numbers, got \(7, 1\)"),

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DistributedSampler, RandomSampler
 
 from interpretable_training.data import ImageFolderDataModule, ShapesDataModule
-from interpretable_training.data.base import Shuffle, seeded
+from interpretable_training.data.base import Shuffle, seeded_generator
 
 
 class Seen(L.LightningModule):
@@ -78,7 +78,7 @@ def test_a_resumed_training_sees_what_it_would_have_seen(tmp_path, make, workers
 
 
 def test_the_orders_are_those_of_torchs_sampler_from_any_epoch_on():
-    generator, orders = seeded(3, "train", "order"), []
+    generator, orders = seeded_generator(3, "train", "order"), []
     for _ in range(4):
         orders.append(list(RandomSampler(range(9), generator=generator)))
     ours = Shuffle(range(9), (3, "train", "order"))

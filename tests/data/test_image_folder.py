@@ -5,7 +5,7 @@ from support.data_trees import folders, picture
 from torch.testing import assert_close
 
 from interpretable_training.data import ImageFolderDataModule
-from interpretable_training.data.image_folder import divide
+from interpretable_training.data.image_folder import divide_by_class
 
 
 def module(root, stage=None, **options):
@@ -43,11 +43,11 @@ def test_targets_are_the_classes_of_the_folders(tmp_path):
 
 
 def test_what_one_class_gives_does_not_depend_on_the_others():
-    alone = divide([0] * 10, {"val": 0.3}, 0)
-    among = divide([0] * 10 + [1] * 5, {"val": 0.3}, 0)
+    alone = divide_by_class([0] * 10, {"val": 0.3}, 0)
+    among = divide_by_class([0] * 10 + [1] * 5, {"val": 0.3}, 0)
     assert [row for row in among["val"] if row < 10] == alone["val"]
     assert len(alone["val"]) == 3
-    alike = divide([0] * 20 + [1] * 20, {"val": 0.5}, 0)["val"]
+    alike = divide_by_class([0] * 20 + [1] * 20, {"val": 0.5}, 0)["val"]
     assert [row + 20 for row in alike[:10]] != alike[10:]
 
 

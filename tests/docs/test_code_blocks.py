@@ -61,9 +61,9 @@ def check_make(words):
 
 def check_python(words):
     """A script of the repository lies where the page says, a recipe has the arguments."""
-    if words[0] == "-m" and words[1].startswith("interpretable_training.recipes."):
-        arguments = inspect.signature(getattr(recipes, words[1].rpartition(".")[2])).parameters
-        assert {word.removeprefix("--") for word in words[2:] if word.startswith("--")} <= {*arguments}
+    if words[:2] == ["-m", "interpretable_training.recipes"]:
+        arguments = inspect.signature(getattr(recipes, words[2])).parameters
+        assert {word.removeprefix("--") for word in words[3:] if word.startswith("--")} <= {*arguments}
     elif words[0].startswith(("docs/", "benchmarks/", "recipes/")):
         assert (ROOT / words[0]).exists()
 

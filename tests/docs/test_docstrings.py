@@ -1,4 +1,4 @@
-"""Run the examples in docstrings: each is what a reader may paste."""
+"""Run the examples in docstrings, so that readers can paste them."""
 
 import doctest
 import importlib
@@ -34,7 +34,8 @@ def predefined():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_print_what_they_say(name):
+def test_examples_print_what_they_say(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write a file
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for example in FINDER.find(module, extraglobs=None):

@@ -174,7 +174,7 @@ def test_a_plain_network_needs_no_checkpoint(folder, network):
         (["--reference=gradcam"], "a reference among ['mine', 'layercam', 'fakecam', 'random'], got 'gradcam'"),
         (["--target=labels"], "labels"),
         (["--maximages=3"], "got 'maximages'; closest: ['max_images']"),
-        (["--max_images=0"], "expected max_images of at least 1, got 0"),
+        (["--max_images=0"], "expected max_images as a whole number of at least 1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

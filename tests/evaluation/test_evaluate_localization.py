@@ -161,11 +161,11 @@ def test_the_saliency_metric_needs_no_annotation(network, images, target):
     assert found["gradcam", "saliency_metric"].n == 5
 
 
-def test_work_takes_annotations_last_and_as_they_come(network, images, target):
-    """What a callback does: whatever else was in the batch may be passed along."""
+def test_a_run_measures_a_batch_with_its_annotations(network, images, target):
+    """Other entries of the batch are left out by `annotations_of`, as in the callback."""
     work = EvaluationRun(network, {"g": GradCAM("3")}, {"ep": EnergyPointingGame()}, "label", False, None, None)
     rest = {"mask": images[:, 0] > 0, "name": ["a"] * 5, "prob": target, "weights": 3}
-    part = work.measure(0, list(range(5)), images, target, True, rest)
+    part = work.measure(0, list(range(5)), images, target, True, annotations_of(rest))
     assert isinstance(part, Part)
     assert part.values["g"]["ep"].shape == (5, 1)
     plain = EvaluationRun(network, {"g": GradCAM("3")}, {"ad": AverageDrop()}, "label", False, None, None)

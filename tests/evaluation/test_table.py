@@ -225,6 +225,18 @@ def test_a_cell_that_does_not_exist_is_a_sentence(table):
         table["grad_cam", "drop"]
 
 
+@pytest.mark.parametrize("key", [("c", "ad"), ("a", "zz")])
+def test_numbers_of_a_cell_that_does_not_exist_are_refused(key):
+    with pytest.raises(KeyError, match=r"expected \(method, metric\) of \['a'\] and \['ad'\], got"):
+        table_of({"a": {"ad": [1.0]}}).per_image(*key)
+
+
+@pytest.mark.parametrize("tables", [None, 3, [1], {"a": "b"}])
+def test_what_are_no_tables_do_not_join(tables):
+    with pytest.raises(TypeError, match="expected tables as a dict name -> Table, got"):
+        join(tables)
+
+
 def test_without_a_number_nothing_is_made_up():
     table = table_of({"a": {"ad": [1.0, 2]}, "b": {"ad": [NAN, NAN]}}, resamples=20)
     cell = table["b", "ad"]

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from interpretable_training.attribution import FakeCAM, Gradient, RandomMap, normalize
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.metrics import ADCC, Coherency, Complexity
-from interpretable_training.metrics.core.rescoring import gather
+from interpretable_training.metrics.core.rescoring import scored_batch
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def test_adcc_is_the_harmonic_mean_of_its_parts(network, images, target):
 def test_maps_are_explained_again_once(network, images, target):
     method = FirstChannel()
     S = normalize(method(network, images, target))
-    with gather(network, images, S, target, method=method) as scored:
+    with scored_batch(network, images, S, target, method=method) as scored:
         Coherency().rows(scored)
         before = dict(scored.kept)
         Coherency(rescale=False).rows(scored)
@@ -173,7 +173,7 @@ def test_both_parts_of_adcc_see_the_same_masked_image(network, images, target):
     method = FirstChannel()
     S = normalize(method(network, images, target))
     metric = ADCC(method, average="dataset", topk=25)
-    with gather(network, images, S, target, method=method) as scored:
+    with scored_batch(network, images, S, target, method=method) as scored:
         coherency = metric.rows(scored)[:, 0]
     kept = torch.zeros_like(S).flatten(1)
     kept.scatter_(1, S.flatten(1).topk(24, 1).indices, 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interpretable_training.metrics.core.components import connected_components, find_runs, largest_boxes, tight_boxes
+from interpretable_training.metrics.core.components import boxes_around, connected_components, find_runs, largest_boxes
 
 
 def drawn(*lines):
@@ -47,10 +47,10 @@ def test_the_largest_component_and_of_equals_the_first():
     assert boxes[2].isnan().all()
 
 
-def test_tight_boxes_hold_every_pixel():
+def test_boxes_around_hold_every_pixel():
     M = torch.cat([drawn("#...", "...#", "...."), drawn("....", "....", "....")])
-    assert tight_boxes(M)[0].tolist() == [0, 0, 4, 2]
-    assert tight_boxes(M)[1].isnan().all()
+    assert boxes_around(M)[0].tolist() == [0, 0, 4, 2]
+    assert boxes_around(M)[1].isnan().all()
 
 
 def test_areas_and_boxes_of_all_components():

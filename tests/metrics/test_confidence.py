@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from interpretable_training.attribution import FakeCAM
 from interpretable_training.metrics import AverageDrop, AverageDropInDeletion, AverageGain, AverageIncrease
-from interpretable_training.metrics.core.rescoring import gather
+from interpretable_training.metrics.core.rescoring import scored_batch
 
 CLEAN, MASKED = torch.tensor([0.8, 0.5]).double(), torch.tensor([0.4, 0.75]).double()
 RELATED = [AverageDrop, AverageIncrease, AverageGain]
@@ -187,7 +187,7 @@ def test_several_labels_are_scored_by_the_sigmoid(network, images, saliency, tar
 
 def test_four_metrics_score_three_images_each(scored, images, saliency):
     model = scored(lambda z: z.flatten(1).mean(1).sigmoid())
-    with gather(model, images, saliency, torch.ones(5, dtype=torch.long)) as scored:
+    with scored_batch(model, images, saliency, torch.ones(5, dtype=torch.long)) as scored:
         for metric in (AverageDrop(), AverageIncrease(), AverageGain(), AverageDropInDeletion()):
             metric.rows(scored)
     assert model.seen == 3 * 5
@@ -196,7 +196,7 @@ def test_four_metrics_score_three_images_each(scored, images, saliency):
 def test_spaces_that_coincide_share_a_pass(scored, images, saliency):
     """Without mean and std both multiply the normalized image."""
     model = scored(lambda z: z.flatten(1).mean(1).sigmoid())
-    with gather(model, images, saliency, torch.ones(5, dtype=torch.long)) as scored:
+    with scored_batch(model, images, saliency, torch.ones(5, dtype=torch.long)) as scored:
         for metric in (AverageDrop(), AverageDrop(space="normalized"), AverageDrop(preset="pytorch_grad_cam")):
             metric.rows(scored)
         AverageGain(space="normalized", mean=MEAN, std=STD).rows(scored)

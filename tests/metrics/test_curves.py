@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from interpretable_training.metrics import Deletion, Insertion, InsertionDeletion
 from interpretable_training.metrics.core.perturbation import rise_kernel
-from interpretable_training.metrics.core.rescoring import gather
+from interpretable_training.metrics.core.rescoring import scored_batch
 
 PAIR = [Insertion, Deletion]
 
@@ -183,7 +183,7 @@ def test_insertion_of_one_order_is_deletion_of_the_opposite(network, images, sal
 def test_both_curves_of_n_steps_score_2n_plus_1_images(scored, images, saliency, steps):
     model = scored(lambda z: z.flatten(1).mean(1).sigmoid())
     n = len(Deletion(steps).deletion.counts((12, 8))) - 1
-    with gather(model, images, saliency, torch.ones(5, dtype=torch.long)) as scored:
+    with scored_batch(model, images, saliency, torch.ones(5, dtype=torch.long)) as scored:
         for metric in (Insertion(steps), Deletion(steps), InsertionDeletion(steps), Deletion(steps, auc="mean")):
             metric.rows(scored)
     assert model.seen == 5 * (2 * n + 1)

@@ -23,7 +23,7 @@ from interpretable_training.metrics import (
     Insertion,
     MaxSensitivity,
 )
-from interpretable_training.metrics.core.rescoring import gather
+from interpretable_training.metrics.core.rescoring import scored_batch
 
 NAN, INF = math.nan, math.inf
 SCORING = sorted(set(MAKE) - {*WITHOUT_IMAGES, "coherency", "max_sensitivity"})  # what looks at the model's scores
@@ -234,5 +234,5 @@ def test_what_is_measured_does_not_change_what_was_given(network, images, salien
 
 def test_rounding_may_leave_the_unit_interval(images):
     S = torch.rand(5, 12, 8).double() * (1 + 2e-5) - 1e-5
-    with gather(images=images, saliency=S) as scored:
+    with scored_batch(images=images, saliency=S) as scored:
         assert 0 <= scored.saliency.min() <= scored.saliency.max() <= 1

@@ -12,7 +12,7 @@ from interpretable_training.metrics.core.regions import (
     inside,
     iou,
     of_class,
-    pixels,
+    pixels_of,
 )
 from interpretable_training.metrics.core.rescoring import ScoredBatch
 
@@ -30,7 +30,7 @@ def test_a_pixel_lies_in_a_box_if_its_middle_does():
 
 
 def test_the_union_of_boxes_and_padding():
-    U = pixels(scored(boxes=torch.tensor([[[0.0, 0, 2, 2], [1, 1, 3, 3]], [[5, 3, 6, 4], [NAN] * 4]])), "auto")
+    U = pixels_of(scored(boxes=torch.tensor([[[0.0, 0, 2, 2], [1, 1, 3, 3]], [[5, 3, 6, 4], [NAN] * 4]])), "auto")
     assert U.sum((1, 2)).tolist() == [7, 1]
 
 
@@ -56,20 +56,20 @@ def test_a_mask_has_a_box_and_boxes_have_pixels():
     there = scored(mask=mask)
     assert boxes(there, "auto")[0].tolist() == [[2, 1, 5, 4]]
     assert boxes(there, "mask")[1].isnan().all()
-    assert torch.equal(pixels(there, "auto"), mask > 0)
+    assert torch.equal(pixels_of(there, "auto"), mask > 0)
 
 
 def test_which_annotation_is_taken():
     mask, cue = torch.zeros(2, 2, 4, 6)
     mask[:, 0, 0], cue[:, 3, 3] = 1, 1
     there = scored(mask=mask, shortcut_mask=cue, boxes=torch.tensor([[[2.0, 2, 3, 3]]] * 2))
-    assert pixels(there, "auto")[0].nonzero().tolist() == [[0, 0]]
-    assert pixels(there, "boxes")[0].nonzero().tolist() == [[2, 2]]
-    assert pixels(there, "shortcut_mask")[0].nonzero().tolist() == [[3, 3]]
+    assert pixels_of(there, "auto")[0].nonzero().tolist() == [[0, 0]]
+    assert pixels_of(there, "boxes")[0].nonzero().tolist() == [[2, 2]]
+    assert pixels_of(there, "shortcut_mask")[0].nonzero().tolist() == [[3, 3]]
     assert boxes(there, "auto")[0].tolist() == [[2, 2, 3, 3]]
     assert boxes(there, "shortcut_mask")[0].tolist() == [[3, 3, 4, 4]]
     with pytest.raises(NoRegionError, match="'mask' or 'boxes'"):
-        pixels(scored(shortcut_mask=cue), "auto")
+        pixels_of(scored(shortcut_mask=cue), "auto")
 
 
 def test_intersection_over_union_by_hand():
@@ -113,4 +113,4 @@ def test_the_class_of_a_row_picks_its_boxes_and_pixels():
 )
 def test_what_does_not_fit_is_said(given, message):
     with pytest.raises(ValueError, match=message):
-        pixels(scored(**given), "auto")
+        pixels_of(scored(**given), "auto")

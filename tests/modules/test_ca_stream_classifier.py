@@ -140,8 +140,8 @@ def test_class_specific_multilabel_is_refused():
 
 
 def test_the_defaults_are_the_papers_protocol():
-    config = CAStreamClassifier(backbone(), 3).configure_optimizers()
-    optimizer, scheduler = config["optimizer"], config["lr_scheduler"]["scheduler"]
+    (optimizer,), (config,) = CAStreamClassifier(backbone(), 3).configure_optimizers()
+    scheduler = config["scheduler"]
     expected = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
     assert isinstance(optimizer, torch.optim.SGD)
     assert {name: optimizer.defaults[name] for name in expected} == expected
@@ -151,7 +151,8 @@ def test_the_defaults_are_the_papers_protocol():
 def test_only_the_stream_is_given_to_the_optimizer():
     module = CAStreamClassifier(backbone(), 3)
     module.requires_grad_(True)
-    given = {id(p) for group in module.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    (optimizer,), _ = module.configure_optimizers()
+    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert given == {id(p) for p in module.network.stream.parameters()}
 
 

@@ -139,7 +139,8 @@ def test_scheduler_steps_once_per_epoch(tmp_path):
 
 def test_plateau_scheduler_watches_its_monitor(tmp_path):
     module = small(scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, "val/loss"))
-    assert module.configure_optimizers()["lr_scheduler"]["monitor"] == "val/loss"
+    _, (config,) = module.configure_optimizers()
+    assert config["monitor"] == "val/loss"
 
 
 def test_loss_given_as_a_module_is_used():

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import lightning as L
 import pytest
@@ -18,7 +19,8 @@ from interpretable_training.cli.lightning_commands import run
 from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.metrics.core.base import described
 from interpretable_training.models import build_network
-from interpretable_training.recipes import Recipe, Study  # which makes our classes known by their names
+from interpretable_training.modules.plain_module import PlainModule
+from interpretable_training.recipes import EvaluationRecipe, Recipe  # which makes our classes known by their names
 
 OPTIONS = ("target", "split", "max_images", "reference", "chunk_size", "seed")
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -45,7 +47,7 @@ def read_study(stem, monkeypatch):
 
     @functools.wraps(EvaluationTrainer.evaluate)  # whose arguments are the options of the command
     def remember(trainer, model, datamodule, ckpt_path=None, **options):
-        seen.append(Study(trainer, model, datamodule, options))
+        seen.append(EvaluationRecipe(trainer, model, datamodule, options))
 
     with monkeypatch.context() as patch:
         patch.setattr(EvaluationTrainer, "evaluate", remember)
@@ -70,17 +72,16 @@ def as_lists(text):
 def settings(recipe):
     """Everything that decides what a recipe does: data, weights, optimizer, schedule, files."""
     trainer, module, data = recipe[:3]
-    found = module.configure_optimizers()
-    found = found if isinstance(found, dict) else {"optimizer": found}
-    scheduler = found.get("lr_scheduler", {}).get("scheduler")
+    with patch.object(PlainModule, "_number_of_epochs", lambda _: trainer.max_epochs):  # not yet attached
+        (optimizer,), schedules = module.configure_optimizers()
     plain = (int, float, str, bool, tuple, dict, type(None))
     return {
         "data": {k: v for k, v in vars(data).items() if isinstance(v, plain) and not k.startswith("_")},
         "changes": [repr(getattr(data, f"{split}_transform", None)) for split in ("train", "eval")],
         "weights": {k: v.tolist() for k, v in module.state_dict().items()},
         "loss": repr(module.loss),
-        "optimizer": (type(found["optimizer"]), found["optimizer"].defaults),
-        "scheduler": scheduler and (type(scheduler), scheduler.state_dict()),
+        "optimizer": (type(optimizer), optimizer.defaults),
+        "schedules": [(type(s["scheduler"]), s["scheduler"].state_dict(), s["interval"]) for s in schedules],
         "epochs": trainer.max_epochs,
         "logger": (type(trainer.logger), trainer.logger.save_dir, trainer.logger.name),
         "checkpoint": (trainer.checkpoint_callback.monitor, trainer.checkpoint_callback.mode),

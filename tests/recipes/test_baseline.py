@@ -19,7 +19,7 @@ def test_arguments_reach_the_objects(tmp_path):
 
 def test_running_the_file_fits(tmp_path):
     words = ["--image_size", "16", "--n_train", "64", "--max_epochs", "1", "--output"]
-    command = [sys.executable, "-m", "interpretable_training.recipes.baseline", *words, str(tmp_path)]
+    command = [sys.executable, "-m", "interpretable_training.recipes", "baseline", *words, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "found in sys.modules" not in done.stderr

@@ -4,7 +4,7 @@ from PIL import Image
 
 from interpretable_training.attribution import FakeCAM
 from interpretable_training.recipes import box_study, box_study_imagenet
-from interpretable_training.recipes.box_study import draw, inside_of
+from interpretable_training.recipes.box_study import draw_parts, inside_of
 
 
 def test_recipe_and_configuration_of_shapes_are_the_same_study(backbone, assert_same_study):
@@ -44,7 +44,7 @@ def test_a_map_that_is_one_nearly_everywhere_inside_of_the_box_is_the_box(backbo
 
 def test_the_picture_shows_the_parts(backbone, tmp_path):
     study = box_study(image_size=32)
-    draw(study, str(tmp_path / "maps.png"), ("gradcam",))
+    draw_parts(study, str(tmp_path / "maps.png"), ("gradcam",))
     width, height = Image.open(tmp_path / "maps.png").size
     assert height > 5 * 112  # image, box, whole, inside, outside
     assert width > 6 * 112

@@ -15,7 +15,7 @@ from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.models import TinyCNN, build_network
 from interpretable_training.modules import CAStreamClassifier, Classifier
 from interpretable_training.recipes import ca_stream, ca_stream_imagenet
-from interpretable_training.recipes.ca_stream import compare, differences, report, trained_backbone
+from interpretable_training.recipes.ca_stream import ca_stream_report, compare_poolings, differences, trained_backbone
 from interpretable_training.regularization import GuidedGradientRegularizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -119,7 +119,7 @@ def test_arguments_reach_the_stream(backbone):
 def test_it_ends_with_a_table_and_a_picture(backbone, tmp_path):
     recipe = ca_stream(image_size=32, n_train=24, batch_size=8, max_epochs=1, output=str(tmp_path / "runs"))
     recipe.trainer.fit(recipe.module, recipe.data)
-    text = report(recipe, max_images=4)
+    text = ca_stream_report(recipe, max_images=4)
     folder = tmp_path / "runs" / "ca_stream" / "version_0"
     assert (folder / "attention.png").exists()
     assert (folder / "faithfulness" / "table.md").exists()
@@ -131,7 +131,7 @@ def test_it_ends_with_a_table_and_a_picture(backbone, tmp_path):
 def test_differences_are_those_of_each_method(backbone, tmp_path):
     """Rows of the joined table are per image: CA - GAP of a method is the mean of its own differences."""
     recipe = ca_stream(image_size=32, n_train=12, output=str(tmp_path / "runs"))
-    table = compare(recipe, max_images=5)
+    table = compare_poolings(recipe, max_images=5)
     expected = [
         (table.per_image(f"CA/{m}", "insertion") - table.per_image(f"GAP/{m}", "insertion")).mean().item()
         for m in ("gradcam", "gradcamplusplus", "scorecam")
@@ -144,7 +144,7 @@ def test_differences_are_those_of_each_method(backbone, tmp_path):
 
 @pytest.mark.slow
 def test_the_stream_keeps_the_accuracy(tmp_path):
-    command = [sys.executable, "-m", "interpretable_training.recipes.ca_stream", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "interpretable_training.recipes", "ca_stream", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = re.search(r"accuracy   GAP ([\d.]+)%   CA ([\d.]+)%", done.stdout)

@@ -10,7 +10,7 @@ from interpretable_training.cli import main
 from interpretable_training.data import CMAPSSDataModule, EnginesDataModule
 from interpretable_training.modules import Regressor
 from interpretable_training.recipes import cmapss
-from interpretable_training.recipes.cmapss import Wear, compare, report, sensors, telling
+from interpretable_training.recipes.cmapss import Wear, cmapss_report, life_tables, sensors, telling
 
 CONFIG = Path(__file__).parents[2] / "configs" / "cmapss_fd001.yaml"
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -69,7 +69,7 @@ def test_wear_is_what_is_missing_to_the_largest_estimate():
 
 
 def test_the_report_has_errors_tables_sensors_and_a_picture(small):
-    text = report(small, max_windows=6, n=3)
+    text = cmapss_report(small, max_windows=6, n=3)
     folder = Path(small.trainer.log_dir)
     assert re.search(r"RMSE [\d.]+ cycles, MAE [\d.]+ cycles, score", text)
     assert text.count("(control)") >= 4
@@ -94,14 +94,14 @@ def test_windows_that_are_measured_hold_both_kinds_of_cycles(small):
 def test_files_without_a_known_answer_are_measured_without_it(tmp_path):
     recipe = cmapss(folder=str(files(tmp_path / "data")), output=str(tmp_path))
     recipe.data.n_val = 1
-    tables = compare(recipe, max_windows=4, n=2)
+    tables = life_tables(recipe, max_windows=4, n=2)
     assert list(tables["wear"].metrics) == ["average_increase", "average_drop", "average_drop_in_deletion"]
     assert len(tables["wear"]) == 4
 
 
 @pytest.mark.slow
 def test_the_command_learns_and_its_tables_know_the_worn_cycles_and_sensors(tmp_path):
-    command = [sys.executable, "-m", "interpretable_training.recipes.cmapss", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "interpretable_training.recipes", "cmapss", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"RMSE ([\d.]+) cycles", done.stdout)[1]) < 8  # the mean target would be wrong by 19

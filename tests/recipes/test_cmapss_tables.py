@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from interpretable_training.attribution import GradCAM, explain
 from interpretable_training.recipes import cmapss
-from interpretable_training.recipes.cmapss import compare, draw, sensors, telling
+from interpretable_training.recipes.cmapss import draw_engine, life_tables, sensors, telling
 
 MODULE = importlib.import_module("interpretable_training.recipes.cmapss")
 
@@ -40,7 +40,7 @@ def drops(score, series, S):
 
 def test_the_tables_are_of_the_estimate_and_of_what_is_missing_to_the_largest(recipe):
     """Both explain with the network's own direction: of the wear, what lowers the estimate."""
-    tables = compare(recipe, max_windows=1000, n=2)
+    tables = life_tables(recipe, max_windows=1000, n=2)
     module, windows = recipe.module.eval(), recipe.data.splits["val"]
     series = torch.stack([windows[i]["image"] for i in telling(recipe.data)])
     scores = {"remaining life": lambda x: float(module(x)), "wear": lambda x: 48 - float(module(x))}
@@ -55,7 +55,7 @@ def test_the_tables_are_of_the_estimate_and_of_what_is_missing_to_the_largest(re
 def test_the_picture_shows_one_engine_from_early_to_late_and_what_lowers_its_estimate(recipe, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(MODULE, "draw_series", lambda *arguments: seen.append(arguments))
-    draw(recipe, tmp_path / "a.png", n=2)
+    draw_engine(recipe, tmp_path / "a.png", n=2)
     series, maps, _, names, titles, worn, worn_name, order = seen[0]
     left = [int(title.split()[0]) for title in titles]
     assert left == sorted(left, reverse=True)

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from interpretable_training.data import SeededDataModule
-from interpretable_training.recipes import Study
+from interpretable_training.recipes import EvaluationRecipe
 
 
 class Numbered(SeededDataModule):
@@ -18,12 +18,12 @@ class Numbered(SeededDataModule):
 
 
 def test_the_first_of_each_class_in_the_order_of_the_classes():
-    images, target, _ = Study(None, None, Numbered(), {}).examples()
+    images, target, _ = EvaluationRecipe(None, None, Numbered(), {}).examples()
     assert target.tolist() == [0, 1, 2, 3]
     assert images.flatten().tolist() == [3, 2, 0, 5]
 
 
 def test_no_more_classes_than_wanted():
-    images, target, told = Study(None, None, Numbered(), {}).examples(2)
+    images, target, told = EvaluationRecipe(None, None, Numbered(), {}).examples(2)
     assert target.tolist() == [1, 2]
     assert images.flatten().tolist() == [2, 0] == torch.stack(told["image"]).flatten().tolist()

@@ -2,7 +2,7 @@ import pytest
 
 from interpretable_training import attribution
 from interpretable_training.recipes import method_table
-from interpretable_training.recipes.method_table import methods
+from interpretable_training.recipes.method_table import all_methods
 
 WRAPPERS = {"Attribution", "GradientCAM", "Baselines", "CaptumAttribution"}  # no methods of their own
 CONTROLS = {"FakeCAM", "RandomMap"}  # which `evaluate` adds
@@ -15,8 +15,8 @@ def test_recipe_and_configuration_are_the_same_study(backbone, assert_same_study
 
 def test_every_method_of_the_room_is_in_the_table(backbone):
     named = {name for name in attribution.__all__ if isinstance(getattr(attribution, name), type)}
-    of_cnn = {type(method).__name__ for method in methods(method_table().data, "tiny_cnn").values()}
-    of_vit = {type(method).__name__ for method in methods(method_table().data, "tiny_vit").values()}
+    of_cnn = {type(method).__name__ for method in all_methods(method_table().data, "tiny_cnn").values()}
+    of_vit = {type(method).__name__ for method in all_methods(method_table().data, "tiny_vit").values()}
     assert of_cnn == named - WRAPPERS - CONTROLS - ATTENTION
     assert of_vit == (of_cnn | ATTENTION) - {"CAM"}
 

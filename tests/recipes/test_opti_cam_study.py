@@ -6,7 +6,7 @@ import torch
 from interpretable_training.attribution import GradCAM, OptiCAM
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.recipes import opti_cam_study, opti_cam_study_imagenet
-from interpretable_training.recipes.opti_cam_study import report, seconds
+from interpretable_training.recipes.opti_cam_study import opti_cam_study_report, seconds
 
 
 def test_recipe_and_configuration_of_shapes_are_the_same_study(backbone, assert_same_study):
@@ -49,7 +49,7 @@ def test_it_ends_with_a_table_the_seconds_and_a_picture(backbone, tmp_path):
     study = opti_cam_study(image_size=32, max_images=3, steps=1, draws=1, output=str(tmp_path / "runs"))
     kept = {name: study.options["methods"][name] for name in ("opticam", "gradcam", "extremalperturbation")}
     study.options["methods"] = kept | {"opticam": OptiCAM(steps=1)}
-    text = report(study)
+    text = opti_cam_study_report(study)
     folder = tmp_path / "runs" / "opti_cam_study" / "version_0"
     assert {"table.txt", "table.tex", "curves.png", "maps.png", "seconds.csv"} <= {p.name for p in folder.iterdir()}
     assert "seconds for 8 images" in text

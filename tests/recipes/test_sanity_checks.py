@@ -8,7 +8,14 @@ from interpretable_training.attribution import FakeCAM, FullGrad, GradCAM, Gradi
 from interpretable_training.metrics import SanityTable
 from interpretable_training.metrics.sanity.checks import Check
 from interpretable_training.recipes import sanity_checks
-from interpretable_training.recipes.sanity_checks import EXPECTED, check, disagreement, methods, report, twin_of
+from interpretable_training.recipes.sanity_checks import (
+    EXPECTED,
+    checked_methods,
+    disagreement,
+    run_checks,
+    sanity_checks_report,
+    twin_of,
+)
 
 CHOSEN = {"gradient": Gradient(), "gradcam": GradCAM(), "fakecam": FakeCAM()}
 
@@ -18,7 +25,7 @@ def test_recipe_and_configuration_are_the_same_experiment(assert_same_as_config)
 
 
 def test_what_the_literature_says_is_of_methods_that_are_checked():
-    assert {method for said in EXPECTED.values() for method in said} <= set(methods())
+    assert {method for said in EXPECTED.values() for method in said} <= set(checked_methods())
     assert {verdict for said in EXPECTED.values() for verdict in said.values()} == {"pass", "fail"}
 
 
@@ -30,7 +37,7 @@ def small(tmp_path, monkeypatch):
 
 def test_all_checks_of_all_methods(small, tmp_path):
     before = {name: tensor.clone() for name, tensor in small.module.state_dict().items()}
-    table = check(small, by_heart=12, explained=4)
+    table = run_checks(small, by_heart=12, explained=4)
     assert table.tests == list(EXPECTED)
     assert list(table.rows) == list(CHOSEN)
     fake = table.rows["fakecam"]
@@ -41,7 +48,7 @@ def test_all_checks_of_all_methods(small, tmp_path):
 def test_methods_that_read_biases_are_checked_with_the_shift_in_a_bias(small, monkeypatch):
     chosen = {"gradient": Gradient(), "fullgrad": FullGrad(), "tgrad": TGrad()}
     monkeypatch.setattr(sys.modules[sanity_checks.__module__], "methods", lambda: chosen)
-    table = check(small, by_heart=12, explained=2)
+    table = run_checks(small, by_heart=12, explained=2)
     found = {method: row["input invariance"] for method, row in table.rows.items()}
     assert list(found) == list(chosen)
     assert ["undone in a bias" in one.rule for one in found.values()] == [False, True, True]
@@ -53,7 +60,7 @@ def test_training_is_watched_and_the_report_is_written(small, tmp_path):
     trainer.fit(module, data)
     folder = tmp_path / "sanity_checks" / "version_0"
     assert "xai/guidedbackprop/randomization_ssim" in (folder / "metrics.csv").read_text()
-    text = report(small, by_heart=12, explained=4)
+    text = sanity_checks_report(small, by_heart=12, explained=4)
     assert (folder / "sanity.txt").read_text().strip() in text
     assert "| gradcam |" in (folder / "sanity.md").read_text()
 
@@ -77,7 +84,7 @@ def test_a_disagreement_is_told_in_numbers():
 
 @pytest.mark.slow
 def test_methods_that_show_the_image_fail_and_gradients_pass(tmp_path):
-    command = [sys.executable, "-m", "interpretable_training.recipes.sanity_checks", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "interpretable_training.recipes", "sanity_checks", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = {line.split("  ")[0]: line for line in done.stdout.splitlines()}

@@ -62,7 +62,14 @@ def test_weights_that_do_not_fit_are_named_with_what_to_do(tmp_path, spoil):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_half_trained_network_and_the_same_command_goes_on(tmp_path):
-    command = [sys.executable, "-m", "interpretable_training.recipes.method_table", "--image_size=16", "--max_images=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "interpretable_training.recipes",
+        "method_table",
+        "--image_size=16",
+        "--max_images=1",
+    ]
     command += ["--metrics=localization", "--n_train=6000"]
     started = subprocess.Popen(
         [*command, "--backbone_epochs=500"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -264,7 +264,7 @@ def test_a_run_that_went_on_elsewhere_is_read_as_one(tmp_path):
         path.unlink()
     record = read_journal(new.folder)
     assert [line["step"] for line in record.of("values")] == [5]
-    assert "went on from" in record.missing[0]
+    assert "of the resumed run" in record.missing[0]
 
 
 def test_runs_that_go_on_from_each_other_end(tmp_path):

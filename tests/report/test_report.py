@@ -6,21 +6,13 @@ import re
 
 import pytest
 import torch
+from support.hostile_texts import HOSTILE
 from support.synthetic_journal import STEPS, write_journal
 
 from interpretable_training.report import parts
-from interpretable_training.report.film import Film, Pictures, evenly
+from interpretable_training.report.film import EmbeddedPictures, Film, evenly
 from interpretable_training.report.journal import Journal, read_journal
 from interpretable_training.report.page import SCRIPTS, write_report
-
-HOSTILE = [
-    "</script><img src=x onerror=\"document.title='owned'\">",
-    "x" * 300,
-    "🦊/日本 \"quoted\" 'single'",
-    "a/b\\c",
-    "<b>bold</b>&amp;<!--",
-    "{{script}}\u2028line\u202ertl\ud800",
-]
 
 
 def data_of(path):
@@ -60,7 +52,7 @@ def test_the_page_holds_all_that_the_journal_tells(rich):
     assert page["randomization"][0][:3] == ["gradcam", "spearman 0.12, ssim 0.3", "passed"]
     assert page["settings"]["InterpretabilityMetrics"]["max_images"] == 64
     facts = dict(page["facts"])
-    assert (facts["epochs"], facts["images watched"], facts["failures"]) == ("6", "8", "2")
+    assert (facts["epochs"], facts["panel images"], facts["failures"]) == ("6", "8", "2")
 
 
 def test_maps_and_scales_reach_the_page_as_they_were_kept(rich):
@@ -188,7 +180,7 @@ def test_a_film_is_thinned_evenly_from_the_first_to_the_last(total, count):
 def test_a_film_keeps_what_fits(tmp_path):
     write_journal(tmp_path, epochs=9, count=6)
     record = read_journal(tmp_path)
-    film = Film(record, "panel", parts.Axis(record), Pictures(record))
+    film = Film(record, "panel", parts.Axis(record), EmbeddedPictures(record))
     whole = film.size()
     film.thin(whole)
     assert len(film.kept) == 9

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.hostile_texts import HOSTILE
 from support.synthetic_journal import write_journal
-from test_report import HOSTILE
 from torch.testing import assert_close
 
 from interpretable_training.report.journal import Journal, read_journal
@@ -173,7 +173,7 @@ def test_an_image_that_is_opened_shows_each_method_and_its_own_drift(rich, tmp_p
     opened, maps, titles = probed(rich, tmp_path, tell, "document.querySelector('#panel .shot').click()")
     assert (opened, maps) == (True, 2)
     assert "similarity to the previous" in titles
-    assert "probability of the class explained" in titles
+    assert "probability of the explained class" in titles
 
 
 def test_a_picture_of_the_page_in_light_dark_and_narrow(rich, tmp_path):

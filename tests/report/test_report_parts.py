@@ -82,4 +82,4 @@ def test_names_of_methods_may_hold_slashes_where_maps_tell_of_them(tmp_path):
     record = read_journal(tmp_path)
     keys = ["xai/a/b/insertion", "test/xai/c/insertion", "xai/seconds", "loss", "xai/c/alarm/alike"]
     found = {keys[0]: ("a/b", "insertion"), keys[1]: ("c", "insertion"), keys[4]: ("c", "alarm/alike")}
-    assert parts.named(record, keys) == found
+    assert parts.split_keys(record, keys) == found

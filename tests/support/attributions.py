@@ -1,4 +1,4 @@
-"""Small networks, every method in a cheap form, and a record of all that an explanation must not change."""
+"""Small networks, every method in a cheap form, and the state that an explanation must not change."""
 
 import random
 
@@ -89,7 +89,7 @@ METHODS: dict[str, attribution.Attribution] = {
 
 
 class Boom(nn.Module):
-    """Passes on what it gets, and raises when it runs for the `at`-th time."""
+    """The identity, which raises an error when it runs for the `at`-th time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Block(nn.Module):
 
 
 def toy(name: str = "gradcam") -> ToyCNN | ToyViT:
-    """A network that method can explain, with statistics that are not those of a new one; in eval mode."""
+    """Return a network that the method `name` can explain, in eval mode, with statistics as after some training."""
     torch.manual_seed(0)
     net = ToyViT() if name in OF_ATTENTION else ToyCNN()
     for _ in range(2):
@@ -170,12 +170,12 @@ def toy(name: str = "gradcam") -> ToyCNN | ToyViT:
 
 
 def toy_images(n: int = 3, channels: int = 3, size: tuple[int, ...] = SIZE) -> Tensor:
-    """Images that are the same in every test."""
+    """Return the same images at every call."""
     return torch.randn(n, channels, *size, generator=torch.Generator().manual_seed(1))
 
 
 def disorder(net: nn.Module) -> None:
-    """Mixed modes, mixed frozen parameters, `.grad` on some: what an explanation finds in the middle of a training."""
+    """Mix modes, frozen parameters and `.grad` of `net` as in the middle of a training."""
     for i, module in enumerate(net.modules()):
         module.training = i % 3 != 1
     for i, p in enumerate(net.parameters()):
@@ -184,18 +184,18 @@ def disorder(net: nn.Module) -> None:
 
 
 def state(net: nn.Module) -> dict[str, object]:
-    """All that must be as it was: flags, hooks, gradients, parameters and buffers with their identities."""
-    found: dict[str, object] = {"global": [len(h) for h in _global_hooks()]}
+    """Return flags, hooks, gradients, parameters and buffers of `net` with their identities, for comparison."""
+    snapshot: dict[str, object] = {"global": [len(h) for h in _global_hooks()]}
     for name, module in net.named_modules():
         hooks = {key: list(value) for key, value in vars(module).items() if "hooks" in key and value is not None}
-        found[name] = (module.training, hooks, sorted(vars(module)))
+        snapshot[name] = (module.training, hooks, sorted(vars(module)))
         for key, buffer in module._buffers.items():
-            found[f"{name}.{key}"] = None if buffer is None else (id(buffer), buffer.requires_grad, values(buffer))
+            snapshot[f"{name}.{key}"] = None if buffer is None else (id(buffer), buffer.requires_grad, values(buffer))
     for name, p in net.named_parameters():
         hooks = [p._backward_hooks, p._post_accumulate_grad_hooks]
         grad = None if p.grad is None else (id(p.grad), values(p.grad))
-        found[f"parameter {name}"] = (id(p), p.requires_grad, hooks, grad, values(p))
-    return found
+        snapshot[f"parameter {name}"] = (id(p), p.requires_grad, hooks, grad, values(p))
+    return snapshot
 
 
 def values(tensor: Tensor) -> list[float]:
@@ -203,7 +203,7 @@ def values(tensor: Tensor) -> list[float]:
 
 
 def generators() -> tuple[object, ...]:
-    """The states of all random generators, comparable."""
+    """Return the states of all random generators, for comparison."""
     kind, keys, *rest = np.random.get_state()
     return torch.get_rng_state().tolist(), random.getstate(), kind, keys.tolist(), *rest
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.metrics.core.rescoring import gather
+from interpretable_training.metrics.core.rescoring import scored_batch
 from support.tally import Tally
 
 
@@ -108,7 +108,7 @@ def curves():
     """The curves of a metric for a batch, by kind."""
 
     def find(metric, *args, **facts):
-        with gather(*args, **facts) as scored:
+        with scored_batch(*args, **facts) as scored:
             return metric.curves(scored)
 
     return find

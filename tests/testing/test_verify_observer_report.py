@@ -18,7 +18,7 @@ def test_callbacks_that_only_watch_change_nothing(tmp_path, callbacks):
     report = verify(tmp_path, callbacks, stages=("fit", "validate", "test", "predict"))
     assert report.ok, report
     assert report.moments > 200
-    assert str(report) == f"The callbacks changed nothing: the state was compared at {report.moments} moments."
+    assert str(report) == f"The callbacks changed nothing: the state was compared {report.moments} times."
     report.raise_if_different()
 
 
@@ -61,7 +61,7 @@ def test_a_training_that_does_not_repeat_itself_is_not_the_callbacks_fault(tmp_p
     assert not report
     assert not report.reproducible
     assert [(difference.kind, difference.name) for difference in report.differences] == [("weight", "idle")]
-    assert str(report).startswith("This training does not repeat itself")
+    assert str(report).startswith("This training is not reproducible")
     with pytest.raises(AssertionError, match="deterministic=True"):
         verify(tmp_path, L.Callback(), make_module=Noisy, **SHORT).raise_if_different()
 
@@ -74,7 +74,7 @@ def test_a_logged_time_is_left_out(tmp_path):
 
     report = verify(tmp_path, L.Callback(), make_module=Clock, **SHORT)
     assert report
-    assert str(report).endswith("Left out, since they differ from run to run anyway: logged time.")
+    assert str(report).endswith("Ignored, because they differ between runs without the callbacks: logged time.")
 
 
 def test_what_callbacks_log_is_no_difference_and_what_they_change_in_the_log_is(tmp_path):
@@ -115,7 +115,7 @@ def test_the_detector_is_an_observer_itself(tmp_path):
 
 
 def test_mistakes_end_in_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"expected make_trainer to pass on .* got a trainer without \['Turn'"):
+    with pytest.raises(ValueError, match=r"expected make_trainer to pass its callbacks .* without \['StateRecorder'"):
         verify_observer(lambda given: trainers(tmp_path)([]), Small, loaders, L.Callback())
     module = Small()
     with pytest.raises(ValueError, match="expected make_module to return a new module each time"):

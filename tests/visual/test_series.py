@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from interpretable_training.visual import draw_series
-from interpretable_training.visual.series import runs
+from interpretable_training.visual.series import stretches
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_a_row_for_each_map_and_channel_and_a_column_for_each_series(series, tmp
 
 
 def test_stretches_that_are_marked():
-    assert runs(torch.tensor([1, 0, 1, 1, 0, 1]).bool()) == [(0, 1), (2, 4), (5, 6)]
-    assert runs(torch.zeros(3).bool()) == []
+    assert stretches(torch.tensor([1, 0, 1, 1, 0, 1]).bool()) == [(0, 1), (2, 4), (5, 6)]
+    assert stretches(torch.zeros(3).bool()) == []
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ class Attribution(ABC):
     """A saliency method, called as `method(model, images, target) -> (B, H, W)`."""
 
     differentiable: ClassVar[bool] = False  # whether a loss on the map can be trained
+    ignores_model: ClassVar[bool] = False  # controls do: their maps depend on no class and on no value of the image
 
     @property
     def final(self) -> bool:
@@ -73,6 +74,9 @@ class Attribution(ABC):
     @abstractmethod
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         """Maps (B, H, W) of a prepared model: `prepared(images)` are logits, `target` is one class per image."""
+
+
+Methods = Attribution | Mapping[str, Attribution] | Sequence[Attribution]
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class GradientCAM(Attribution):
 
 
 def explain(
-    methods: Attribution | Mapping[str, Attribution] | Sequence[Attribution],
+    methods: Methods,
     model: nn.Module,
     images: Tensor,
     target: Target = None,
@@ -165,7 +169,8 @@ def explain(
     """Explain `images` (B, C, H, W) by several methods that share the passes they can: name -> maps (B, H, W).
 
     Maps are raw (see `normalize`), but for those of methods that are `final`, at image resolution, float32 (float64 for
-    such models) and detached. With several targets per image they are (B, T, H, W).
+    such models) and detached. With several targets per image they are (B, T, H, W). The map of an image with a value
+    that is not finite is NaN everywhere, except for controls, which ignore the model.
 
     Args:
         methods: name -> method, or a list, whose names are those of the classes in lower case.
@@ -193,9 +198,7 @@ def explain(
         return {name: full(maps[name] if create_graph else maps[name].detach()) for name in named}
 
 
-def name_methods(
-    methods: Attribution | Mapping[str, Attribution] | Sequence[Attribution],
-) -> dict[str, Attribution]:
+def name_methods(methods: Methods) -> dict[str, Attribution]:
     """name -> method; a list gets the names of the classes in lower case."""
     if isinstance(methods, Mapping):
         named = dict(methods)
@@ -233,19 +236,36 @@ def full(tensor: Tensor) -> Tensor:
 def explain_prepared(
     named: dict[str, Attribution], prepared: PreparedModel, images: Tensor, target: Target
 ) -> dict[str, Tensor]:
-    """`explain` inside `prepare_model`: raw maps (B, H, W) of prepared images, one target each."""
+    """Return what `explain` returns, inside `prepare_model`: raw maps (B, H, W) of prepared images, one target each."""
     maps: dict[str, Tensor] = {}
-    resolved: Resolved | None = None
+    if target is not None and not isinstance(target, str):
+        target = prepared.resolve(images, target)  # reads the classes once, before the first pass
+    finite = images.flatten(1).isfinite().all(1)
+    usable = finite_rows(images, finite)
     for cams in _passes(named):
-        found, resolved = _share(cams, prepared, images, target if resolved is None else resolved)
-        maps.update(found)
+        shared, target = _share(cams, prepared, usable, target)
+        maps.update(shared)
     rest = {name: method for name, method in named.items() if name not in maps}
-    if rest and resolved is None:
-        resolved = prepared.resolve(images, target)
+    if rest and (target is None or isinstance(target, str)):
+        target = prepared.resolve(usable, target)
     for name, method in rest.items():
-        assert resolved is not None
-        maps[name] = method.attribute(prepared, images, resolved)
-    return maps
+        assert isinstance(target, Tensor) or callable(target)
+        maps[name] = method.attribute(prepared, images if method.ignores_model else usable, target)
+    return {name: S if named[name].ignores_model else nan_rows(S, ~finite) for name, S in maps.items()}
+
+
+def finite_rows(images: Tensor, finite: Tensor) -> Tensor:
+    """Return `images` (B, C, ...) with copies of the first finite one in place of those that are not `finite` (B,).
+
+    One bad image would otherwise decide checks of the whole batch, and rectifiers and masks would hide its values.
+    """
+    first = images.index_select(0, finite.int().argmax()[None]).nan_to_num(0, 0, 0)  # does not wait for the device
+    return torch.where(finite.view(-1, *[1] * (images.ndim - 1)), images, first)
+
+
+def nan_rows(maps: Tensor, rows: Tensor) -> Tensor:
+    """Return maps (B, ...) that are NaN everywhere in `rows` (B,)."""
+    return maps.masked_fill(rows.view(-1, *[1] * (maps.ndim - 1)), torch.nan)
 
 
 def _passes(named: dict[str, Attribution]) -> list[dict[str, GradientCAM]]:

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..gradient import refuse_hidden
 from .activation_gates import CLAMPS, SMOOTH
 from .base import full
 from .capture import gradients
 from .feature_grids import find_grid
+from .input_gradients import refuse_no_grad_inside
 from .prepared_model import PreparedModel
 from .sharded_parameters import whole
 from .targets import Resolved
@@ -80,7 +80,7 @@ def split(
         x = images.detach().requires_grad_()
         y = prepared.score(x, target)
     if not y.requires_grad:
-        refuse_hidden(prepared, images)
+        refuse_no_grad_inside(prepared, images)
     dx = gradients(y, {"x": x})["x"]
     parts = Split(full(y.detach()), full(dx) * full(images), placed=sums[1], rest=sums[0])
     if y.dtype in (torch.float32, torch.float64) and not prepared.autocast:

@@ -60,7 +60,9 @@ def capture(
             output = prepared.run(images)
         A = {name: ran(kept, name)[-1] for name in layers}
         grids = {name: grid_of(prepared, images, name, A[name], target) for name in layers}
-        target = prepared.resolve_in(output, target)
+        target = (
+            prepared.confirm_in(output, target) if isinstance(target, Tensor) else prepared.resolve_in(output, target)
+        )
         if gradient:
             y = prepared.score_in(output, target, score)
             dA = gradients(y, A, create_graph=prepared.create_graph)

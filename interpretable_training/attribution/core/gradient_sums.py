@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..gradient import input_gradient
 from .batching import in_chunks
+from .input_gradients import input_gradient
 from .prepared_model import PreparedModel
 from .targets import Resolved, Score, take
 

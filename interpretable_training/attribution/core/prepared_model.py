@@ -6,7 +6,7 @@ end flags, global random generators and the state of the model (see `state`) are
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .state import Snapshot, same_state
-from .targets import Resolved, Score, Target, as_classes, by_rank, check_scores, in_range, pick_logits, score_of
+from .targets import ClassSpan, Resolved, Score, Target, as_classes, by_rank, check_scores, pick_logits, score_of
 
 DEVICES = ("cpu", "cuda")  # whose autocast a caller may have entered
 Output = str | int | Callable[[Any], Tensor] | None
@@ -33,6 +33,7 @@ class PreparedModel:
     refused: list[str] = field(default_factory=list)  # why `run_fast` is not fast
     state: Snapshot = field(default_factory=Snapshot)  # saved before the first pass
     rows: list[int] = field(default_factory=lambda: [0])  # how many images `run` was given last
+    span: ClassSpan = field(default_factory=ClassSpan)  # of the classes that were resolved
 
     def __call__(self, images: Tensor) -> Tensor:
         return pick_logits(self.run(images), self.output)
@@ -68,8 +69,8 @@ class PreparedModel:
             return target
         if target is None or isinstance(target, str):
             with torch.no_grad():
-                return by_rank("pred" if target is None else target, self.logits_in(self.run(images)))
-        return as_classes(target, images)
+                return self._by_rank(target, self.logits_in(self.run(images)))
+        return self._classes(target, images)
 
     def resolve_in(self, output: Any, target: Target) -> Resolved:
         """One class per image for `target`, of what the module returned."""
@@ -77,9 +78,26 @@ class PreparedModel:
             return target
         logits = self.logits_in(output)
         if target is None or isinstance(target, str):
-            return by_rank("pred" if target is None else target, logits.detach())
-        classes = as_classes(target, logits)
-        in_range(classes, logits.shape[1])
+            return self._by_rank(target, logits.detach())
+        classes = self._classes(target, logits)
+        self.span.check(logits.shape[1])
+        return classes
+
+    def confirm_in(self, output: Any, classes: Tensor) -> Tensor:
+        """Return resolved classes, refused if what the module returned has no logits for them."""
+        self.span.check(self.logits_in(output).shape[1])
+        return classes
+
+    def _by_rank(self, policy: str | None, logits: Tensor) -> Tensor:
+        self.span.high = max(self.span.high, 0)  # the model has the classes that it ranks
+        return by_rank("pred" if policy is None else policy, logits)
+
+    def _classes(self, target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
+        """Return given classes, which are read from the device the first time."""
+        if isinstance(target, Tensor) and target is self.span.last:
+            return target
+        classes = as_classes(target, like)
+        self.span.read(classes)
         return classes
 
     def logits_in(self, output: Any) -> Tensor:
@@ -99,7 +117,7 @@ class PreparedModel:
     def score_in(self, output: Any, target: Resolved, score: Score = "logit") -> Tensor:
         """The explained number in what the module returned, (B,); `target` is resolved."""
         if not callable(target):
-            return score_of(pick_logits(output, self.output), target, score)
+            return score_of(pick_logits(output, self.output), target, score, self.span)
         return check_scores(target(output), output, self.rows[0])
 
 

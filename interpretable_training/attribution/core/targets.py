@@ -7,6 +7,7 @@ target of 0 by its negative, the evidence for class 0.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -93,8 +94,6 @@ def as_classes(target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
         )
     if not classes.numel():
         raise ValueError(f"expected at least one target per image, got {tuple(classes.shape)}.")
-    if (lowest := int(classes.min())) < 0:  # the usual label of what has none; Python would count from the end
-        raise ValueError(f"expected a target from 0 to the number of logits - 1, got {lowest}; classes count from 0.")
     return classes
 
 
@@ -115,21 +114,51 @@ def by_rank(policy: str, logits: Tensor) -> Tensor:
     return logits.argmax(1) if policy == "pred" else logits.argmin(1)
 
 
+@dataclass
+class ClassSpan:
+    """The lowest and the highest class that a call explains, read from the device once and then compared as numbers."""
+
+    low: int = 0
+    high: int = -1  # below `low`: no class is known
+    last: Tensor | None = None  # the classes that were read
+
+    def read(self, classes: Tensor) -> None:
+        """Extend the span to these classes; refuse negative ones, the usual label of what has no class."""
+        low, high = torch.stack(classes.aminmax()).tolist()  # waits for the device
+        if low < 0:  # Python would count from the end
+            raise ValueError(f"expected a target from 0 to the number of logits - 1, got {low}; classes count from 0.")
+        self.low, self.high = min(low, self.low if self.high >= 0 else low), max(high, self.high)
+        self.last = classes
+
+    def check(self, N: int) -> None:
+        """Refuse classes that a model with N logits does not have."""
+        last = max(N, 2) - 1  # one logit stands for two classes
+        if self.high > last:
+            classes = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
+            hint = " for one number that is no class pass target='pred'." if N == 1 else " classes count from 0."
+            raise ValueError(
+                f"expected a target from 0 to {last}, since the model has {N} logits, got {classes};{hint}"
+            )
+
+
 def in_range(target: Tensor, N: int) -> None:
     """Refuse classes that a model with N logits does not have."""
-    last = max(N, 2) - 1  # one logit stands for two classes
-    low, high = torch.stack(target.aminmax()).tolist()
-    if not 0 <= low <= high <= last:
-        came = f"{low}" if low == high else f"{low} to {high}"
-        hint = " for one number that is no class pass target='pred'." if N == 1 else " classes count from 0."
-        raise ValueError(f"expected a target from 0 to {last}, since the model has {N} logits, got {came};{hint}")
+    span = ClassSpan()
+    span.read(target)
+    span.check(N)
 
 
-def score_of(logits: Tensor, target: Tensor, score: Score = "logit") -> Tensor:
-    """The explained number of each image: logits (B, N), target (B,) -> (B,)."""
+def score_of(logits: Tensor, target: Tensor, score: Score = "logit", span: ClassSpan | None = None) -> Tensor:
+    """Return the explained number of each image: logits (B, N), target (B,) -> (B,).
+
+    A `span` that includes the classes makes reading them from the device unnecessary.
+    """
     if len(logits) != len(target):
         raise ValueError(f"expected one row of logits per target, got {len(logits)} rows for {len(target)} targets.")
-    in_range(target, logits.shape[1])
+    if span is None or span.high < 0:
+        in_range(target, logits.shape[1])
+    else:
+        span.check(logits.shape[1])
     if score != "logit" and logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # probabilities near 1 have few bits left in half precision
     if logits.shape[1] == 1:
@@ -152,8 +181,7 @@ def take(target: Resolved, rows: Tensor | slice) -> Resolved:
 
 
 def class_weights(W: Tensor, target: Tensor) -> Tensor:
-    """Rows of a linear head W (N, K) as `score` picks logits: (B, K)."""
-    in_range(target, len(W))
+    """Return rows of a linear head W (N, K) as `score_of` picks logits, (B, K); the classes are checked already."""
     return (torch.cat([-W, W]) if len(W) == 1 else W)[target]
 
 

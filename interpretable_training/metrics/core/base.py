@@ -5,6 +5,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from interpretable_training.attribution.core.ranges import checked
 from interpretable_training.attribution.core.sharded_parameters import whole
 from interpretable_training.attribution.core.targets import Target
 
-from .rescoring import ScoredBatch, gather
+from .inputs import check_inputs, check_names
+from .rescoring import ScoredBatch, scored_batch
 
 Fact = str | float | bool | None
 
@@ -125,13 +127,29 @@ class ImageMetric(Metric):
         return rows.masked_fill(unknown[:, None], torch.nan)
 
     def measure(self, **facts: Any) -> Tensor:
-        """The number of each image, (B,), of the keywords that `update` takes; no state changes."""
-        with gather(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts) as scored:
+        """Return the number of each image, (B,), of the keywords that `update` takes; no state changes."""
+        check_names(type(self).update, f"{type(self).__name__}.measure", facts)
+        with self._checked_batch(facts) as scored:
             return self.aggregate(self.rows(scored))
+
+    def _checked_batch(self, facts: Mapping[str, Any]) -> AbstractContextManager[ScoredBatch]:
+        """Return a `ScoredBatch` of what `update` was given, refused if something in it is wrong."""
+        check_inputs(facts, getattr(self, "score", "prob"))
+        return scored_batch(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Add a batch and return the number of this batch alone; after an error the state is as before."""
+        before = dict(vars(self))
+        try:
+            return super().forward(*args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     def collect(self, **facts: Any) -> None:
         """Add the numbers of a batch to the sums."""
-        with gather(chunk_size=self.chunk_size, method=getattr(self, "attribution", None), **facts) as scored:
+        with self._checked_batch(facts) as scored:
             rows, degenerate = self.rows(scored), scored.degenerate
         valid = ~rows.isnan().any(1)
         self.total = self.total.to(rows) + rows[valid].sum(0)  # wide again where true half precision converted it

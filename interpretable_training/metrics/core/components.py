@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .inputs import shape_of
+
 AT_ONCE = 2**21  # pixels, so that what is looked at several times stays in the cache
 
 
@@ -55,6 +57,8 @@ class Runs:
 
 def connected_components(mask: Tensor, connectivity: int = 4) -> Tensor:
     """Number the components of each mask (N, H, W) from 1, in the order of their first pixels; 0 is outside."""
+    if not isinstance(mask, Tensor) or mask.ndim != 3:
+        raise ValueError(f"expected mask (N, H, W) as a tensor, got {shape_of(mask)}.")
     labels = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
     for i, single in enumerate(mask.bool()):
         runs = find_runs(single[None], connectivity)
@@ -73,7 +77,7 @@ def largest_boxes(mask: Tensor, connectivity: int = 4) -> Tensor:
     return torch.cat(found) if found else torch.zeros(0, 4, device=mask.device)
 
 
-def tight_boxes(mask: Tensor) -> Tensor:
+def boxes_around(mask: Tensor) -> Tensor:
     """The box (N, 4) around all pixels of each mask (N, H, W); NaN of empty ones."""
     x, y = mask.any(1).byte(), mask.any(2).byte()
     x2, y2 = x.shape[1] - x.flip(1).argmax(1), y.shape[1] - y.flip(1).argmax(1)

@@ -12,11 +12,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from interpretable_training.attribution.core.base import full
 
-from .components import tight_boxes
+from .components import boxes_around
+from .inputs import check_mask, padded_boxes
 from .rescoring import ScoredBatch
 
 Region = Literal["auto", "mask", "boxes", "shortcut_mask"]
@@ -27,38 +27,63 @@ class NoRegionError(ValueError):
     """The batch carries no annotation that is asked for."""
 
 
-def pixels(scored: ScoredBatch, region: Region) -> Tensor:
-    """U (B, H, W) of a batch; "auto" is the mask where there is one, else the boxes."""
-    name = chosen(scored.annotations, region, ("mask", "boxes"))
+def pixels(
+    annotations: Mapping[str, Any], region: Region, size: Sequence[int], device: torch.device | None = None
+) -> Tensor:
+    """Return U (B, *spatial) as booleans; "auto" is the mask if the batch has one, else the boxes.
 
-    def compute() -> Tensor:
-        if name == "boxes":
-            size = maps(scored).shape[1:]
-            return inside(clipped(padded(scored), size), size)
-        return checked_mask(name, scored)
+    Args:
+        annotations: name -> masks or boxes of a batch.
+        region: which of them.
+        size: (B, *spatial), of the maps.
+        device: where to put the result; by default where the annotations are.
+    """
+    name = chosen(annotations, region, ("mask", "boxes"))
+    if name == "boxes":
+        _refuse_other_than_images(size)
+        return inside(clipped(padded_boxes(annotations[name], size[0]).to(device=device), size[1:]), size[1:])
+    return _booleans(name, annotations[name], size).to(device=device)
 
-    return scored.once_clean(("pixels", name), compute)
+
+def pixels_of(scored: ScoredBatch, region: Region) -> Tensor:
+    """Return U (B, *spatial) of a batch, on the device of the maps."""
+    name, S = chosen(scored.annotations, region, ("mask", "boxes")), scored.saliency
+    return scored.once_clean(("pixels", name), lambda: pixels(scored.annotations, name, S.shape, S.device))
+
+
+def ignored_pixels(scored: ScoredBatch) -> Tensor | None:
+    """Return the pixels (B, *spatial) of a batch that count as neither object nor background; None if it names none."""
+    mask, S = scored.annotations.get("ignore_mask"), scored.saliency
+    return None if mask is None else _booleans("ignore_mask", mask, S.shape).to(S.device)
 
 
 def boxes(scored: ScoredBatch, region: Region, clip: bool = True) -> Tensor:
-    """Boxes (B, n, 4) of a batch; "auto" are the boxes where there are some, else the one around the mask."""
+    """Return the boxes (B, n, 4) of a batch; "auto" are the boxes if it has some, else the one around the mask."""
     name = chosen(scored.annotations, region, ("boxes", "mask"))
-    size = maps(scored).shape[1:]
+    S = maps(scored)
     if name != "boxes":
-        return scored.once_clean(("box around", name), lambda: tight_boxes(pixels(scored, name))[:, None])
-    found = padded(scored)
-    return clipped(found, size) if clip else found
+        return scored.once_clean(("box around", name), lambda: boxes_around(pixels_of(scored, name))[:, None])
+    padded = padded_boxes(scored.annotations[name], len(S)).to(S.device)
+    return clipped(padded, S.shape[1:]) if clip else padded
 
 
 def maps(scored: ScoredBatch) -> Tensor:
-    """The maps (B, H, W) of images, in full precision; signals and volumes have no boxes."""
-    S = scored.saliency
-    if S.ndim != 3:
+    """Return the maps (B, H, W) of images in full precision; signals and volumes, which have no boxes, are refused."""
+    _refuse_other_than_images(scored.saliency.shape)
+    return full(scored.saliency)
+
+
+def _refuse_other_than_images(size: Sequence[int]) -> None:
+    if len(size) != 3:
         raise ValueError(
-            f"expected saliency (B, H, W), where boxes and distances are, got {tuple(S.shape)}; measure other maps "
+            f"expected saliency (B, H, W), where boxes and distances are, got {tuple(size)}; measure other maps "
             "with a mask by PointingGame(), EnergyPointingGame() or PixelF1()."
         )
-    return full(S)
+
+
+def _booleans(name: str, mask: Any, size: Sequence[int]) -> Tensor:
+    mask = check_mask(name, mask, size)
+    return mask if mask.dtype == torch.bool else mask > 0
 
 
 def chosen(annotations: Mapping[str, Any], region: Region, order: Sequence[Region]) -> Region:
@@ -68,34 +93,6 @@ def chosen(annotations: Mapping[str, Any], region: Region, order: Sequence[Regio
         if annotations.get(name) is not None:
             return name
     raise NoRegionError(" or ".join(map(repr, wanted)))  # `RegionMetric` says which metric asked
-
-
-def checked_mask(name: str, scored: ScoredBatch) -> Tensor:
-    """A mask (B, H, W) of a batch as booleans, on the device of the maps."""
-    mask, shape = scored.annotations[name], tuple(scored.saliency.shape)
-    if not isinstance(mask, Tensor) or tuple(mask.shape) != shape:
-        came = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"expected {name} {shape}, one per map at its resolution, got {came}.")
-    mask = mask.to(scored.saliency.device)
-    return mask if mask.dtype == torch.bool else mask > 0
-
-
-def padded(scored: ScoredBatch) -> Tensor:
-    """The boxes of a batch as (B, n, 4), where n is at least 1."""
-    given, like = scored.annotations["boxes"], scored.saliency
-    wanted = f"expected boxes ({len(like)}, n, 4), padded with NaN, or a list of {len(like)} tensors (n, 4), got"
-    if not isinstance(given, Tensor):
-        listed = [torch.as_tensor(rows, dtype=torch.float32) for rows in given]
-        wrong = [tuple(rows.shape) for rows in listed if rows.numel() and rows.shape[-1] != 4]
-        if wrong or len(listed) != len(like):
-            raise ValueError(f"{wanted} {len(listed)}{f' with one of {wrong[0]}' if wrong else ''}.")
-        rows = [rows.reshape(-1, 4) for rows in listed]
-        given = pad_sequence(rows, batch_first=True, padding_value=torch.nan) if rows else torch.zeros(0, 1, 4)
-    given = given[:, None] if given.ndim == 2 else given
-    if given.ndim != 3 or given.shape[2] != 4 or len(given) != len(like):
-        raise ValueError(f"{wanted} {tuple(given.shape)}.")
-    given = given.to(like.device, torch.float32)
-    return given if given.shape[1] else given.new_full((len(given), 1, 4), torch.nan)
 
 
 def clipped(boxes: Tensor, size: Sequence[int]) -> Tensor:

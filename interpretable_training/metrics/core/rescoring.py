@@ -5,7 +5,6 @@ not depend on the maps (the clean images, a blurred copy) is kept in `clean`, wh
 share.
 """
 
-import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -21,9 +20,10 @@ from interpretable_training.attribution.core.prepared_model import Output, Prepa
 from interpretable_training.attribution.core.targets import Resolved, Target, take
 from interpretable_training.batches.read import ANNOTATIONS
 
+from .inputs import check_saliency
+
 Kind = Literal["prob", "logit", "sigmoid", "accuracy"]
 SCORES: tuple[Kind, ...] = ("prob", "logit", "sigmoid", "accuracy")
-SLACK = 1e-4  # by how much a map may leave [0, 1] through rounding
 
 
 class ScoredBatch:
@@ -54,7 +54,7 @@ class ScoredBatch:
         chunk_size: int | None = None,
         annotations: Mapping[str, Any] | None = None,
     ) -> None:
-        self._observed, self._images, self._target, self.method = prepared, images, target, method
+        self._prepared, self._images, self._target, self.method = prepared, images, target, method
         self._saliency = None if saliency is None else check_saliency(saliency, images)
         self.known = known or {}
         self.annotations = annotations or {}
@@ -64,7 +64,7 @@ class ScoredBatch:
 
     @property
     def prepared(self) -> PreparedModel:
-        return self._need(self._observed, "model")
+        return self._need(self._prepared, "model")
 
     @property
     def images(self) -> Tensor:
@@ -121,27 +121,11 @@ class ScoredBatch:
         scores = torch.full((len(image), len(SCORES)), torch.nan, dtype=wide(self.images), device=self.images.device)
 
         def run(rows: slice) -> None:
-            found = self.scores_in(self.prepared.run_fast(make(rows)), take(self.target, image[rows]))
-            scores[rows] = found.to(scores)
+            output = self.prepared.run_fast(make(rows))
+            scores[rows] = scores_of(self.prepared, output, take(self.target, image[rows])).to(scores)
 
         in_chunks(run, len(image), self.chunk_size, self.images)
         return scores
-
-    def scores_in(self, output: Any, target: Resolved) -> Tensor:
-        """Scores (R, S) of what the module returned; what is not finite becomes NaN."""
-        scores = torch.stack([self._score(output, target, kind) for kind in SCORES], 1)
-        scores = scores.to(wide(scores))
-        return scores.masked_fill(~scores.isfinite(), torch.nan)
-
-    def _score(self, output: Any, target: Resolved, kind: Kind) -> Tensor:
-        if kind != "accuracy":
-            return full(self.prepared.score_in(output, target, kind))
-        score = full(self.prepared.score_in(output, target))
-        if callable(target):
-            return torch.full_like(score, torch.nan)  # a score without a class has no accuracy
-        predicted = self.prepared.resolve_in(output, "pred")
-        assert isinstance(predicted, Tensor)
-        return torch.where(score.isfinite(), (predicted == target).to(score), torch.nan)
 
     def explain_again(self, images: Tensor, raw: bool = False) -> Tensor:
         """Maps (B, *spatial) of other images of the same classes; in [0, 1] unless `raw`."""
@@ -152,6 +136,24 @@ class ScoredBatch:
             )
         maps = full(self.method.attribute(self.prepared, images, self.target).detach())
         return maps if raw else in_unit_range(self.method, maps)
+
+
+def scores_of(prepared: PreparedModel, output: Any, target: Resolved) -> Tensor:
+    """Return the scores (R, S) of what the module returned, for resolved targets; what is not finite becomes NaN."""
+    scores = torch.stack([_score(prepared, output, target, kind) for kind in SCORES], 1)
+    scores = scores.to(wide(scores))
+    return scores.masked_fill(~scores.isfinite(), torch.nan)
+
+
+def _score(prepared: PreparedModel, output: Any, target: Resolved, kind: Kind) -> Tensor:
+    if kind != "accuracy":
+        return full(prepared.score_in(output, target, kind))
+    score = full(prepared.score_in(output, target))
+    if callable(target):
+        return torch.full_like(score, torch.nan)  # a score without a class has no accuracy
+    predicted = prepared.resolve_in(output, "pred")
+    assert isinstance(predicted, Tensor)
+    return torch.where(score.isfinite(), (predicted == target).to(score), torch.nan)
 
 
 def in_unit_range(method: Attribution, maps: Tensor) -> Tensor:
@@ -179,35 +181,8 @@ def only_images(images: Tensor) -> Tensor:
     return images
 
 
-def check_saliency(saliency: Tensor, images: Tensor | None) -> Tensor:
-    """Maps in [0, 1] at the images' resolution; NaN is let through and counted later."""
-    if not isinstance(saliency, Tensor) or saliency.ndim < 2:
-        came = f"shape {tuple(saliency.shape)}" if isinstance(saliency, Tensor) else type(saliency).__name__
-        raise ValueError(f"expected saliency (B, H, W) as a tensor, got {came}.")
-    if images is not None and saliency.shape != (len(images), *images.shape[2:]):
-        raise ValueError(
-            f"expected saliency {(len(images), *images.shape[2:])}, one map per image at its resolution, got "
-            f"{tuple(saliency.shape)}; methods upsample by themselves unless upsample=False."
-        )
-    saliency = saliency.detach()
-    low, high = bounds(saliency)
-    if math.isnan(low):
-        low, high = bounds(saliency[~saliency.isnan()])
-    if not -SLACK <= low <= high <= 1 + SLACK:
-        raise ValueError(f"expected saliency in [0, 1], got {low:.4g} to {high:.4g}; pass normalize(saliency).")
-    return saliency if low >= 0 and high <= 1 else saliency.clamp(0, 1)
-
-
-def bounds(values: Tensor) -> tuple[float, float]:
-    """The lowest and the highest; 0 and 0 of none, NaN where one is."""
-    if not values.numel():
-        return 0.0, 0.0
-    low, high = values.aminmax()
-    return float(low), float(high)
-
-
 @contextmanager
-def gather(
+def scored_batch(
     model: nn.Module | None = None,
     images: Tensor | None = None,
     saliency: Tensor | None = None,
@@ -218,7 +193,7 @@ def gather(
     chunk_size: int | None = None,
     **known: Any,
 ) -> Iterator[ScoredBatch]:
-    """ScoredBatch of what the caller has, with the model prepared if there is one."""
+    """Yield a `ScoredBatch` of what the caller has, with the model prepared if there is one."""
     given = {name: value for name, value in known.items() if value is not None}
     where = {name: given.pop(name) for name in ANNOTATIONS if name in given}
     if model is None or images is None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.text_tables import WIDTH, aligned
 
+from ..core.inputs import shape_of
 from ..core.similarity import WINDOW, cell_and_block, hog_similarity, spearman, ssim
 
 Similarity = Literal["spearman", "spearman_abs", "ssim", "hog"]
@@ -77,6 +78,8 @@ class Rule:
 
 def similarities(a: Tensor, b: Tensor, kinds: Sequence[Similarity] = SIMILARITIES) -> dict[str, Tensor]:
     """Of raw maps (B, H, W): name -> (B,); SSIM and HOG, of magnitudes, where the maps are large enough for them."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape or a.ndim < 2:
+        raise ValueError(f"expected maps (B, H, W) of the same shape, got {shape_of(a)} and {shape_of(b)}.")
     small = min(a.shape[1:])
     found: dict[Similarity, Callable[[], Tensor]] = {
         "spearman": lambda: spearman(a, b),
@@ -106,6 +109,11 @@ class SanityTable:
     expected: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.checks, Sequence) or isinstance(self.checks, str):
+            raise TypeError(f"expected checks as a list, got {type(self.checks).__name__}.")
+        other = next((check for check in self.checks if not isinstance(check, Check)), None)
+        if other is not None:
+            raise TypeError(f"expected what the checks return, got {type(other).__name__}; join their lists with +.")
         twice = [key for key, n in Counter((check.test, check.method) for check in self.checks).items() if n > 1]
         if twice:
             raise ValueError(f"expected each check once per method, got {twice[0]} twice; make a table of each.")

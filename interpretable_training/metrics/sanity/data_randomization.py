@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interpretable_training.attribution.core.base import explain, name_methods
+from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
-from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model
-from interpretable_training.attribution.core.targets import Target
+from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model, unwrap
+from interpretable_training.attribution.core.ranges import COUNT, SHARE, Range
+from interpretable_training.attribution.core.targets import Target, in_range
 
+from ..core.inputs import shape_of
 from .checks import SIMILARITIES, Check, Rule, Similarity, mean, similarities
-from .parameter_randomization import Methods
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class DataRandomization:
         one_of("decided_by", self.decided_by, *self.similarity)
 
     def shuffled(self, target: Tensor) -> Tensor:
-        """The labels dealt out anew; each stays as frequent as it is."""
+        """Return the labels (N,) in another order, so that each stays as frequent as it is."""
+        if not isinstance(target, Tensor) or target.ndim != 1:
+            raise ValueError(f"expected labels (N,) as a tensor, got {shape_of(target)}.")
         return target[torch.randperm(len(target), generator=torch.Generator().manual_seed(self.seed))]
 
     def __call__(
@@ -110,6 +113,10 @@ def memorize(
         seed: of the order of the images.
         **options: further ones of AdamW.
     """
+    _check_training(images, target, accuracy, max_epochs, batch_size)
+    if not Range(0, 1e6).holds(learning_rate):
+        raise ValueError(f"expected learning_rate as a {Range(0, 1e6)}, got {learning_rate!r:.100}.")
+    unwrap(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, **options)
     generator = torch.Generator().manual_seed(seed)
     known = 0.0
@@ -117,7 +124,9 @@ def memorize(
         network.train()
         for rows in torch.randperm(len(images), generator=generator).split(batch_size):
             optimizer.zero_grad()
-            F.cross_entropy(network(images[rows]), target[rows]).backward()
+            logits = network(images[rows])
+            in_range(target[rows], logits.shape[1])
+            F.cross_entropy(logits, target[rows]).backward()
             optimizer.step()
         network.eval()
         with torch.no_grad():
@@ -129,3 +138,19 @@ def memorize(
         f"expected the network to know {accuracy:.0%} of the images by heart after {max_epochs} epochs, got "
         f"{known:.1%}; pass fewer images, a larger network or more epochs."
     )
+
+
+def _check_training(images: Any, target: Any, accuracy: float, max_epochs: int, batch_size: int) -> None:
+    """Refuse images and labels from which nothing can be learned, and a training that has no step."""
+    if not isinstance(images, Tensor) or images.ndim < 2 or not len(images) or not images.is_floating_point():
+        raise ValueError(f"expected floating point images (N, C, H, W), at least one, got {shape_of(images)}.")
+    labels = isinstance(target, Tensor) and target.dtype == torch.long and target.shape == (len(images),)
+    if not labels or int(target.min()) < 0:
+        got = f"{shape_of(target)}, lowest {int(target.min())}" if labels else shape_of(target)
+        raise ValueError(f"expected target ({len(images)},) of class numbers from 0, int64, got {got}.")
+    if not bool(images.isfinite().all()):
+        raise ValueError("expected images of finite numbers, got NaN or infinity; leave these images out.")
+    limits = {"accuracy": (accuracy, SHARE), "max_epochs": (max_epochs, COUNT), "batch_size": (batch_size, COUNT)}
+    for name, (value, allowed) in limits.items():
+        if not allowed.holds(value):
+            raise ValueError(f"expected {name} as a {allowed}, got {value!r:.100}.")

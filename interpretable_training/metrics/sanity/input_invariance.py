@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.core.base import explain, name_methods
+from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.precision import wide
 from interpretable_training.attribution.core.prepared_model import (
@@ -36,7 +36,7 @@ from interpretable_training.attribution.core.sharded_parameters import refuse_sh
 from interpretable_training.attribution.core.targets import Resolved, Target, pick_logits
 
 from .checks import SIMILARITIES, Check, Similarity, mean, similarities
-from .parameter_randomization import Methods, own_tensors_back
+from .parameter_randomization import own_tensors_back
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from interpretable_training.attribution.core.base import Attribution, explain, name_methods
+from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import (
     Output,
@@ -33,8 +33,6 @@ from interpretable_training.attribution.core.sharded_parameters import refuse_sh
 from interpretable_training.attribution.core.targets import Target
 
 from .checks import SIMILARITIES, Check, Rule, Similarity, mean, similarities
-
-Methods = Attribution | Mapping[str, Attribution] | Sequence[Attribution]
 
 
 @dataclass(frozen=True)

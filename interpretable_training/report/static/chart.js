@@ -1,6 +1,6 @@
 // chart.js
 "use strict";
-// Small makers of elements. Texts of the run only ever become text nodes.
+// Helpers that make elements. Texts of the run only become text nodes.
 
 function make(tag, attributes = {}, ...children) {
   const svg = ["svg", "g", "path", "line", "text", "circle", "rect"].includes(tag);
@@ -27,7 +27,7 @@ function number(value) {
   return String(Number(value.toPrecision(size >= 1000 ? 5 : 3)));
 }
 
-// Line charts. All charts over the training share the film's position: `now` moves in all of them.
+// Line charts. The line `now` of each chart follows the position of the film.
 
 const charts = new Set();
 const colors = new Map([["train", 0], ["val", 1], ["valid", 1], ["validation", 1], ["test", 2]]);
@@ -85,7 +85,7 @@ class Chart {
 
   head() {
     const { title, facts } = this.spec;
-    const cue = facts && facts.region === "shortcut_mask"; // good for a metric of places, bad for a model
+    const cue = facts && facts.region === "shortcut_mask"; // a high value is good for a metric of places, and bad for a model
     const way = facts && facts.direction && !cue ? String(facts.direction) : "";
     const arrow = way.startsWith("lower") ? "↓ " : way.startsWith("higher") ? "↑ " : "";
     const head = make("div", { class: "head" });
@@ -95,13 +95,13 @@ class Chart {
     }
     const passport = make("div", { class: "passport", hidden: true }, pairs(Object.entries(facts)));
     const toggle = () => { passport.hidden = !passport.hidden; button.setAttribute("aria-expanded", String(!passport.hidden)); };
-    const button = make("button", { class: "name", "aria-expanded": "false", title: "What exactly is measured", onclick: toggle }, name(title));
+    const button = make("button", { class: "name", "aria-expanded": "false", title: "Show the exact definition", onclick: toggle }, name(title));
     head.append(button, make("span", { class: "way" }, arrow + way));
     return make("div", {}, head, passport);
   }
 
   legend() {
-    const { undefined: left } = this.spec, note = left ? make("span", {}, `not defined for up to ${number(left)} images`) : null;
+    const { undefined: left } = this.spec, note = left ? make("span", {}, `undefined for up to ${number(left)} images`) : null;
     const alone = this.spec.lines.length === 1 && this.spec.lines[0].label === this.spec.title;
     return make("div", { class: "legend" }, alone ? [] : this.spec.lines.map((line) => {
       const mark = make("i");
@@ -207,7 +207,7 @@ function pairs(entries) {
   return make("dl", { class: "pairs" }, entries.map(([key, value]) => {
     const flat = Array.isArray(value) && value.every((item) => item === null || typeof item !== "object");
     const nested = value !== null && typeof value === "object" && !flat && Object.keys(value).length;
-    const told = nested ? pairs(Object.entries(value)) : name(flat ? value.join(", ") || "none" : nested === 0 || value === null ? "none" : value, 2000);
-    return [make("dt", {}, name(key)), make("dd", {}, told)];
+    const shown = nested ? pairs(Object.entries(value)) : name(flat ? value.join(", ") || "none" : nested === 0 || value === null ? "none" : value, 2000);
+    return [make("dt", {}, name(key)), make("dd", {}, shown)];
   }).flat());
 }

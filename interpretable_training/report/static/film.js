@@ -1,5 +1,5 @@
 // film.js
-// The film: maps laid over their images by the formula of interpretable_training/visual/overlay.py.
+// The film: maps over their images, by the formula of interpretable_training/visual/overlay.py.
 
 function decode(src) {
   return new Promise((resolve) => {
@@ -23,7 +23,7 @@ function recall(src, limit = 160) {
 }
 
 const rulers = new Map();
-function ruler(from, to) { // where linear interpolation reads, with pixels that are areas
+function ruler(from, to) { // positions for linear interpolation; pixels are areas
   const key = `${from} ${to}`;
   if (!rulers.has(key)) {
     const places = [];
@@ -37,24 +37,24 @@ function ruler(from, to) { // where linear interpolation reads, with pixels that
 }
 
 // Draws one image: `strip` holds levels of maps (h x w each), of which `row` lies between lo and hi; `scale` is [dark, bright].
-function compose(canvas, picture, strip, row, size, ends, scale, look) {
+function compose(canvas, picture, strip, row, size, ends, scale, style) {
   const width = picture ? picture.width : Math.max(96, size.w), height = picture ? picture.height : Math.max(96, size.h);
   if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
-  const context = canvas.getContext("2d"), out = context.createImageData(width, height), { strength, floor, colors } = look;
+  const context = canvas.getContext("2d"), out = context.createImageData(width, height), { strength, floor, colors } = style;
   const xs = ruler(size.w, width), ys = ruler(size.h, height), offset = row * size.h * size.w;
   const extent = scale[1] - scale[0];
   const level = (y, x) => strip.data[4 * (offset + y * size.w + x)];
-  for (let y = 0, place = 0; y < height; y++) {
+  for (let y = 0, at = 0; y < height; y++) {
     const [top, below, down] = ys[y];
-    for (let x = 0; x < width; x++, place += 4) {
+    for (let x = 0; x < width; x++, at += 4) {
       const [near, far, along] = xs[x];
       const q = (1 - down) * ((1 - along) * level(top, near) + along * level(top, far)) + down * ((1 - along) * level(below, near) + along * level(below, far));
       const value = ends[0] + (q / 255) * (ends[1] - ends[0]);
       const S = extent > 0 ? Math.min(1, Math.max(0, (value - scale[0]) / extent)) : 0;
       const color = 3 * Math.min(255, Math.floor(S * 256)), weight = strength * (floor + (1 - floor) * S);
-      const gray = picture ? (picture.data[place] + picture.data[place + 1] + picture.data[place + 2]) / 3 : 127;
-      for (let c = 0; c < 3; c++) out.data[place + c] = Math.round((1 - weight) * gray + weight * colors[color + c]);
-      out.data[place + 3] = 255;
+      const gray = picture ? (picture.data[at] + picture.data[at + 1] + picture.data[at + 2]) / 3 : 127;
+      for (let c = 0; c < 3; c++) out.data[at + c] = Math.round((1 - weight) * gray + weight * colors[color + c]);
+      out.data[at + 3] = 255;
     }
   }
   context.putImageData(out, 0, 0);
@@ -72,9 +72,9 @@ function picker(label, options, current, onpick) {
 }
 
 class Film {
-  constructor(data, told, onevent, ondetail) {
+  constructor(data, page, onevent, ondetail) {
     this.data = data; // events, tracks, scales
-    this.told = told; // the whole page's data
+    this.page = page; // data of the whole page
     this.onevent = onevent;
     this.ondetail = ondetail;
     this.state = { event: data.events.length - 1, method: data.tracks[0][0], view: data.tracks[0][1], scale: "image" };
@@ -94,7 +94,7 @@ class Film {
 
   controls() {
     const last = this.data.events.length - 1;
-    this.slider = make("input", { type: "range", min: 0, max: last, value: last, step: 1, "aria-label": "Look", oninput: () => { this.stop(); this.set({ event: Number(this.slider.value) }); } });
+    this.slider = make("input", { type: "range", min: 0, max: last, value: last, step: 1, "aria-label": "Explanation step", oninput: () => { this.stop(); this.set({ event: Number(this.slider.value) }); } });
     this.label = make("output");
     this.button = make("button", { class: "play", type: "button", onclick: () => (this.timer ? this.stop() : this.play()) });
     this.face();
@@ -143,7 +143,7 @@ class Film {
     const views = new Map([["pred", "predicted"], ["label", "labeled"], ["top1", "first"], ["top2", "second"], ["top3", "third"]]);
     this.pickers.replaceChildren(
       picker("Method", this.methods.map((m) => [m, m]), method, (m) => this.set({ method: m })),
-      picker("Class explained", this.views.map((v) => [v, views.get(v) || v]), view, (v) => this.set({ view: v })),
+      picker("Explained class", this.views.map((v) => [v, views.get(v) || v]), view, (v) => this.set({ view: v })),
       picker("Scale", [["image", "each image"], ["run", "whole run"]], scale, (s) => this.set({ scale: s })),
       this.bar(),
     );
@@ -151,7 +151,7 @@ class Film {
 
   bar() {
     const canvas = make("canvas", { width: 256, height: 1 }), context = canvas.getContext("2d"), data = context.createImageData(256, 1);
-    for (let i = 0; i < 256; i++) for (let c = 0; c < 4; c++) data.data[4 * i + c] = c < 3 ? this.told.overlay.colors[3 * i + c] : 255;
+    for (let i = 0; i < 256; i++) for (let c = 0; c < 4; c++) data.data[4 * i + c] = c < 3 ? this.page.overlay.colors[3 * i + c] : 255;
     context.putImageData(data, 0, 0);
     const ends = this.state.scale === "run" ? (this.data.scales[this.track()] || ["low", "high"]) : ["low", "high"];
     return make("span", { class: "bar" }, number(ends[0]), canvas, number(ends[1]));
@@ -161,15 +161,15 @@ class Film {
     const turn = ++this.turn, event = this.data.events[this.state.event];
     const track = this.track(), strip = event.strips[track];
     this.slider.value = this.state.event;
-    this.label.value = moment(event) + (strip && strip.weights !== "raw" ? ` · ${strip.weights} weights` : "");
+    this.label.value = stepName(event) + (strip && strip.weights !== "raw" ? ` · ${strip.weights} weights` : "");
     this.slider.setAttribute("aria-valuetext", this.label.value);
     this.showPickers();
     this.onevent(this, event);
     const levels = strip ? await recall(strip.src) : null;
     const pictures = strip ? await Promise.all(strip.rows.id.map((id) => this.picture(id))) : [];
-    if (turn !== this.turn) return; // moved on meanwhile
+    if (turn !== this.turn) return; // another step is shown by now
     if (!strip || !levels) {
-      this.grid.replaceChildren(make("p", { class: "note" }, "This look has no maps of this method."));
+      this.grid.replaceChildren(make("p", { class: "note" }, "This explanation step has no maps of this method."));
       this.shots = [];
       return;
     }
@@ -185,7 +185,7 @@ class Film {
   }
 
   picture(id) {
-    const known = this.told.images[id];
+    const known = this.page.images[id];
     return known && known.src ? recall(known.src) : Promise.resolve(null);
   }
 
@@ -195,10 +195,10 @@ class Film {
   }
 }
 
-function moment(event) {
+function stepName(event) {
   if (event.stage === "explain") return "";
   const parts = [event.stage === "fit" ? null : event.stage, event.epoch === null ? null : `epoch ${event.epoch}`, event.step === null ? null : `step ${event.step}`];
-  return parts.filter((part) => part !== null).join(" · ") || "one look";
+  return parts.filter((part) => part !== null).join(" · ") || "one step";
 }
 
 class Shot {
@@ -216,13 +216,13 @@ class Shot {
     const { rows } = strip;
     this.id = rows.id[row];
     this.picture = picture;
-    this.again = () => compose(this.canvas, picture, levels, row, strip, [rows.lo[row], rows.hi[row]], scale, this.film.told.overlay);
+    this.again = () => compose(this.canvas, picture, levels, row, strip, [rows.lo[row], rows.hi[row]], scale, this.film.page.overlay);
     this.again();
-    const told = captions(rows, row, this.film.told.classes);
-    this.host.title = `image ${this.id}`.slice(0, 200) + "; point at it to see the picture, click for more";
-    this.host.classList.toggle("wrong", told.wrong);
-    this.says.replaceChildren(name(told.says), make("span", {}, told.prob));
-    const pictures = this.film.data.events[0].stage === "explain", line = pictures ? String(this.id) : told.truth; // a file's name
+    const caption = captions(rows, row, this.film.page.classes);
+    this.host.title = `image ${this.id}`.slice(0, 200) + ": hover to see the picture, click for details";
+    this.host.classList.toggle("wrong", caption.wrong);
+    this.says.replaceChildren(name(caption.says), make("span", {}, caption.prob));
+    const pictures = this.film.data.events[0].stage === "explain", line = pictures ? String(this.id) : caption.truth; // the name of a file
     this.truth.replaceChildren(name(line));
     this.truth.title = line.length > 20 ? line.slice(0, 300) : "";
   }
@@ -243,9 +243,9 @@ function captions(rows, row, classes) {
   const wrong = label !== null && pred !== null && label !== pred;
   const truth = [];
   if (wrong) truth.push(`is ${className(label, classes)}`);
-  if (target !== null && target !== pred) truth.push(`map of ${className(target, classes)} ${number(get("prob"))}`);
+  if (target !== null && target !== pred) truth.push(`explained: ${className(target, classes)} ${number(get("prob"))}`);
   if (loss !== null) truth.push(`loss ${number(loss)}`);
-  if (get("degenerate")) truth.push("map without content");
+  if (get("degenerate")) truth.push("empty map");
   return {
     wrong, prob: prob === null ? "" : prob.toFixed(2), truth: truth.join(" · ") || "\u00a0",
     says: pred === null ? `image ${rows.id[row]}` : className(pred, classes),

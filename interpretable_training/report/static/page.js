@@ -1,8 +1,8 @@
 // page.js
-// The page: what is there is shown, in the order of what matters; what is not there is left out.
+// The page: sections in the order of importance; sections without data are left out.
 
 (() => {
-  const told = JSON.parse(document.getElementById("data").textContent);
+  const page = JSON.parse(document.getElementById("data").textContent);
   const parts = document.getElementById("parts"), menu = make("div");
   const films = [];
 
@@ -13,7 +13,7 @@
 
   function draw(specs, cards = true) {
     return specs.map((spec) => {
-      const chart = new Chart(spec, told.axis, (x) => films.forEach((film) => film.set({ event: film.nearest(x) })));
+      const chart = new Chart(spec, page.axis, (x) => films.forEach((film) => film.set({ event: film.nearest(x) })));
       return cards ? make("div", { class: "card" }, chart.host) : chart.host;
     });
   }
@@ -26,48 +26,48 @@
       make("tbody", {}, rows.map((row) => make("tr", {}, row.map((value, i) => cell("td", value, i)))))));
   }
 
-  const still = told.films.panel.events.some((event) => event.stage === "explain"); // pictures, not a training
+  const still = page.films.panel.events.some((event) => event.stage === "explain"); // pictures, not a training
 
   function header() {
     const top = document.getElementById("top"), day = (t) => new Date(1000 * t).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-    const when = told.times.length ? `${day(told.times[0])}${still ? "" : ` to ${day(told.times[1])}`} · run ${told.run}` : "";
-    top.append(make("p", { class: "soft" }, still ? "Explanations of pictures" : "Explanations over a training"), make("h1", {}, name(told.model)), make("p", { class: "soft" }, when));
-    if (told.facts.length) {
-      top.append(make("dl", { class: "facts" }, told.facts.map(([key, value]) =>
+    const when = page.times.length ? `${day(page.times[0])}${still ? "" : ` to ${day(page.times[1])}`} · run ${page.run}` : "";
+    top.append(make("p", { class: "soft" }, still ? "Explanations of pictures" : "Explanations during training"), make("h1", {}, name(page.model)), make("p", { class: "soft" }, when));
+    if (page.facts.length) {
+      top.append(make("dl", { class: "facts" }, page.facts.map(([key, value]) =>
         make("div", { class: ["alarms", "failures"].includes(key) ? "bad" : null }, make("dt", {}, name(key)), make("dd", {}, name(value))))));
     }
-    if (told.classes && told.classes.length) {
-      const shown = told.classes.slice(0, 24), rest = told.classes.length - shown.length;
-      top.append(make("ul", { class: "chips" }, make("li", { class: "plain" }, `${told.classes.length} classes`),
+    if (page.classes && page.classes.length) {
+      const shown = page.classes.slice(0, 24), rest = page.classes.length - shown.length;
+      top.append(make("ul", { class: "chips" }, make("li", { class: "plain" }, `${page.classes.length} classes`),
         shown.map((c) => make("li", { title: String(c).slice(0, 400) }, name(c))), rest ? make("li", {}, `and ${rest} more`) : null));
     }
-    if (told.missing.length) top.append(make("div", { class: "card warning" }, `Not on this page: ${told.missing.join("; ")}.`));
-    top.after(make("nav", { "aria-label": "Parts" }, menu));
+    if (page.missing.length) top.append(make("div", { class: "card warning" }, `Not on this page: ${page.missing.join("; ")}.`));
+    top.after(make("nav", { "aria-label": "Sections" }, menu));
   }
 
-  function glance() { // what matters first: what was wrong, and what became of the maps
-    const cards = told.alarms.map((alarm) => {
+  function glance() { // alarms, and how the maps changed
+    const cards = page.alarms.map((alarm) => {
       const said = alarm.raised.map(({ message, count, first }) => {
-        const times = count === 1 ? "Raised once" : `Raised ${count} times`, since = first === null ? "" : `, first at ${told.axis} ${number(first)}`;
+        const times = count === 1 ? "Raised once" : `Raised ${count} times`, since = first === null ? "" : `, first at ${page.axis} ${number(first)}`;
         return make("p", { class: "message" }, make("strong", {}, `${times}${since}. `), name(message, 1000));
       });
       return make("div", { class: "card alarm" }, said, draw([alarm.chart], false));
     });
-    const shown = new Set(told.alarms.map((alarm) => alarm.chart.title)), where = told.metrics.filter((spec) => spec.where !== null && !shown.has(spec.title));
+    const shown = new Set(page.alarms.map((alarm) => alarm.chart.title)), where = page.metrics.filter((spec) => spec.where !== null && !shown.has(spec.title));
     const both = beforeAndAfter(cards.length + where.length > 1 ? 4 : 5);
     cards.push(...draw(where.slice(0, Math.max(1, (both ? 2 : 3) - cards.length))));
     if (!cards.length && !both) return;
-    const what = told.alarms.length ? "What crossed a threshold during the training, and what became of the maps." : "What became of the maps during the training.";
-    const note = `${what} The dotted upright line in a chart is the moment that the film below shows.`;
+    const what = page.alarms.length ? "Metrics that crossed a threshold, and how the maps changed during training." : "How the maps changed during training.";
+    const note = `${what} The dotted vertical line in a chart marks the explanation step that is shown below.`;
     section("glance", "At a glance", "At a glance", note, make("div", { class: "three" }, both, cards));
   }
 
   function beforeAndAfter(count) {
-    const { events, tracks } = told.films.panel, fitted = events.filter((event) => event.stage === "fit");
+    const { events, tracks } = page.films.panel, fitted = events.filter((event) => event.stage === "fit");
     const key = 0, [method] = tracks[key] || [], first = fitted[0], last = fitted[fitted.length - 1];
     if (fitted.length < 2 || !first.strips[key] || !last.strips[key]) return null;
     const ids = last.strips[key].rows.id.filter((id) => first.strips[key].rows.id.includes(id)).slice(0, count);
-    const rows = [["picture", null], [moment(first).split(" · ")[0], first.strips[key]], [moment(last).split(" · ")[0], last.strips[key]]];
+    const rows = [["picture", null], [stepName(first).split(" · ")[0], first.strips[key]], [stepName(last).split(" · ")[0], last.strips[key]]];
     const table = make("div", { class: "before" });
     table.style.setProperty("--count", ids.length);
     for (const [label, strip] of rows) {
@@ -75,10 +75,10 @@
       for (const id of ids) {
         const canvas = make("canvas");
         table.append(canvas);
-        Promise.all([strip ? recall(strip.src) : null, told.images[id] && told.images[id].src ? recall(told.images[id].src) : null]).then(([levels, picture]) => {
+        Promise.all([strip ? recall(strip.src) : null, page.images[id] && page.images[id].src ? recall(page.images[id].src) : null]).then(([levels, picture]) => {
           if (levels) {
             const row = strip.rows.id.indexOf(id), ends = [strip.rows.lo[row], strip.rows.hi[row]];
-            compose(canvas, picture, levels, row, strip, ends, ends, told.overlay);
+            compose(canvas, picture, levels, row, strip, ends, ends, page.overlay);
           } else if (picture) {
             Object.assign(canvas, { width: picture.width, height: picture.height });
             canvas.getContext("2d").putImageData(picture, 0, 0);
@@ -86,21 +86,21 @@
         });
       }
     }
-    return make("div", { class: "card" }, make("p", { class: "message" }, "The first look and the last, ", name(method)), table);
+    return make("div", { class: "card" }, make("p", { class: "message" }, "First and last explanation step, ", name(method)), table);
   }
 
   function thinned(film) {
-    const told = film.events.length < film.total ? `${film.events.length} of ${film.total} looks are shown, evenly spread, the first and the last among them, so that the page stays small. ` : "";
-    return told + (film.lost ? `${film.lost} files of maps are gone or damaged. ` : "");
+    const omitted = film.events.length < film.total ? `${film.events.length} of ${film.total} explanation steps are shown, evenly spread and with the first and the last, to limit the size of the page. ` : "";
+    return omitted + (film.lost ? `${film.lost} files of maps are missing or damaged. ` : "");
   }
 
   function film(id, short, title, note) {
-    const data = told.films[id];
+    const data = page.films[id];
     if (!data.events.length) {
-      if (data.total || data.lost) section(id, short, title, `${data.total} looks, of which none fits on this page. ${thinned(data)}`);
+      if (data.total || data.lost) section(id, short, title, `None of the ${data.total} explanation steps fits on this page. ${thinned(data)}`);
       return;
     }
-    const made = new Film(data, told, (source, event) => moved(source, event), detail);
+    const made = new Film(data, page, (source, event) => moved(source, event), detail);
     films.push(made);
     section(id, short, title, thinned(data) + note, made.host);
     return made;
@@ -116,7 +116,7 @@
     try { history.replaceState(null, "", "#" + new URLSearchParams({ event: index, method, view, scale })); } catch { /* in a frame without rights */ }
   }
 
-  // One image: its picture, what each method says, how that moved over the training.
+  // One image: its picture, the map of each method, and their curves over the training.
 
   const dialog = document.getElementById("detail");
   let open = null, turn = 0;
@@ -145,62 +145,62 @@
 
   async function fillDetail() {
     const mine = ++turn, { source, id } = open, event = source.data.events[source.state.event], { view } = source.state;
-    const known = told.images[id] || {}, label = known.label === null || known.label === undefined ? "" : ` · ${className(known.label, told.classes)}`;
+    const known = page.images[id] || {}, label = known.label === null || known.label === undefined ? "" : ` · ${className(known.label, page.classes)}`;
     const close = make("button", { class: "close", type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "×");
-    const looks = make("div", { class: "looks" });
-    if (known.src) looks.append(make("figure", {}, make("img", { src: known.src, alt: "" }), make("figcaption", {}, "picture")));
+    const maps = make("div", { class: "maps" });
+    if (known.src) maps.append(make("figure", {}, make("img", { src: known.src, alt: "" }), make("figcaption", {}, "picture")));
     for (const method of source.methods) {
       const track = source.track(method, view), strip = event.strips[track], row = strip ? strip.rows.id.indexOf(id) : -1;
       if (row < 0) continue;
       const canvas = make("canvas"), [levels, picture] = await Promise.all([recall(strip.src), source.picture(id)]);
       if (!levels) continue;
-      compose(canvas, picture, levels, row, strip, [strip.rows.lo[row], strip.rows.hi[row]], source.scale(strip, row, track), told.overlay);
-      looks.append(make("figure", {}, canvas, make("figcaption", {}, name(`${method}: ${captions(strip.rows, row, told.classes).says}`))));
+      compose(canvas, picture, levels, row, strip, [strip.rows.lo[row], strip.rows.hi[row]], source.scale(strip, row, track), page.overlay);
+      maps.append(make("figure", {}, canvas, make("figcaption", {}, name(`${method}: ${captions(strip.rows, row, page.classes).says}`))));
     }
     const specs = [];
     const prob = over(source, (rows, row) => (rows.prob || rows.prob_pred || [])[row]).slice(0, 1).map((line) => ({ ...line, label: "probability" }));
-    if (prob.length && prob[0].points.length > 1) specs.push({ title: "probability of the class explained", lines: prob });
+    if (prob.length && prob[0].points.length > 1) specs.push({ title: "probability of the explained class", lines: prob });
     for (const key of ["mass", "entropy"]) {
       const lines = over(source, (rows, row) => (rows[key] || [])[row]);
       if (lines.some((line) => line.points.length > 1)) specs.push({ title: `${key} of the map`, lines });
     }
     const drifts = new Map();
-    for (const [method, images] of Object.entries(told.drift.images)) {
+    for (const [method, images] of Object.entries(page.drift.images)) {
       for (const [title, points] of Object.entries(images[id] || {})) {
         if (!drifts.has(title)) drifts.set(title, { title, lines: [] });
         drifts.get(title).lines.push({ label: method, points });
       }
     }
-    if (mine !== turn) return; // another image or moment meanwhile
+    if (mine !== turn) return; // another image or step is shown by now
     charts.forEach((chart) => { if (dialog.contains(chart.host)) charts.delete(chart); });
     const drawn = draw([...drifts.values(), ...specs], false);
     charts.forEach((chart) => chart.follow(event.stage === "fit" ? event.x : null));
     dialog.replaceChildren(
-      make("div", { class: "head" }, make("div", {}, make("h2", {}, name(`Image ${id}${label}`)), make("p", { class: "soft" }, moment(event))), close),
-      looks, make("div", { class: "grid" }, drawn));
+      make("div", { class: "head" }, make("div", {}, make("h2", {}, name(`Image ${id}${label}`)), make("p", { class: "soft" }, stepName(event))), close),
+      maps, make("div", { class: "grid" }, drawn));
   }
 
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
   function rest() {
-    if (told.metrics.length) {
-      section("metrics", "Metrics", "Metrics of the explanations", "One line per method. A name that is underlined opens what exactly is measured; a click on a curve moves the film there.", make("div", { class: "grid" }, draw(told.metrics)));
+    if (page.metrics.length) {
+      section("metrics", "Metrics", "Metrics of the explanations", "One line per method. Click an underlined name for its exact definition; click a curve to show the maps of that step.", make("div", { class: "grid" }, draw(page.metrics)));
     }
-    if (told.training.length) section("training", "Training", "Training", "What the project itself logged.", make("div", { class: "grid" }, draw(told.training)));
-    if (told.final.length) {
-      section("final", "Afterwards", "Measured afterwards", "Outside the training, with the final weights or those that were loaded.", ...told.final.map((part) =>
+    if (page.training.length) section("training", "Training", "Training", "Values that the project logged.", make("div", { class: "grid" }, draw(page.training)));
+    if (page.final.length) {
+      section("final", "Evaluation", "Separate validation and test", "Measured outside the training, with the weights that were loaded at that time.", ...page.final.map((part) =>
         make("div", {}, make("h3", {}, name(part.title)), table(part.head, part.rows))));
     }
-    film("worst", "Worst", "Worst images", "The images with the largest loss at each look.");
-    film("test-panel", "Test", "Images of the test", "A look at images of the test, with the weights that were tested.");
-    film("test-worst", "Worst of the test", "Worst images of the test", "The images of the test with the largest loss.");
-    if (told.drift.charts.length) section("drift", "Drift", "Drift of the maps", "How much the maps of the panel change, as the mean over its images; click on an image of the panel for its own.", make("div", { class: "grid" }, draw(told.drift.charts)));
-    if (told.randomization.length) section("randomization", "Randomization", "Randomization test", "A map that stays as it was when the weights are replaced by random ones does not show what the model learned.", table(["method", "similarity", "verdict", "rule"], told.randomization));
-    if (told.failures.length) section("failures", "Failures", "Failures", "Looks that failed; the training went on.", table(["callback", "reason", "count", "first epoch"], told.failures));
-    if (told.dropped.length) section("dropped", "Left out", "Left out to stay within budgets", "", table(["callback", "what", "count", "first epoch"], told.dropped));
-    if (told.cost.rows) section("cost", "Cost", "Cost of watching", "", make("div", { class: "two" }, table(told.cost.head, told.cost.rows), ...draw(told.cost.charts)));
-    const settings = Object.entries(told.settings);
-    if (told.probe.length) section("probe", "Found", "What was found at the start", "", make("div", { class: "card scroll" }, pairs(told.probe)));
+    film("worst", "Hardest images", "Hardest images", "The images with the highest loss of each epoch.");
+    film("test-panel", "Test images", "Test images", "Maps of test images, with the tested weights.");
+    film("test-worst", "Hardest test images", "Hardest test images", "The test images with the highest loss.");
+    if (page.drift.charts.length) section("drift", "Drift", "Drift of the maps", "How much the maps of the panel change: mean over its images. Click an image of the panel for its own curves.", make("div", { class: "grid" }, draw(page.drift.charts)));
+    if (page.randomization.length) section("randomization", "Randomization", "Randomization test", "A map that stays the same when random weights replace the trained ones does not show what the model has learned.", table(["method", "similarity", "verdict", "rule"], page.randomization));
+    if (page.failures.length) section("failures", "Failures", "Failures", "Explanation steps that failed. Training continued.", table(["callback", "reason", "count", "first epoch"], page.failures));
+    if (page.dropped.length) section("dropped", "Skipped", "Skipped to stay within the budget", "", table(["callback", "skipped", "count", "first epoch"], page.dropped));
+    if (page.cost.rows) section("cost", "Cost", "Cost of watching", "", make("div", { class: "two" }, table(page.cost.head, page.cost.rows), ...draw(page.cost.charts)));
+    const settings = Object.entries(page.settings);
+    if (page.probe.length) section("probe", "Start-up report", "Start-up report", "", make("div", { class: "card scroll" }, pairs(page.probe)));
     if (settings.length) section("settings", "Settings", "Settings", "", make("div", { class: "two" }, settings.map(([key, value]) => make("div", { class: "card" }, make("h3", {}, name(key)), pairs(value !== null && typeof value === "object" ? Object.entries(value) : [["", value]])))));
   }
 
@@ -224,9 +224,9 @@
   let settled = false;
   header();
   glance();
-  const bright = "Bright is where the map is high; the caption is what the model says", point = "pointing at an image shows the picture.";
-  const note = still ? `${bright}; ${point}` : `The same images at each look. ${bright}, red where it is wrong. Arrow keys move in time, ${point}`;
-  film("panel", "Film", "Where the model looks", note);
+  const bright = "Bright regions have high values in the map.", hover = "Hover over an image to see the picture.";
+  const note = still ? `${bright} The caption is the prediction. ${hover}` : `The same images at each explanation step. ${bright} The caption is the prediction, in red if it is wrong. Arrow keys move in time. ${hover}`;
+  film("panel", "Maps", "Saliency maps of the panel", note);
   rest();
   if (menu.childElementCount < 2) menu.parentElement.hidden = true;
   Promise.all(films.map((made, i) => made.set(i ? {} : fromHash()))).then(() => {

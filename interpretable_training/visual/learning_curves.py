@@ -11,6 +11,9 @@ SPLITS = {"train": "C0", "val": "C1"}
 def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     """Draw loss and accuracy (or mAP) per epoch into a PNG.
 
+    >>> rows = [{"epoch": 0, "train/loss": 2.0}, {"epoch": 1, "train/loss": 1.0, "val/accuracy": 0.7}]
+    >>> draw_curves(rows, "curves.png")
+
     Args:
         rows: One per epoch, with the keys `epoch` and `split/name`; keys may be absent.
         path: File to write.

@@ -1,4 +1,4 @@
-"""How far explanations are from earlier ones, look by look."""
+"""Curves of the drift: how far explanations are from earlier ones, step by step."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,15 @@ STYLES = {"previous": "-", "first": "--", "best": ":"}
 
 
 def draw_drift(history: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> Tensor:
-    """Draw similarity and shift of each method, uint8 (H, W, 3).
+    """Draw similarity and shift of each method: uint8 (H, W, 3).
+
+    >>> values = {"xai/gradcam/similarity_first": 0.9, "xai/gradcam/shift_first": 0.1}
+    >>> draw_drift([{"step": 10, "values": values}], ["gradcam"]).shape
+    torch.Size([420, 1080, 3])
 
     Args:
-        history: one entry per look, with `step` and `values`, whose names are `xai/<method>/<kind>_<reference>`.
-        methods: names of the methods.
+        history: One entry per explanation step, with `step` and `values` named `xai/<method>/<kind>_<reference>`.
+        methods: Names of the methods.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, because it takes a second
     from matplotlib.figure import Figure
@@ -25,11 +29,11 @@ def draw_drift(history: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> 
         for color, method in enumerate(methods):
             for reference, style in STYLES.items():
                 key = f"xai/{method}/{kind}_{reference}"
-                points = [(look["step"], look["values"][key]) for look in history if key in look["values"]]
+                points = [(entry["step"], entry["values"][key]) for entry in history if key in entry["values"]]
                 if points:
                     label = f"{method}, {reference}"
                     axes.plot(*zip(*points), style, color=f"C{color}", marker=".", label=label)
-        axes.set(title=f"{kind} to the {', '.join(STYLES)} look", xlabel="step")
+        axes.set(title=f"{kind} to the {', '.join(STYLES)} explanation", xlabel="step")
         axes.set_ylim(-1.05 if kind == "similarity" else -0.05, 1.05)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

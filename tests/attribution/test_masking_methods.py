@@ -1,4 +1,4 @@
-"""What holds for methods that hide parts of the image, whatever the network: theorems, and captum's occlusion."""
+"""Theorems for methods that hide parts of the image, for any network, and the errors of their options."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from interpretable_training.attribution import RISE, ExtremalPerturbation, Occlusion, PolyCAM, ScoreCAM
 from interpretable_training.attribution.core.map_operations import resize
-from interpretable_training.attribution.poly_cam import percentiles
+from interpretable_training.attribution.poly_cam import _scale_by_percentiles
 
 MASKS = {
     "occlusion": Occlusion(4, 3),
@@ -39,23 +39,7 @@ def convolutions() -> nn.Module:
         return nn.Sequential(*fine, nn.Conv2d(4, 5, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)).double()
 
 
-@pytest.mark.parametrize("shape", [(23,), (9, 14), (5, 6, 7)])
-def test_occlusion_is_captum_s_in_any_number_of_axes(shape, function):
-    peer = pytest.importorskip("captum.attr").Occlusion
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 2, *shape, generator=generator, dtype=torch.float64)
-    w = torch.randn(3, x[0].numel(), generator=generator, dtype=torch.float64)
-    net = function(lambda x: (x.flatten(1) @ w.T).tanh() + x.flatten(1).square() @ w.T)
-    value = torch.tensor([0.3, -0.7], dtype=torch.float64).view(2, *[1] * len(shape))
-    patch, stride = (4, 3, 2)[: len(shape)], (3, 3, 1)[: len(shape)]
-    ours = Occlusion(patch, stride, value=value, chunk_size=7)(net, x, torch.tensor([2, 0]))
-    theirs = peer(net).attribute(
-        x, (2, *patch), (2, *stride), value.expand_as(x), torch.tensor([2, 0]), perturbations_per_eval=1
-    )
-    assert_close(ours.float(), theirs[:, 0], rtol=1e-4, atol=1e-4)
-
-
-def test_patches_side_by_side_add_up_to_the_score_of_a_linear_model(linear, images):
+def test_occlusion_patches_add_up_to_score_of_linear_model(linear, images):
     """A pixel holds its patch's whole difference: over the patch's size they sum to y(x) - y(value everywhere)."""
     w = torch.randn(1, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     S = Occlusion((3, 4), (3, 4), value=0.1)(linear(w), images)
@@ -63,7 +47,7 @@ def test_patches_side_by_side_add_up_to_the_score_of_a_linear_model(linear, imag
     assert_close((S / (rows * 4)).sum((1, 2)), ((images - 0.1).flatten(1) @ w.T)[:, 0])
 
 
-def test_each_image_may_have_its_own_value(network, images):
+def test_occlusion_accepts_a_value_per_image(network, images):
     """For example its blurred self."""
     value = images.flip(3) / 2
     both = Occlusion(3, 2, value=value, chunk_size=5)(network, images, 1)
@@ -71,22 +55,22 @@ def test_each_image_may_have_its_own_value(network, images):
         assert_close(both[i], Occlusion(3, 2, value=value[i])(network, images[i : i + 1], 1)[0])
 
 
-def test_rise_with_the_empirical_normalizer_of_a_constant_model_is_flat(function, images):
+def test_rise_empirical_of_constant_model_is_flat(function, images):
     logits = torch.tensor([0.3, 1.0, -2.0], dtype=torch.float64)
     S = RISE(n=60, normalizer="empirical")(function(lambda x: logits.expand(len(x), 3)), images, 2)
     assert_close(S, logits.softmax(0)[2].expand(2, 8, 8))
 
 
-def test_one_cell_is_the_whole_image_or_nothing(network, images):
+def test_rise_of_one_cell_keeps_or_hides_the_image(network, images):
     p = network(images).softmax(1)[:, 1, None, None].detach()
     method = RISE(n=40, cells=1, p1=0.3)
-    kept = method._masks(images).grid.mean()
-    assert 0 < kept < 1
-    assert_close(method(network, images, 1), (p * kept / 0.3).expand(2, 8, 8))
+    share = method._masks(images).grid.mean()
+    assert 0 < share < 1
+    assert_close(method(network, images, 1), (p * share / 0.3).expand(2, 8, 8))
 
 
 @pytest.mark.parametrize("shape", [(30,), (16, 21), (6, 7, 9)])
-def test_every_pixel_stays_with_probability_p1(shape):
+def test_rise_keeps_each_pixel_with_probability_p1(shape):
     masks = RISE(n=3000, cells=3, p1=0.3)._masks(torch.zeros(1, 1, *shape, dtype=torch.float64))
     M = masks.at(torch.arange(3000))
     assert M.shape == (3000, *shape)
@@ -95,7 +79,7 @@ def test_every_pixel_stays_with_probability_p1(shape):
     assert (M.mean(0) - 0.3).abs().max() < 5 * (0.3 * 0.7 / 3000) ** 0.5
 
 
-def test_masks_of_volumes_are_upsampled_grids(function):
+def test_rise_masks_of_volumes_are_upsampled_grids(function):
     images = torch.zeros(1, 1, 5, 6, 8, dtype=torch.float64)
     masks = RISE(n=4, cells=2, borders="replicate")._masks(images)
     up = nn.functional.interpolate(masks.grid[:, None], [9, 9, 12], mode="trilinear")[:, 0]
@@ -105,7 +89,7 @@ def test_masks_of_volumes_are_upsampled_grids(function):
 
 
 @pytest.mark.parametrize("name", SEEN_THROUGH)
-def test_black_is_zero_where_the_network_takes_pixels(name, convolutions, images):
+def test_masking_methods_black_is_zero_pixel(name, convolutions, images):
     """With `mean` and `std` a network of normalized images is masked as one that normalizes by itself."""
     mean, std = [0.4, 0.1], [0.5, 2.0]
     pixels = images.sigmoid()
@@ -117,7 +101,7 @@ def test_black_is_zero_where_the_network_takes_pixels(name, convolutions, images
     assert not torch.allclose(black, SEEN_THROUGH[name](**options)(convolutions, normalized, 1))
 
 
-def test_one_layer_weighs_as_score_cam_where_percentiles_are_the_range(function, images):
+def test_poly_cam_of_one_layer_equals_score_cam(function, images):
     """More than 0.2 % of the cells of a channel are at its ends, 0 and 1."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -128,10 +112,10 @@ def test_one_layer_weighs_as_score_cam_where_percentiles_are_the_range(function,
     assert ((A == 0).flatten(2).sum(2) > 1).all()
     assert ((A == 1).flatten(2).sum(2) > 1).all()
     peer = ScoreCAM(layer="conv", weights="raw", score="prob")(net, images, 2)
-    assert_close(PolyCAM("+", layers=["conv"])(net, images, 2), percentiles(peer, 1))
+    assert_close(PolyCAM("+", layers=["conv"])(net, images, 2), _scale_by_percentiles(peer, 1))
 
 
-def test_the_unit_of_features_does_not_matter(convolutions, images):
+def test_poly_cam_ignores_unit_of_features(convolutions, images):
     """Three times the features of a layer, a third of the next one's weights: the same network, the same map."""
     before = PolyCAM()(convolutions, images, 1)
     with torch.no_grad():
@@ -141,21 +125,21 @@ def test_the_unit_of_features_does_not_matter(convolutions, images):
     assert_close(PolyCAM()(convolutions, images, 1), before)
 
 
-def test_a_layer_of_one_cell_leaves_the_finer_map(images, convolutions):
+def test_poly_cam_layer_of_one_cell_keeps_finer_map(images, convolutions):
     """A single cell has no places: up(P) is constant, and q takes its height away."""
     net = nn.Sequential(*convolutions[:5], nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(5, 3).double())
     with torch.no_grad():
         net[7].weight.abs_()  # so that "+" gives the cell weight
     names = ["4", "5"]
-    found = PolyCAM("+", layers=names, lnorm=False)(net, images, 1)
-    assert_close(found, PolyCAM("+", layers=["4"])(net, images, 1))
-    assert found.shape == (2, 8, 8)
-    assert_close(resize(found, (8, 8)), found)
+    coarse = PolyCAM("+", layers=names, lnorm=False)(net, images, 1)
+    assert_close(coarse, PolyCAM("+", layers=["4"])(net, images, 1))
+    assert coarse.shape == (2, 8, 8)
+    assert_close(resize(coarse, (8, 8)), coarse)
 
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_image_breaks_its_own_map_only(name, bad, convolutions, images):
+def test_masking_methods_keep_nan_in_its_image(name, bad, convolutions, images):
     whole = MASKS[name](convolutions, images, 1)
     broken = images.clone()
     broken[0, 1, 2, 3] = bad
@@ -165,7 +149,7 @@ def test_a_broken_image_breaks_its_own_map_only(name, bad, convolutions, images)
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_one_logit_is_two_classes(name, convolutions, images):
+def test_masking_methods_treat_one_logit_as_two_classes(name, convolutions, images):
     """The second one's logit against 0: what is explained, p, is the same."""
     two = nn.Sequential(convolutions, nn.Linear(3, 2).double())
     with torch.no_grad():
@@ -180,13 +164,13 @@ def test_one_logit_is_two_classes(name, convolutions, images):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_constant_images_have_finite_maps(name, convolutions):
+def test_masking_methods_of_constant_images_are_finite(name, convolutions):
     for value in (0.0, 2.0):
         S = MASKS[name](convolutions, torch.full((1, 2, 8, 8), value, dtype=torch.float64), 0)
         assert S.isfinite().all()
 
 
-def test_memory_that_runs_out_late_counts_no_mask_twice(function, images, monkeypatch):
+def test_rise_counts_no_mask_twice_after_out_of_memory(function, images, monkeypatch):
     """The chunk is repeated: nothing of its first try may stay."""
     net = function(lambda x: x.flatten(1)[:, :3])
     method = RISE(n=12, cells=3, chunk_size=8)
@@ -201,3 +185,43 @@ def test_memory_that_runs_out_late_counts_no_mask_twice(function, images, monkey
     monkeypatch.setattr(torch.Tensor, "sum", sum_without_memory)
     assert_close(method(net, images, 1), expected)
     assert len(calls) > 2
+
+
+@pytest.mark.parametrize(("patch", "stride"), [(2.5, 1), (4, 1.5), ((4, 2.5), 1), ((4,), 2), ([4, 4], [2, 2, 2])])
+def test_occlusion_refuses_patches_of_other_than_whole_pixels(patch, stride, network, images):
+    with pytest.raises(ValueError, match=r"whole numbers 1 <= stride <= patch for 2 axes.*got patch"):
+        Occlusion(patch, stride)(network, images)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2), torch.zeros(3, 1, 1), [0.0, 1.0]])
+def test_occlusion_refuses_value_of_other_shape(value, network, images):
+    with pytest.raises(
+        ValueError, match=r"fits images \(2, 2, 8, 8\), got .* one per channel has the shape \(2, 1, 1\)"
+    ):
+        Occlusion(4, 2, value=value)(network, images)
+
+
+def test_occlusion_value_keeps_precision_of_images(function):
+    """The hidden pixel holds 0.1 in double precision, not 0.1 rounded to single."""
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    S = Occlusion(2, 2, value=0.1)(function(lambda x: x.flatten(1).sum(1, keepdim=True)), x)
+    assert S[0, 0, 0] == 4 - 0.4
+
+
+def test_poly_cam_refuses_layers_from_coarse_to_fine(images):
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, 1, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 3)).double()
+    assert PolyCAM(layers=["0", "1"])(net, images).shape == (2, 8, 8)
+    with pytest.raises(ValueError, match=r"fine to coarse.*'1': 16, '0': 64.*reorder"):
+        PolyCAM(layers=["1", "0"])(net, images)
+
+
+def test_poly_cam_refuses_empty_layers(network, images):
+    with pytest.raises(ValueError, match="at least one name"):
+        PolyCAM(layers=[])(network, images)
+
+
+@pytest.mark.parametrize("target", ["topk:2", torch.tensor([[0, 1], [1, 2]])])
+def test_poly_cam_stages_refuse_several_targets(target, network, images):
+    with pytest.raises(ValueError, match="one target per image"):
+        PolyCAM(layers=["0"]).stages(network, images, target)
+    assert PolyCAM(layers=["0"])(network, images, target).shape == (2, 2, 8, 8)

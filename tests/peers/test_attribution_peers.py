@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from support.networks import Function
 from torch import nn
 from torch.testing import assert_close
 
@@ -14,6 +15,8 @@ from interpretable_training.attribution import (
     AblationCAM,
     DeconvNet,
     EigenCAM,
+    ExpectedGradCAM,
+    FullGrad,
     GradCAM,
     GradCAMPlusPlus,
     Gradient,
@@ -22,6 +25,7 @@ from interpretable_training.attribution import (
     InputXGradient,
     IntegratedGradients,
     LayerCAM,
+    Occlusion,
     ScoreCAM,
     SmoothGrad,
     XGradCAM,
@@ -30,8 +34,9 @@ from interpretable_training.attribution import (
 from interpretable_training.attribution.core.batching import seeded_noise
 from interpretable_training.attribution.core.capture import capture
 from interpretable_training.attribution.core.prepared_model import prepare_model
+from interpretable_training.attribution.expected_grad_cam import draw_paths
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 TARGET = [3, 7]
 LAYERS = {
@@ -78,15 +83,15 @@ def pytorch_grad_cam(name, model, layer, images, reshape_transform=None, target=
 
     model = copy.deepcopy(model)
     cam = getattr(pytorch_grad_cam, name)(model, [model.get_submodule(layer)], reshape_transform)
-    kept, original = [], cam.get_cam_image
+    captured_maps, original = [], cam.get_cam_image
 
     def keep(*args, **kwargs):
-        kept.append(original(*args, **kwargs))
-        return kept[0]
+        captured_maps.append(original(*args, **kwargs))
+        return captured_maps[0]
 
     cam.get_cam_image = keep
     cam(images.clone(), [ClassifierOutputTarget(c) for c in target])
-    return torch.from_numpy(kept[0]).float()
+    return torch.from_numpy(captured_maps[0]).float()
 
 
 def assert_same_map(ours, theirs):
@@ -94,6 +99,7 @@ def assert_same_map(ours, theirs):
     assert_close(ours / scale, theirs / scale, rtol=2e-3, atol=2e-4)
 
 
+@slow
 @pytest.mark.parametrize("method", [GradCAM, GradCAMPlusPlus, XGradCAM, HiResCAM, LayerCAM])
 def test_gradient_cams_equal_pytorch_grad_cam(method, case, images):
     model, layer = case
@@ -104,6 +110,7 @@ def test_gradient_cams_equal_pytorch_grad_cam(method, case, images):
     assert_same_map(method(layer=layer, relu=False, upsample=False)(model, images, TARGET), theirs)
 
 
+@slow
 def test_eigen_cam_equals_pytorch_grad_cam_up_to_its_sign(case, images):
     model, layer = case
     theirs = pytorch_grad_cam("EigenCAM", model, layer, images)
@@ -111,7 +118,8 @@ def test_eigen_cam_equals_pytorch_grad_cam_up_to_its_sign(case, images):
     assert_same_map(ours.abs(), theirs.abs())
 
 
-def test_the_upsampled_map_equals_pytorch_grad_cam(case, images):
+@slow
+def test_grad_cam_upsampled_equals_pytorch_grad_cam(case, images):
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -123,6 +131,7 @@ def test_the_upsampled_map_equals_pytorch_grad_cam(case, images):
     assert_close(normalize(ours), expected, rtol=1e-3, atol=1e-3)
 
 
+@slow
 @pytest.mark.parametrize("name", ["resnet18", "vgg16_bn"])
 def test_score_cam_and_ablation_cam_equal_pytorch_grad_cam(name, images):
     torch.manual_seed(0)
@@ -134,6 +143,7 @@ def test_score_cam_and_ablation_cam_equal_pytorch_grad_cam(name, images):
     assert_same_map(ablation, pytorch_grad_cam("AblationCAM", model, LAYERS[name], images))
 
 
+@slow
 @pytest.mark.parametrize(
     ("method", "peer"),
     [
@@ -154,7 +164,8 @@ def test_gradient_cams_equal_torchcam(method, peer, case, images):
     assert_same_map(ours, expected.detach().relu())
 
 
-def test_the_grad_cam_plusplus_of_torchcam_loses_its_denominator(images):
+@slow
+def test_grad_cam_plusplus_of_torchcam_loses_its_denominator(images):
     """It divides `alpha[mask]`, a copy, in place: what remains of its alpha is g^2."""
     torchcam = pytest.importorskip("torchcam.methods")
 
@@ -173,7 +184,8 @@ def test_the_grad_cam_plusplus_of_torchcam_loses_its_denominator(images):
     assert_same_map(ours, printed)
 
 
-def test_vit_maps_equal_pytorch_grad_cam_with_a_hand_written_reshape(images):
+@slow
+def test_vit_maps_equal_pytorch_grad_cam_with_reshape(images):
     import timm
 
     torch.manual_seed(0)
@@ -195,7 +207,8 @@ class OutOfPlace(torchvision.models.DenseNet):
         return self.classifier(F.relu(self.features(x)).mean((2, 3)))
 
 
-def test_an_in_place_activation_behind_the_layer_misleads_the_peer_and_not_us(images):
+@slow
+def test_grad_cam_survives_in_place_activation_unlike_peer(images):
     """DenseNet rectifies its last features in place: the peer multiplies gradients before it with values behind it."""
     torch.manual_seed(0)
     in_place = torchvision.models.densenet121(num_classes=10).eval()
@@ -216,6 +229,7 @@ def captum(name, model, images, **options):
     )
 
 
+@slow
 def test_input_gradients_equal_captum(case, images):
     model, images = copy.deepcopy(case[0]).double(), images.double()  # kinks of deep networks amplify rounding
     assert_same_volume(Gradient(reduce="none")(model, images, TARGET), captum("Saliency", model, images, abs=False))
@@ -225,7 +239,8 @@ def test_input_gradients_equal_captum(case, images):
     assert_same_volume(ours, captum("IntegratedGradients", model, images, n_steps=20))
 
 
-def test_smooth_grad_is_the_mean_of_captums_gradients_at_our_noise(case, images):
+@slow
+def test_smooth_grad_is_mean_of_captum_gradients_at_same_noise(case, images):
     model, images = copy.deepcopy(case[0]).double(), images.double()
     noise = 0.2 * seeded_noise(5, (3, *images.shape[1:]), images)
     expected = sum(captum("Saliency", model, images + eta, abs=False) for eta in noise) / 3
@@ -233,9 +248,10 @@ def test_smooth_grad_is_the_mean_of_captums_gradients_at_our_noise(case, images)
     assert_same_volume(ours, expected)
 
 
+@slow
 @pytest.mark.parametrize("name", ["vgg16_bn", "densenet121"])
 @pytest.mark.filterwarnings("ignore:Setting (forward|backward)")
-def test_guided_rules_equal_captum_where_every_relu_is_a_module(name, images):
+def test_guided_rules_equal_captum_if_every_relu_is_a_module(name, images):
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, num_classes=10, weights=None).eval()
     if name == "densenet121":  # its last activation is a function, which captum does not see
@@ -247,7 +263,8 @@ def test_guided_rules_equal_captum_where_every_relu_is_a_module(name, images):
         assert_same_volume(method(reduce="none")(model, images, TARGET), captum(peer, model, images))
 
 
-def test_guided_backprop_equals_pytorch_grad_cam_where_every_relu_is_a_module(images):
+@slow
+def test_guided_backprop_equals_pytorch_grad_cam_for_relu_modules(images):
     from pytorch_grad_cam import GuidedBackpropReLUModel
 
     torch.manual_seed(0)
@@ -257,7 +274,8 @@ def test_guided_backprop_equals_pytorch_grad_cam_where_every_relu_is_a_module(im
     assert_same_volume(ours, torch.from_numpy(theirs.transpose(2, 0, 1))[None])
 
 
-def test_a_functional_relu_escapes_captum_and_not_us(images):
+@slow
+def test_guided_backprop_sees_functional_relu_unlike_captum(images):
     class Functional(nn.Module):
         def __init__(self):
             super().__init__()
@@ -276,3 +294,79 @@ def test_a_functional_relu_escapes_captum_and_not_us(images):
 def assert_same_volume(ours, theirs):
     scale = theirs.detach().abs().amax((1, 2, 3), keepdim=True)
     assert_close(ours / scale, theirs.detach() / scale, rtol=2e-3, atol=2e-4)
+
+
+@pytest.fixture(params=["resnet18", "vgg11_bn"])
+def model(request):
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(request.param, num_classes=10, weights=None)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return Amplified(model).eval()
+
+
+@pytest.fixture
+def small_images():
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@slow
+@pytest.mark.filterwarnings("ignore")
+def test_full_grad_of_channels_equals_pytorch_grad_cam(model, small_images):
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    theirs = copy.deepcopy(model)
+    cam = pytorch_grad_cam.FullGrad(theirs, [])
+    expected = torch.from_numpy(cam(small_images.clone(), [ClassifierOutputTarget(c) for c in TARGET])).float()
+    ours = normalize(FullGrad(rescale="channel")(model, small_images, TARGET))
+    assert_close(ours, expected, rtol=0, atol=5e-3)
+
+
+@slow
+def test_occlusion_equals_captum_on_torchvision_networks(model, small_images):
+    from captum.attr import Occlusion as Peer
+
+    theirs = Peer(model).attribute(
+        small_images, target=torch.tensor(TARGET), sliding_window_shapes=(3, 24, 20), strides=(3, 16, 14)
+    )
+    ours = Occlusion(patch=(24, 20), stride=(16, 14))(model, small_images, TARGET)
+    assert_close(ours, theirs[:, 0], rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("shape", [(23,), (9, 14), (5, 6, 7)])
+def test_occlusion_equals_captum_in_any_number_of_axes(shape):
+    peer = pytest.importorskip("captum.attr").Occlusion
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 2, *shape, generator=generator, dtype=torch.float64)
+    w = torch.randn(3, x[0].numel(), generator=generator, dtype=torch.float64)
+    net = Function(lambda x: (x.flatten(1) @ w.T).tanh() + x.flatten(1).square() @ w.T)
+    value = torch.tensor([0.3, -0.7], dtype=torch.float64).view(2, *[1] * len(shape))
+    patch, stride = (4, 3, 2)[: len(shape)], (3, 3, 1)[: len(shape)]
+    ours = Occlusion(patch, stride, value=value, chunk_size=7)(net, x, torch.tensor([2, 0]))
+    theirs = peer(net).attribute(
+        x, (2, *patch), (2, *stride), value.expand_as(x), torch.tensor([2, 0]), perturbations_per_eval=1
+    )
+    assert_close(ours.float(), theirs[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@slow
+def test_expected_grad_cam_weights_equal_captum_layer_shap(small_images, monkeypatch):
+    """LayerGradientShap without noise, whose numbers a are drawn by numpy: it gets ours."""
+    import numpy as np
+    from captum.attr import LayerGradientShap
+
+    torch.manual_seed(0)
+    model = Amplified(torchvision.models.vgg11(num_classes=10, weights=None)).eval()
+    base = torch.randn(1, 3, 64, 64)
+    cam = ExpectedGradCAM("model.features.19", baselines=base, n=6, relu=False, upsample=False)
+    monkeypatch.setattr(np.random, "uniform", lambda *_: draw_paths(cam)[1].float().numpy())
+    shap = LayerGradientShap(model, model.model.features[19])
+    volume = shap.attribute(small_images[:1], base, n_samples=6, stdevs=0.0, target=TARGET[0])
+    A = model.model.features[:20](small_images[:1]).detach()
+    expected = torch.einsum("bk,bkij->bij", volume.mean((2, 3)), A)
+    ours = cam(model, small_images[:1], TARGET[:1])
+    assert_close(ours, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -1,4 +1,4 @@
-"""The score of the class while pixels appear or go, averaged over images, with its band of confidence."""
+"""Curves of insertion, deletion and similar metrics: the mean score while pixels change, with a confidence band."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ MANY = 10  # lines whose names no longer fit into the axes
 
 
 def draw_faithfulness(table: Table, path: str | Path) -> None:
-    """Draw a PNG with one panel for each curve that was measured, a line for each method; controls are dashed.
+    """Draw a PNG with a panel for each curve of a table and a line for each method; controls are dashed.
 
-    Bands are the mean's 95 % interval, 1.96 standard errors at each side.
+    Bands are the 95 % interval of the mean: 1.96 standard errors on each side.
+
+    >>> from interpretable_training.attribution import GradCAM
+    >>> from interpretable_training.metrics import Insertion, evaluate
+    >>> draw_faithfulness(evaluate(network, [GradCAM()], [Insertion(steps=4)], [(images, target)]), "curves.png")
     """
     from matplotlib.figure import Figure  # here, because it takes a second; Figure has no global state
 
@@ -36,7 +40,7 @@ def draw_faithfulness(table: Table, path: str | Path) -> None:
             n, total, squares = curves[metric][kind].double()
             mean = total / n
             error = ((squares / n - mean**2).clamp(min=0) / (n - 1).clamp(min=1)).sqrt()
-            x = share_of_pixels(table, metric, len(mean))
+            x = _percentages(table, metric, len(mean))
             style = {"color": f"C{color % 10}", "linestyle": ("-", (0, (8, 2)), (0, (4, 1, 1, 1)))[color // 10 % 3]}
             if method in table.controls:
                 style = {"color": "0.5", "linestyle": ("--", ":", "-.")[table.controls.index(method) % 3]}
@@ -52,7 +56,7 @@ def draw_faithfulness(table: Table, path: str | Path) -> None:
     save_figure(figure, path, 120)
 
 
-def share_of_pixels(table: Table, metric: str, points: int) -> list[float]:
-    """Which percentage of the pixels has changed at each point of a curve: all of them at the last, unless it says."""
-    told = table.passports[metric].get("percentages")
-    return [float(q) for q in str(told).split()] if told else [100 * j / (points - 1) for j in range(points)]
+def _percentages(table: Table, metric: str, points: int) -> list[float]:
+    """Return the percentage of changed pixels at each point of a curve; by default evenly from 0 to 100."""
+    listed = table.passports[metric].get("percentages")
+    return [float(q) for q in str(listed).split()] if listed else [100 * j / (points - 1) for j in range(points)]

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from interpretable_training.visual.sweep import Scale, bounds, draw_sweep, height
+from interpretable_training.visual.sweep_plots import Scale, axis_limits, axis_share, draw_sweep
 
 SCALES = [Scale("model.lr", log=True), Scale("width"), Scale("kind", ["b", "a", None]), Scale("on", [True, False])]
 
@@ -43,15 +43,15 @@ def test_equal_values_need_no_room(tmp_path):
 
 
 def test_choices_stand_at_equal_distances_numbers_by_size():
-    assert [Scale("x", [10.0, 0.0, 0.1]).place(value) for value in (0.0, 0.1, 10.0)] == [0, 1, 2]
-    assert [Scale("x", ["b", "a"]).place(value) for value in ("b", "a")] == [0, 1]
-    assert Scale("x").place(7) == 7
+    assert [Scale("x", [10.0, 0.0, 0.1]).position(value) for value in (0.0, 0.1, 10.0)] == [0, 1, 2]
+    assert [Scale("x", ["b", "a"]).position(value) for value in ("b", "a")] == [0, 1]
+    assert Scale("x").position(7) == 7
 
 
 def test_lines_meet_the_axes_at_their_values():
     axes = Figure().subplots()
     axes.set_yscale("log")
     axes.set_ylim(1e-4, 1)
-    assert height(axes, 1e-2) == pytest.approx(0.5)
-    assert bounds([1e-4, 1], Scale("x", log=True)) == pytest.approx((10**-4.2, 10**0.2))
-    assert bounds([0, 10], Scale("x")) == (-0.5, 10.5)
+    assert axis_share(axes, 1e-2) == pytest.approx(0.5)
+    assert axis_limits([1e-4, 1], Scale("x", log=True)) == pytest.approx((10**-4.2, 10**0.2))
+    assert axis_limits([0, 10], Scale("x")) == (-0.5, 10.5)

@@ -1,4 +1,4 @@
-"""Which networks FullGrad and T-Grad split without a rest, and what they say of the others."""
+"""Networks that FullGrad and T-Grad split without a rest, and their warnings about others."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from test_full_grad import residual
+from support.networks import residual
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -92,7 +92,7 @@ def build(name, nets=NETS):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_nothing_is_missing(name):
+def test_bias_terms_of_many_networks_add_up_to_score(name):
     net, x = build(name)
     parts = TGrad().parts(net, x, 2)
     assert (parts.delta / net(x)[:, 2]).abs().max() < 1e-10
@@ -117,7 +117,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_activations_hide_biases(name):
+def test_implicit_biases_of_activations_complete_the_score(name):
     net, x = build("x", {"x": lambda: Net(lambda n, x: n.head(FUNCTIONS[name](n.b(n.a(x)))))})
     y = net(x)[:, 2]
     assert (TGrad(implicit=True).delta(net, x, 2) / y).abs().max() < 1e-10
@@ -127,7 +127,7 @@ def test_activations_hide_biases(name):
 
 @METHODS
 @pytest.mark.parametrize("size", [(16, 24), (24, 16)])
-def test_channels_may_come_last(method, size):
+def test_bias_terms_of_channels_last_equal_channels_first(method, size):
     """The same network as convolutions of one cell and as linear layers of each cell, as ConvNeXt has them."""
     up, down = nn.Linear(6, 20, bias=False), nn.Linear(20, 6, bias=False)
     first = Net(lambda n, x: n.head(F.conv2d(F.gelu(F.conv2d(n.a(x), up.weight[..., None, None])), small(down))))
@@ -152,7 +152,7 @@ def said(net, x, **options):
     return missing / net(x)[:, 2].detach(), [str(w.message) for w in caught]
 
 
-def test_the_percent_is_that_of_the_score_even_where_parts_cancel():
+def test_bias_warning_states_percent_of_score_if_parts_cancel():
     """The bias 99.5 and the image's part of it, -98.5, leave a score of 1: a constant of 0.05 is 5 % of it."""
     net = Net(lambda n, x: n.head((x + 0.05).mean((2, 3))), head=nn.Linear(3, 4)).double()
     nn.init.constant_(net.head.weight, 1 / 3)
@@ -164,7 +164,7 @@ def test_the_percent_is_that_of_the_score_even_where_parts_cancel():
     assert "constants" in messages[0]
 
 
-def test_rounding_is_not_missing():
+def test_bias_warning_ignores_rounding():
     """In float32 the biases +1e6 and -1e6 leave a score of 1, wrong by some percent."""
     net = Net(lambda n, x: n.head(n.a(x).mean((2, 3))), head=nn.Linear(6, 4))
     nn.init.constant_(net.a.bias, 1e6 + 1 / 3)
@@ -174,14 +174,14 @@ def test_rounding_is_not_missing():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_nothing_is_said_in_half_precision(dtype):
+def test_bias_warning_is_silent_in_half_precision(dtype):
     """Where rounding alone can be a percent."""
     net, x = build("x", {"x": lambda: Net(lambda n, x: n.head(n.a(x).tanh()))})
     assert len(said(net, x)[1]) == 1
     assert said(net.to(dtype), x.to(dtype))[1] == []
 
 
-def test_a_linear_layer_of_cells_has_no_place_either():
+def test_bias_of_linear_layer_on_cells_is_residual():
     last = nn.Linear(6, 6)
     net, x = build("x", {"x": lambda: Net(lambda n, x: n.head(last(n.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)))})
     last.double()
@@ -190,7 +190,7 @@ def test_a_linear_layer_of_cells_has_no_place_either():
     assert_close(parts.residual, (net.head[2].weight[2] @ last.bias + net.head[2].bias[2]).detach().expand(2))
 
 
-def test_batch_norm_of_the_batch_has_the_bias_it_adds():
+def test_bias_terms_of_batch_norm_in_train_mode():
     """What it subtracts is the mean of the images, no constant."""
     norm = nn.BatchNorm2d(3).double().train()
     nn.init.normal_(norm.running_mean)
@@ -206,13 +206,13 @@ def test_batch_norm_of_the_batch_has_the_bias_it_adds():
     assert_close(S, expected)
 
 
-def test_an_image_that_is_no_number_does_not_silence_what_is_said_of_others():
+def test_bias_warning_survives_nan_image_in_batch():
     net, x = build("x", {"x": lambda: Net(lambda n, x: n.head(n.a(x).tanh()))})
     x[0, 0, 0, 0] = torch.nan
     assert len(said(net, x)[1]) == 1
 
 
-def test_implicit_biases_are_offered_only_where_there_are_some():
+def test_bias_warning_suggests_implicit_only_where_it_helps():
     smooth, x = build("x", {"x": lambda: Net(lambda n, x: n.head(n.a(3 * x).tanh()))})
     assert "implicit=True" in said(smooth, x)[1][0]
     assert "implicit=True" not in "".join(said(smooth, x, implicit=True)[1])
@@ -223,15 +223,15 @@ def test_implicit_biases_are_offered_only_where_there_are_some():
 
 @METHODS
 @pytest.mark.parametrize("rescale", ["layer", "channel", "none"])
-def test_parts_may_be_overwritten_as_they_come(method, rescale):
+def test_bias_terms_share_no_memory_and_repeat_bit_equal(method, rescale):
     """A map is that of the parts, twice the same, alone or with others; what it was made of stays as it was."""
     net, x = residual()
     pixels, options = x.clone(), {"rescale": rescale} if method is FullGrad else {}
     first = method(**options)(net, x, 1)
-    kept = first.clone()
+    first_copy = first.clone()
     together = explain({"a": method(**options), "b": TGrad(), "c": FullGrad()}, net, x, 1)
     for S in (together["a"], method(**options)(net, x, 1), first):
-        assert torch.equal(S, kept)
+        assert torch.equal(S, first_copy)
     assert torch.equal(x, pixels)
     parts = TGrad().parts(net, x, 1)
     copies = [S.clone() for S in parts.maps]
@@ -248,7 +248,7 @@ def test_parts_may_be_overwritten_as_they_come(method, rescale):
 
 @METHODS
 @pytest.mark.parametrize("target", ["topk:2", [[0, 1], [1, 2], [2, 0]]])
-def test_several_classes_are_not_split_at_once(method, target):
+def test_delta_refuses_several_classes_per_image(method, target):
     net, x = residual()
     with pytest.raises(ValueError, match=r"one class per image.*\(3, 2\)"):
         method().delta(net, x, target if isinstance(target, str) else torch.tensor(target))
@@ -256,7 +256,7 @@ def test_several_classes_are_not_split_at_once(method, target):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "regnet_x_400mf", "resnet18", "shufflenet_v2_x0_5"])
-def test_nothing_is_missing_of_networks_of_torchvision(name):
+def test_bias_terms_of_torchvision_networks_add_up_to_score(name):
     torch.manual_seed(0)
     net = torchvision.models.get_model(name, weights=None, num_classes=4)
     for m in net.modules():

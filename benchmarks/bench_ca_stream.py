@@ -43,7 +43,7 @@ def step():
         net, full = CAStream(network(name)).train(), network(name).train()
         optimizer, other = trainable(net), trainable(full)
         sides = {
-            "forward": lambda: forward(net.gap(), images),
+            "forward": lambda: forward(net.backbone, images),
             "CA-Stream": lambda: training_step(net, optimizer, images, target),
             "full fine-tuning": lambda: training_step(full, other, images, target),
         }
@@ -55,7 +55,7 @@ def inference():
     for name in NAMES:
         for batch in (1, 8):
             images, net = torch.randn(batch, 3, 224, 224), CAStream(network(name)).eval()
-            sides = {"GAP": lambda: forward(net.gap(), images), "CA": lambda: forward(net, images)}
+            sides = {"GAP": lambda: forward(net.backbone, images), "CA": lambda: forward(net, images)}
             seconds = interleave(sides, rounds=15)
             row(f"inference, {name}, batch {batch}", seconds, seconds["GAP"], "1.03")
 
@@ -69,7 +69,7 @@ optimizer = trainable(net)
 def run():
     for _ in range(2):
         if {plain}:
-            forward(net.gap(), images)
+            forward(net.backbone, images)
         else:
             training_step(net.train(), optimizer, images, target)
 """
@@ -105,7 +105,7 @@ def gpu():
 
     images, target = torch.randn(256, 3, 224, 224, device="cuda"), torch.zeros(256, device="cuda").long()
     sides = {
-        "forward": lambda: synchronized(forward, net.gap(), images),
+        "forward": lambda: synchronized(forward, net.backbone, images),
         "CA forward": lambda: synchronized(forward, net, images),
         "CA-Stream": lambda: synchronized(training_step, net, optimizer, images, target),
         "full fine-tuning": lambda: synchronized(training_step, full, other, images, target),

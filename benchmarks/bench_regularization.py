@@ -133,7 +133,7 @@ def where():
     for turn in range(6):
         net.zero_grad()
         marks = [time.perf_counter()]
-        with passes.record(net) as run:
+        with passes.record_forward(net) as run:
             loss = F.cross_entropy(net(run.leaf(images)), target)
         marks.append(time.perf_counter())
         d2 = run.gradient(loss, guided=True)

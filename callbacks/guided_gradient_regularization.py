@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from interpretable_training.batches.read import pick
 from interpretable_training.regularization import GuidedGradientRegularizer, Parts
-from interpretable_training.regularization.gradients import Run, record
+from interpretable_training.regularization.gradients import RecordedForward, record_forward
 from interpretable_training.regularization.monitoring import (
     grad_scale,
     log_parts,
@@ -129,11 +129,11 @@ class Step:
         self.weight, self.batch, self.stack = weight, batch, ExitStack()
         self.images: Tensor | None = None
         self.network: nn.Module | None = None
-        self.run: Run | None = None
+        self.run: RecordedForward | None = None
 
     def record(self, pl_module: L.LightningModule, regularizer: GuidedGradientRegularizer) -> None:
         """Intercept activations until `stack` is closed."""
-        self.run = self.stack.enter_context(record(pl_module, regularizer.at, regularizer.scope))
+        self.run = self.stack.enter_context(record_forward(pl_module, regularizer.at, regularizer.scope))
 
     def watch(self, pl_module: L.LightningModule, name: str | None) -> None:
         """Find the images among the arguments of the network."""

@@ -61,7 +61,7 @@ def flops(name: str) -> tuple[int, int]:
     with torch.device("meta"):
         net, images = CAStream(torchvision.models.get_model(name)).eval(), torch.empty(1, 3, 224, 224)
         counts = []
-        for run in (lambda: net.gap()(images), lambda: net(images)):
+        for run in (lambda: net.backbone(images), lambda: net(images)):
             with FlopCounterMode(display=False) as counter:
                 run()
             counts.append(counter.get_total_flops())

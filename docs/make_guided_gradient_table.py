@@ -15,7 +15,7 @@ import torch
 from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, ScoreCAM
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion, evaluate
 from interpretable_training.recipes import guided_gradient
-from interpretable_training.regularization import input_gradient
+from interpretable_training.regularization import loss_gradient
 from interpretable_training.visual import denormalize, draw_sheet
 
 DOCS = Path(__file__).parent
@@ -78,7 +78,7 @@ def picture(networks, data, file):
     pictures = denormalize(images, data.mean, data.std).expand(-1, 3, -1, -1)
     rows = {"image": pictures.permute(0, 2, 3, 1).mul(255).byte()}
     for name, network in networks.items():
-        d = input_gradient(network.eval(), images, target).abs().amax(1)
+        d = loss_gradient(network.eval(), images, target).abs().amax(1)
         d = (d / d.flatten(1).quantile(0.99, dim=1)[:, None, None]).clamp(max=1)
         rows[name] = d[..., None].expand(-1, -1, -1, 3).mul(255).byte()
     file.parent.mkdir(exist_ok=True)

@@ -10,25 +10,25 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet begins to
 
 
 def csv_text(lines: Iterable[Sequence[Any]]) -> str:
-    """The lines; text that a spreadsheet would calculate begins with an apostrophe."""
+    """Return lines of CSV; text that a spreadsheet would calculate begins with an apostrophe."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([as_text(cell) for cell in line] for line in lines)
     return out.getvalue()
 
 
 def as_text(cell: Any) -> Any:
-    """The cell, quoted if it is text that looks like a formula; numbers stay numbers."""
+    """Return the cell, with an apostrophe if it is text that looks like a formula; numbers stay numbers."""
     if not isinstance(cell, str) or not cell.startswith(FORMULA):
         return cell
     try:
         float(cell)
     except ValueError:
-        return f"'{cell}".replace("\r", " ")  # of which readers make the end of a line
+        return f"'{cell}".replace("\r", " ")  # which readers take for the end of a line
     return cell
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """Columns of equal width, below each other where they are too many for a line."""
+    """Return columns of equal width, in several blocks if they do not fit on a line."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     blocks: list[list[int]] = [[]]
     for column, width in enumerate(widths[1:], 1):

@@ -1,4 +1,7 @@
-"""Experiments, one per file: functions that return trainer, module and data, and studies of trained networks."""
+"""Experiments, one per file: functions that return trainer, module and data, and studies of trained networks.
+
+python -m interpretable_training.recipes baseline --max_epochs 4
+"""
 
 from interpretable_training.recipes.baseline import baseline
 from interpretable_training.recipes.box_study import box_study, box_study_imagenet

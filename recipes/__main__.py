@@ -36,6 +36,8 @@ def run_recipe(args: list[str] | None = None) -> None:
 
 
 def _command(recipe: Callable[..., Any], report: Callable[..., str] | None) -> Callable[..., None]:
+    """Return a function with the arguments of a recipe that runs the recipe."""
+
     @wraps(recipe)
     def run(*args: Any, **options: Any) -> None:
         made = recipe(*args, **options)

@@ -1,4 +1,4 @@
-"""A small convolutional network learns generated shapes: the experiment that the others are compared with."""
+"""Train a small convolutional network on generated shapes: the reference for the other experiments."""
 
 from functools import partial
 

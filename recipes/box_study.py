@@ -1,10 +1,10 @@
-"""Whether what is inside of the object's box decides. Zhang et al., CVIU 2024, https://arxiv.org/abs/2301.07002
+"""Test whether the inside of the object's box decides the prediction. Zhang et al., CVIU 2024, https://arxiv.org/abs/2301.07002
 
     python -m interpretable_training.recipes box_study
 
-masks images by the box alone, by all but the box, and by the map of each method, whole, inside and outside of the box,
-on a small network that knows generated shapes. `box_study_imagenet` is the study of the paper: Table 2.5 of the first
-author's thesis. Where the box is enough, the network looks at the object; the paper finds that it is not.
+masks images by the box, by its outside, and by the map of each method: whole, inside and outside of the box. The
+network is small and trained on generated shapes. `box_study_imagenet` is the study of the paper: Table 2.5 of the first
+author's thesis. If the box were enough, the network would use the object alone; the paper finds that it is not.
 """
 
 from typing import Any
@@ -43,8 +43,8 @@ def box_study(
 
     Args:
         network: "tiny_cnn", "tiny_vit" or the name of a network of timm.
-        weights: File with the weights of the network; it is trained and written there if the file does not exist. By
-            default in the output folder.
+        weights: File with the weights of the network. If it does not exist, the network is trained and written there;
+            by default in the output folder.
         image_size: Side of the images.
         n_train: Number of training images, if it is trained.
         backbone_epochs: Epochs of training, if it is trained.
@@ -55,9 +55,9 @@ def box_study(
     L.seed_everything(seed, workers=True, verbose=False)
     data = ShapesDataModule(image_size, n_train=n_train, batch_size=32, seed=seed, annotations=True)
     weights = weights or f"{output}/ca_stream/{network}.pt"
-    known = trained_backbone(weights, network, image_size, n_train, backbone_epochs, seed=seed)
+    backbone = trained_backbone(weights, network, image_size, n_train, backbone_epochs, seed=seed)
     methods = {"fakecam": FakeCAM(), **cams(data.mean, data.std)}
-    return _study(Classifier(known, data.num_classes), data, methods, max_images, seed, output)
+    return _study(Classifier(backbone, data.num_classes), data, methods, max_images, seed, output)
 
 
 def box_study_imagenet(
@@ -68,7 +68,7 @@ def box_study_imagenet(
     seed: int = 0,
     output: str = "runs",
 ) -> EvaluationRecipe:
-    """The protocol of the paper: all validation images with their boxes, scaled to 224 x 224.
+    """Study all validation images of ImageNet with their boxes, scaled to 224 x 224, as in the paper.
 
     Args:
         folder: See the root of `ImageNetDataModule`; the XML files of the boxes are there.
@@ -94,7 +94,7 @@ def _study(
     seed: int,
     output: str,
 ) -> EvaluationRecipe:
-    """What both have in common: the rows and the metrics; the label is explained."""
+    """Return the study of both functions: the rows, the metrics, and the label as target."""
     metrics = {
         "average_drop": AverageDrop(),
         "average_gain": AverageGain(),
@@ -108,9 +108,9 @@ def _study(
 
 def draw_parts(study: EvaluationRecipe, path: str, names: tuple[str, ...] = ("gradcam", "opticam")) -> None:
     """Draw the maps of two methods, whole, inside and outside of the boxes."""
-    images, target, told = study.examples()
+    images, target, annotations = study.examples()
     pictures = denormalize(images, study.data.mean, study.data.std)
-    inside = inside_of(told["boxes"], images)
+    inside = inside_of(annotations["boxes"], images)
     rows = {"image": (255 * pictures).byte().permute(0, 2, 3, 1), "box": overlay(pictures, inside)}
     methods = {name: study.options["methods"][name] for name in names}
     for name, raw in explain(methods, study.module, images, target).items():
@@ -121,7 +121,7 @@ def draw_parts(study: EvaluationRecipe, path: str, names: tuple[str, ...] = ("gr
 
 
 def inside_of(boxes: list[Tensor], images: Tensor) -> Tensor:
-    """1 inside of the boxes (n, 4) of each image, 0 elsewhere: (B, H, W)."""
+    """Return (B, H, W): 1 inside of the boxes (n, 4) of each image, 0 elsewhere."""
     size = (len(images), *images.shape[2:])
     return pixels({"boxes": boxes}, "boxes", size).to(images)  # as the metrics see them
 

@@ -1,9 +1,9 @@
-"""A CA-Stream is learned beside a network that is trained already; then the two poolings are compared.
+"""Train a CA-Stream next to a network that is trained already, and compare the two poolings.
 
     python -m interpretable_training.recipes ca_stream
 
-trains a small network on generated shapes, unless its weights are there, then the stream, and ends with a table of the
-poolings and a picture of where they look. `ca_stream_imagenet` is the experiment of the paper.
+trains a small network on generated shapes, unless its weights exist, then the stream, and ends with a table of the
+poolings and a picture of their maps. `ca_stream_imagenet` is the experiment of the paper.
 """
 
 import json
@@ -62,19 +62,19 @@ def ca_stream(
     seed: int = 0,
     output: str = "runs",
 ) -> Recipe:
-    """Learn a stream beside a network that knows the shapes.
+    """Train a stream next to a network that is trained on the shapes.
 
     Args:
         network: "tiny_cnn" or the name of a convolutional network of timm.
-        weights: File with the weights of the backbone; it is trained and written there if the file does not exist. By
-            default in the output folder.
+        weights: File with the weights of the backbone. If it does not exist, the backbone is trained and written there;
+            by default in the output folder.
         image_size: Side of the images.
         n_train: Number of training images.
         batch_size: Images per batch.
         learning_rate: Step size of SGD for 256 images per step, which is scaled to the batch.
         max_epochs: Epochs for the stream.
         backbone_epochs: Epochs for the backbone, if it is trained.
-        guided_weight: Weight of the guided-gradient regularizer in the training of the backbone; 0 is without it.
+        guided_weight: Weight of the guided-gradient regularizer in the training of the backbone; 0 trains without it.
         start: First stage of the stream.
         class_specific: See `CAStream`.
         projected: See `CAStream`.
@@ -92,7 +92,7 @@ def ca_stream(
         optimizer=partial(torch.optim.SGD, lr=learning_rate, momentum=0.9, weight_decay=1e-4),
         scheduler=partial(CosineAnnealingLR, T_max=max_epochs),
     )
-    return Recipe(trainer_of(max_epochs, output), module, data)
+    return Recipe(_trainer(max_epochs, output), module, data)
 
 
 def ca_stream_imagenet(
@@ -107,7 +107,7 @@ def ca_stream_imagenet(
     seed: int = 0,
     output: str = "runs",
 ) -> Recipe:
-    """The protocol of the paper; the weights of the network come from timm.
+    """Train a stream on ImageNet as in the paper; the weights of the network come from timm.
 
     Args:
         folder: See the root of `ImageNetDataModule`.
@@ -125,11 +125,11 @@ def ca_stream_imagenet(
     data = ImageNetDataModule(folder, batch_size=batch_size, num_workers=num_workers, seed=seed)
     stream = {"start": start, "class_specific": class_specific, "projected": projected}
     module = CAStreamClassifier(network, 1000, pretrained=True, stream=stream)
-    return Recipe(trainer_of(max_epochs, output), module, data)
+    return Recipe(_trainer(max_epochs, output), module, data)
 
 
-def trainer_of(max_epochs: int, output: str) -> L.Trainer:
-    """What both experiments share."""
+def _trainer(max_epochs: int, output: str) -> L.Trainer:
+    """Return the trainer of both experiments."""
     return L.Trainer(
         max_epochs=max_epochs,
         logger=CSVLogger(output, name="ca_stream"),
@@ -148,7 +148,7 @@ def trained_backbone(
     shortcut: float = 0.0,
     seed: int = 0,
 ) -> nn.Module:
-    """A network that knows the shapes: read from the file, or trained as in `baseline` and written there.
+    """Return a network that is trained on the shapes: read from the file, or trained as `baseline` and written there.
 
     Args:
         weights: File with the weights.
@@ -161,11 +161,16 @@ def trained_backbone(
         seed: Seed of weights, pictures and order.
     """
     path = Path(weights)
-    told = {"image_size": image_size, "n_train": n_train, "max_epochs": max_epochs, "guided_weight": guided_weight}
-    told |= {"shortcut": shortcut, "seed": seed}
-    with isolate_rng():  # so that what follows is the same whether it was trained or read
+    options: dict[str, Any] = {
+        "image_size": image_size,
+        "n_train": n_train,
+        "max_epochs": max_epochs,
+        "guided_weight": guided_weight,
+    }
+    options |= {"shortcut": shortcut, "seed": seed}
+    with isolate_rng():  # the random numbers after it are the same in both cases
         if path.exists():
-            return read_backbone(path, network, told)
+            return read_backbone(path, network, options)
         recipe = baseline(
             network, image_size, n_train, max_epochs=max_epochs, seed=seed, output=str(path.parent / "backbone")
         )
@@ -173,23 +178,23 @@ def trained_backbone(
         assert isinstance(module, Classifier)
         if guided_weight:
             regularizer, like = GuidedGradientRegularizer(weight=guided_weight), module
-            options: dict[str, Any] = {"optimizer": like.optimizer, "scheduler": like.scheduler}
-            module = GuidedGradientClassifier(network, like.num_classes, regularizer, **options)
+            schedule: dict[str, Any] = {"optimizer": like.optimizer, "scheduler": like.scheduler}
+            module = GuidedGradientClassifier(network, like.num_classes, regularizer, **schedule)
         if shortcut:
             data = ShapesDataModule(image_size, n_train=n_train, batch_size=32, seed=seed, shortcut=shortcut)
         recipe.trainer.fit(module, data)
         backbone = module.get_submodule("network").cpu()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path.with_suffix(".json"), json.dumps(told))
+        write_whole(path.with_suffix(".json"), json.dumps(options))
         with whole_file(path) as beside:  # half a file would be read the next time
             torch.save(backbone.state_dict(), beside)
         return backbone
 
 
-def read_backbone(path: Path, network: str, told: dict[str, Any]) -> nn.Module:
-    """A network whose weights are there; a warning tells if another training than `told` has made them."""
+def read_backbone(path: Path, network: str, options: dict[str, Any]) -> nn.Module:
+    """Return a network with the weights of a file; warn where they were trained with other options."""
     backbone = build_network(network, ShapesDataModule.num_classes)
-    way_out = "remove the file, so that it is trained anew, or pass another one as weights"
+    way_out = "remove the file to train again, or pass another one as weights"
     try:
         backbone.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, EOFError, AttributeError, TypeError, RuntimeError, UnpicklingError) as error:
@@ -197,14 +202,14 @@ def read_backbone(path: Path, network: str, told: dict[str, Any]) -> nn.Module:
         raise RuntimeError(f"expected weights of {network!r} in {path}, got: {reason} {way_out}.") from error
     known = path.with_suffix(".json")
     made: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-    other = [f"{name}={made[name]} instead of {told[name]}" for name in made if made[name] != told.get(name)]
+    other = [f"{name}={made[name]} instead of {options[name]}" for name in made if made[name] != options.get(name)]
     if other:
         rank_zero_warn(f"The network of {path} was trained with {', '.join(other)}; {way_out}.")
     return backbone
 
 
 def compare_poolings(recipe: Recipe, max_images: int | None = None) -> Table:
-    """How faithful the maps of both poolings are on the validation images, of the network as it is."""
+    """Measure how faithful the maps of both poolings are on the validation images."""
     data = recipe.data
     assert isinstance(data, ShapesDataModule)
     methods = explained_by(data)
@@ -214,20 +219,20 @@ def compare_poolings(recipe: Recipe, max_images: int | None = None) -> Table:
     options: dict[str, Any] = {"max_images": max_images, "controls": False}
     return join(
         {
-            "GAP": evaluate(net.gap(), methods, metrics, data, **options),
+            "GAP": evaluate(net.backbone, methods, metrics, data, **options),
             "CA": evaluate(net, methods, metrics, data, **options),
         }
     )
 
 
 def explained_by(data: ShapesDataModule) -> dict[str, Attribution]:
-    """The methods of the paper, which mask with black."""
+    """Return the methods of the paper, which mask with black."""
     masked = ScoreCAM(mean=data.mean, std=data.std)
     return {"gradcam": GradCAM(), "gradcamplusplus": GradCAMPlusPlus(), "scorecam": masked}
 
 
 def differences(table: Table) -> str:
-    """CA minus GAP for each method and metric, with the 95 % interval of the same images."""
+    """Return CA minus GAP for each method and metric, with the 95 % interval over the same images."""
     lines = [f"{'CA - GAP':<17}" + "".join(f"{metric:>28}" for metric in table.metrics)]
     for method in dict.fromkeys(name.split("/")[1] for name in table.values):
         pair = replace(table, reference=f"GAP/{method}", _cells={})
@@ -238,7 +243,7 @@ def differences(table: Table) -> str:
 
 
 def draw_attention(recipe: Recipe, path: str | Path, count: int = 6) -> None:
-    """Where the stream looks and what the methods show of both poolings, for the first image of each class."""
+    """Draw the attention of the stream and the maps of both poolings, for the first image of each class."""
     data = recipe.data
     assert isinstance(data, ShapesDataModule)
     data.setup("validate")
@@ -254,13 +259,13 @@ def draw_attention(recipe: Recipe, path: str | Path, count: int = 6) -> None:
     rows = {"image": (255 * pictures).byte().permute(0, 2, 3, 1)}
     rows["raw attention"] = overlay(pictures, RawAttention()(net, images, target))
     for method, cam in explained_by(data).items():
-        rows[f"{method}, GAP"] = overlay(pictures, cam(net.gap(), images, target))
+        rows[f"{method}, GAP"] = overlay(pictures, cam(net.backbone, images, target))
         rows[f"{method}, CA"] = overlay(pictures, cam(net, images, target))
     save_picture(draw_sheet(rows), path)
 
 
 def ca_stream_report(recipe: Recipe, max_images: int | None = 300) -> str:
-    """Load the best stream, write the table and the picture beside its log, and return what came out in words."""
+    """Load the best stream, write table and picture next to its log, and return the results as text."""
     folder = Path(recipe.trainer.log_dir or ".")
     best = recipe.trainer.checkpoint_callback
     assert isinstance(best, ModelCheckpoint)

@@ -1,13 +1,13 @@
-"""What a network that estimates the remaining life of an engine looks at. Buono and Akesson, Halmstad University, 2023.
+"""Explain a network that estimates the remaining life of an engine. Buono and Akesson, Halmstad University, 2023.
 
     python -m interpretable_training.recipes cmapss
     python -m interpretable_training.recipes cmapss --network cnn_bilstm
     python -m interpretable_training.recipes cmapss --folder CMAPSSData
 
-trains a CNN-LSTM on drawn engines, or on C-MAPSS where its files are, and prints its error and two tables. The first is
-the thesis' (Table 3): how the estimate drops and increases when only what a map shows stays. The second asks the same
-of the wear, the largest target minus the estimate, since hidden sensors look much like those of a sound engine. Of
-drawn engines it is known which cycles are worn, so that it also says how much of a map lies there.
+trains a CNN-LSTM on drawn engines, or on the files of C-MAPSS, and prints its error and two tables. The first is
+Table 3 of the thesis: how the estimate drops and increases when only the highlighted part stays. The second measures
+the same for the wear, the largest target minus the estimate, because hidden sensors resemble those of a new engine.
+The worn cycles of drawn engines are known, so the second table also has the share of each map in them.
 """
 
 from functools import partial
@@ -85,7 +85,7 @@ def cmapss(
 
 
 class Wear(nn.Module):
-    """The largest target minus the estimate of a regressor: the share of the life that is used up, in cycles."""
+    """Return the largest target minus the estimate of a regressor: the wear, in cycles."""
 
     def __init__(self, regressor: nn.Module, max_rul: float) -> None:
         super().__init__()
@@ -96,10 +96,10 @@ class Wear(nn.Module):
 
 
 def series_methods(data: CMAPSSDataModule, n: int = 50) -> dict[str, Attribution]:
-    """name -> method; expected gradients start from `n` training windows, as in the thesis."""
+    """Return the methods by name; expected gradients start from `n` training windows, as in the thesis."""
     data.setup("fit")
     windows: Any = data.splits["train"]
-    known = a.sample_baselines(windows, min(n, len(windows)), seed=data.seed)
+    baselines = a.sample_baselines(windows, min(n, len(windows)), seed=data.seed)
     return {
         "gradcam": a.GradCAM(),
         "gradcamplusplus": a.GradCAMPlusPlus(),
@@ -109,13 +109,13 @@ def series_methods(data: CMAPSSDataModule, n: int = 50) -> dict[str, Attribution
         "layercam": a.LayerCAM(),
         "scorecam": a.ScoreCAM(),
         "ablationcam": a.AblationCAM(),
-        "expectedgradcam": a.ExpectedGradCAM(baselines=known, n=n),
-        "expectedgradcamplusplus": a.ExpectedGradCAMPlusPlus(baselines=known, n=n),
+        "expectedgradcam": a.ExpectedGradCAM(baselines=baselines, n=n),
+        "expectedgradcamplusplus": a.ExpectedGradCAMPlusPlus(baselines=baselines, n=n),
     }
 
 
 def life_metrics() -> dict[str, ImageMetric]:
-    """The thesis' metrics of C-MAPSS, on the output itself, which is no logit of a class."""
+    """Return the thesis' metrics of C-MAPSS, on the output itself, which is no logit of a class."""
     return {
         "average_increase": m.AverageIncrease(score="logit"),
         "average_drop": m.AverageDrop(score="logit"),
@@ -124,7 +124,7 @@ def life_metrics() -> dict[str, ImageMetric]:
 
 
 def life_tables(recipe: Recipe, max_windows: int = 200, n: int = 50) -> dict[str, m.Table]:
-    """The tables of the estimate and of the wear, on validation windows.
+    """Measure the maps of the estimate and of the wear, on validation windows.
 
     Args:
         recipe: After the training.
@@ -136,7 +136,7 @@ def life_tables(recipe: Recipe, max_windows: int = 200, n: int = 50) -> dict[str
     explained, measured = series_methods(data, n), life_metrics()
     known = isinstance(data, EnginesDataModule)
     of_wear = measured | ({"energy": m.EnergyPointingGame(), "pointing": m.PointingGame()} if known else {})
-    loader = DataLoader(Subset(data.splits["val"], telling(data)), batch_size=data.batch_size)
+    loader = DataLoader(Subset(data.splits["val"], worn_windows(data)), batch_size=data.batch_size)
     options: dict[str, Any] = {"target": "pred", "max_images": max_windows, "seed": data.seed, "progress": False}
     wear = Wear(recipe.module, data.max_rul)
     return {
@@ -145,8 +145,8 @@ def life_tables(recipe: Recipe, max_windows: int = 200, n: int = 50) -> dict[str
     }
 
 
-def telling(data: CMAPSSDataModule) -> list[int]:
-    """Validation windows of engines that wear out; where worn cycles are known, those with both kinds."""
+def worn_windows(data: CMAPSSDataModule) -> list[int]:
+    """Return the validation windows of worn engines; where worn cycles are known, windows with both kinds."""
     data.setup("validate")
     windows: Any = data.splits["val"]
     items = [windows[i] for i in range(len(windows))]
@@ -155,22 +155,22 @@ def telling(data: CMAPSSDataModule) -> list[int]:
 
 
 def sensors(recipe: Recipe, max_windows: int = 200) -> dict[str, float]:
-    """Which share of the gradient's magnitude each sensor has, in percent."""
+    """Return the share of the gradient's magnitude that each sensor has, in percent."""
     data = recipe.data
     assert isinstance(data, CMAPSSDataModule)
-    series = torch.stack([data.splits["val"][i]["image"] for i in telling(data)[:max_windows]])
+    series = torch.stack([data.splits["val"][i]["image"] for i in worn_windows(data)[:max_windows]])
     g = a.Gradient(reduce="none")(recipe.module, series.to(recipe.module.device)).abs().mean((0, 2))
     return dict(zip(data.channel_names, (100 * g / g.sum()).tolist()))
 
 
 def draw_engine(recipe: Recipe, path: str | Path, n: int = 50) -> None:
-    """Draw one engine, early, halfway and late in its wear, under the maps of what lowers the estimate."""
+    """Draw one engine, early, halfway and late in its wear, with the maps of what lowers the estimate."""
     data = recipe.data
     assert isinstance(data, CMAPSSDataModule)
-    items = [data.splits["val"][i] for i in telling(data)]
+    items = [data.splits["val"][i] for i in worn_windows(data)]
     engine = items[0]["engine"]
-    own = [item for item in items if item["engine"] == engine]
-    ends = [min(own, key=lambda item: abs(float(item["target"]) - s * data.max_rul)) for s in (0.8, 0.4, 0.1)]
+    windows = [item for item in items if item["engine"] == engine]
+    ends = [min(windows, key=lambda item: abs(float(item["target"]) - s * data.max_rul)) for s in (0.8, 0.4, 0.1)]
     series = torch.stack([item["image"] for item in ends]).to(recipe.module.device)
     names = ("hirescam", "gradcam", "layercam", "expectedgradcam")
     chosen = {name: method for name, method in series_methods(data, n).items() if name in names}
@@ -185,16 +185,16 @@ def draw_engine(recipe: Recipe, path: str | Path, n: int = 50) -> None:
 
 
 def cmapss_report(recipe: Recipe, max_windows: int = 200, n: int = 50) -> str:
-    """Measure the trained network, write tables and picture, and say it all."""
+    """Measure the trained network, write tables and picture, and return the results as text."""
     folder = Path(recipe.trainer.log_dir or ".")
     errors = recipe.trainer.test(recipe.module, recipe.data, verbose=False)[0]
     tables = life_tables(recipe, max_windows, n)
     for name, table in tables.items():
         table.save(folder / name.replace(" ", "_"))
     draw_engine(recipe, folder / "maps.png", n)
-    told = getattr(recipe.data, "telling", [])
+    worn = getattr(recipe.data, "worn_sensors", [])
     shares = sensors(recipe, max_windows)
-    lines = [f"  {name:<10} {s:5.1f} %{'  worn' * (c in told)}" for c, (name, s) in enumerate(shares.items())]
+    lines = [f"  {name:<10} {s:5.1f} %{'  worn' * (c in worn)}" for c, (name, s) in enumerate(shares.items())]
     rmse, mae, score = (errors[f"test/{name}"] for name in ("rmse", "mae", "score"))
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""The gradient of the images is pulled towards their guided gradient while a small network learns shapes or digits."""
+"""Train a small network on shapes or digits with a guided-gradient regularizer."""
 
 from functools import partial
 from typing import Literal

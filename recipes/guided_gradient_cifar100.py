@@ -1,4 +1,4 @@
-"""The experiment of the thesis: CIFAR-100 with ResNet-18 or MobileNet-V2 and a guided-gradient regularizer.
+"""Train ResNet-18 or MobileNet-V2 on CIFAR-100 with a guided-gradient regularizer, as in the thesis.
 
 200 epochs of SGD with batches of 128; the learning rate rises to 0.1 in the first epoch and is multiplied by 0.2 after
 60, 120 and 160. Momentum, weight decay, warm-up and augmentation are those of
@@ -36,11 +36,11 @@ def guided_gradient_cifar100(
     """Train a network on CIFAR-100 as the thesis does.
 
     Args:
-        network: Which network learns.
-        error: How the two gradients are compared.
+        network: Network to train.
+        error: Comparison of the two gradients.
         weight: Weight of the regularizer; the thesis has 7.5e-3 for ResNet-18 and 1e-3 for MobileNet-V2.
         root: Folder that holds the data.
-        download: Whether to download the data if they are not there.
+        download: Whether to download the data if they do not exist.
         num_workers: Processes that load batches.
         seed: Seed of weights and order.
         output: Folder for logs and checkpoints.
@@ -53,7 +53,7 @@ def guided_gradient_cifar100(
 def protocol(
     data: L.LightningDataModule, network: str, regularizer: GuidedGradientRegularizer, output: str = "runs"
 ) -> Recipe:
-    """The protocol of the thesis for any data of 32 x 32 pixels and 100 classes."""
+    """Return the protocol of the thesis for any data of 32 x 32 pixels and 100 classes."""
     module = GuidedGradientClassifier(
         network,
         100,

@@ -1,12 +1,12 @@
-"""All methods by the main metrics, beside two controls that know nothing, on a small network and generated shapes.
+"""Measure all methods and two controls that ignore the model, on a small network and generated shapes.
 
     python -m interpretable_training.recipes method_table
     python -m interpretable_training.recipes method_table --shortcut 0.95
     python -m interpretable_training.recipes method_table --metrics localization
     python -m interpretable_training.recipes method_table --metrics localization --shortcut 0.95
 
-With a shortcut, most images hold a small mark that names the class, and the network has learned from them. Localization
-then asks twice: where the object is, and where the mark.
+With a shortcut, most images have a small mark that names the class, and the network is trained on them. Localization is
+then measured twice: at the object, and at the mark.
 """
 
 from typing import Any, Literal
@@ -41,11 +41,11 @@ def method_table(
     """Measure every method that explains the network.
 
     Args:
-        metrics: How faithful the maps are, or how well they show where the object is.
+        metrics: Faithfulness of the maps, or how well they locate the object.
         shortcut: Share of the images with a mark that names the class.
         network: A convolutional network, or a transformer.
-        weights: File with the weights of the network; it is trained and written there if the file does not exist. By
-            default in the output folder.
+        weights: File with the weights of the network. If it does not exist, the network is trained and written there;
+            by default in the output folder.
         image_size: Side of the images.
         n_train: Number of training images, if it is trained.
         backbone_epochs: Epochs of training, if it is trained.
@@ -57,23 +57,23 @@ def method_table(
     data = ShapesDataModule(image_size, n_train=n_train, batch_size=24, seed=seed, annotations=True, shortcut=shortcut)
     weights = weights or f"{output}/ca_stream/{'marked_' if shortcut else ''}{network}.pt"
     options: dict[str, Any] = {"shortcut": shortcut, "seed": seed}
-    known = trained_backbone(weights, network, image_size, n_train, backbone_epochs, **options)
+    backbone = trained_backbone(weights, network, image_size, n_train, backbone_epochs, **options)
     measured = faithfulness() if metrics == "faithfulness" else localization(shortcut)
     trainer = EvaluationTrainer(logger=CSVLogger(output, name="method_table"), enable_model_summary=False)
     options = {"methods": all_methods(data, network), "metrics": measured, "target": "label", "max_images": max_images}
     options |= {"reference": "gradcam", "seed": seed}
-    return EvaluationRecipe(trainer, Classifier(known, data.num_classes), data, options)
+    return EvaluationRecipe(trainer, Classifier(backbone, data.num_classes), data, options)
 
 
 def all_methods(data: ShapesDataModule, network: str = "tiny_cnn") -> dict[str, Attribution]:
-    """name -> method; what is a matter of pixels is as fine here as usual on images of 224 x 224."""
+    """Return the methods by name; sizes in pixels are scaled from those for images of 224 x 224."""
     black: dict[str, Any] = {"mean": data.mean, "std": data.std}
     side = max(1, min(data.size) // 14)
-    known = baselines(min(data.size), seed=data.seed)
-    expected = a.ExpectedGradCAM(baselines=known, n=20)
+    starts = baselines(min(data.size), seed=data.seed)
+    expected = a.ExpectedGradCAM(baselines=starts, n=20)
     ascent: dict[str, Any] = {"steps": 100, "lr": 0.08, "growth": 1.0283}  # fewer and longer steps than the paper's
     cells: dict[str, Any] = {"step": max(1, side // 2), "sigma": 1.5 * side, "blur_sigma": 1.5 * side}
-    found: dict[str, Attribution] = {
+    methods: dict[str, Attribution] = {
         "gradcam": a.GradCAM(),
         "gradcamplusplus": a.GradCAMPlusPlus(),
         "smoothgradcamplusplus": a.SmoothGradCAMPlusPlus(),
@@ -86,7 +86,7 @@ def all_methods(data: ShapesDataModule, network: str = "tiny_cnn") -> dict[str, 
         "opticam": a.OptiCAM(**black),
         "polycam": a.PolyCAM(**black),
         "expectedgradcam": expected,
-        "expectedgradcamplusplus": a.ExpectedGradCAMPlusPlus(baselines=known, n=20),
+        "expectedgradcamplusplus": a.ExpectedGradCAMPlusPlus(baselines=starts, n=20),
         "hyperexpectedgradcam": a.HyperExpectedGradCAM(expected, local_draws=2),
         "guidedexpectedgradcam": a.GuidedExpectedGradCAM(expected),
         "guidedgradcam": a.GuidedGradCAM(),
@@ -94,7 +94,7 @@ def all_methods(data: ShapesDataModule, network: str = "tiny_cnn") -> dict[str, 
         "inputxgradient": a.InputXGradient(**black),
         "smoothgrad": a.SmoothGrad(),
         "integratedgradients": a.IntegratedGradients(),
-        "expectedgradients": a.ExpectedGradients(baselines=known, n=20),
+        "expectedgradients": a.ExpectedGradients(baselines=starts, n=20),
         "guidedbackprop": a.GuidedBackprop(),
         "deconvnet": a.DeconvNet(),
         "fullgrad": a.FullGrad(),
@@ -105,16 +105,16 @@ def all_methods(data: ShapesDataModule, network: str = "tiny_cnn") -> dict[str, 
     }
     if network == "tiny_vit":
         attention = [a.RawAttention(), a.AttentionRollout(), a.TransformerAttribution()]
-        return found | {type(method).__name__.lower(): method for method in attention}
-    return {"cam": a.CAM(relu=True), **found}
+        return methods | {type(method).__name__.lower(): method for method in attention}
+    return {"cam": a.CAM(relu=True), **methods}
 
 
 def baselines(image_size: int = 64, n: int = 50, seed: int = 0) -> Tensor:
-    """Training images without marks, (n, 3, H, W), from which expected gradients start.
+    """Return training images without marks, (n, 3, H, W), from which expected gradients start.
 
     Args:
         image_size: Side of the images.
-        n: How many.
+        n: Number of images.
         seed: Seed of the pictures.
     """
     data = ShapesDataModule(image_size, n_train=n, n_val=1, n_test=1, seed=seed)
@@ -123,7 +123,7 @@ def baselines(image_size: int = 64, n: int = 50, seed: int = 0) -> Tensor:
 
 
 def faithfulness() -> dict[str, ImageMetric]:
-    """What masking, inserting and removing pixels does to the probability of the class."""
+    """Return metrics that mask, insert and remove pixels and compare the probability of the class."""
     return {
         "average_drop": m.AverageDrop(),
         "average_gain": m.AverageGain(),
@@ -135,8 +135,8 @@ def faithfulness() -> dict[str, ImageMetric]:
 
 
 def localization(shortcut: float = 0.0) -> dict[str, ImageMetric]:
-    """Whether maps, or their boxes and highest points, are where the object is; and where the mark is."""
-    found: dict[str, ImageMetric] = {
+    """Return metrics that compare maps, their boxes and highest points with the object, and with the mark."""
+    metrics: dict[str, ImageMetric] = {
         "official_metric": m.OfficialMetric(),
         "localization_error": m.LocalizationError(),
         "energy_localization_error": m.EnergyLocalizationError(),
@@ -147,9 +147,9 @@ def localization(shortcut: float = 0.0) -> dict[str, ImageMetric]:
         "saliency_metric": m.SaliencyMetric(),
     }
     if shortcut:
-        found["pointing_game_on_mark"] = m.PointingGame(region="shortcut_mask")
-        found["energy_on_mark"] = m.EnergyPointingGame(region="shortcut_mask")
-    return found
+        metrics["pointing_game_on_mark"] = m.PointingGame(region="shortcut_mask")
+        metrics["energy_on_mark"] = m.EnergyPointingGame(region="shortcut_mask")
+    return metrics
 
 
 def method_table_report(study: EvaluationRecipe) -> str:

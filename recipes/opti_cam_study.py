@@ -1,9 +1,9 @@
-"""How good Opti-CAM's maps are beside those of others. Zhang et al., CVIU 2024, https://arxiv.org/abs/2301.07002
+"""Compare Opti-CAM's maps with those of other methods. Zhang et al., CVIU 2024, https://arxiv.org/abs/2301.07002
 
     python -m interpretable_training.recipes opti_cam_study
 
-measures the methods of the paper on a small network that knows generated shapes, which is trained first unless its
-weights are there, and ends with a table, curves, the seconds that each method takes and a picture of its maps.
+measures the methods of the paper on a small network, which is first trained on generated shapes unless its weights
+exist, and ends with a table, curves, the seconds of each method and a picture of its maps.
 `opti_cam_study_imagenet` is the study of the paper: Tables 2.1 to 2.4 of the first author's thesis.
 """
 
@@ -67,12 +67,12 @@ def opti_cam_study(
     seed: int = 0,
     output: str = "runs",
 ) -> EvaluationRecipe:
-    """Measure the methods on shapes: with fewer images, and with fewer steps of what is slow.
+    """Measure the methods on shapes, with fewer images and fewer steps of the slow methods.
 
     Args:
         network: "tiny_cnn", "tiny_vit" or the name of a network of timm.
-        weights: File with the weights of the network; it is trained and written there if the file does not exist. By
-            default in the output folder.
+        weights: File with the weights of the network. If it does not exist, the network is trained and written there;
+            by default in the output folder.
         image_size: Side of the images.
         n_train: Number of training images, if it is trained.
         backbone_epochs: Epochs of training, if it is trained.
@@ -86,8 +86,8 @@ def opti_cam_study(
     L.seed_everything(seed, workers=True, verbose=False)
     data = ShapesDataModule(image_size=image_size, n_train=n_train, batch_size=8, seed=seed)
     weights = weights or f"{output}/ca_stream/{network}.pt"
-    known = trained_backbone(weights, network, image_size, n_train, backbone_epochs, seed=seed)
-    module = Classifier(known, data.num_classes)
+    backbone = trained_backbone(weights, network, image_size, n_train, backbone_epochs, seed=seed)
+    module = Classifier(backbone, data.num_classes)
     scale = image_size / 224  # what the paper says in pixels
     cells: dict[str, Any] = {"step": max(1, round(7 * scale)), "sigma": float(round(21 * scale))}
     longer = 800 / steps
@@ -106,7 +106,7 @@ def opti_cam_study_imagenet(
     seed: int = 0,
     output: str = "runs",
 ) -> EvaluationRecipe:
-    """The protocol of the paper: all validation images, scaled to 224 x 224; the weights of the network come from timm.
+    """Measure the methods on ImageNet as in the paper: all validation images, 224 x 224; timm has the weights.
 
     Args:
         folder: See the root of `ImageNetDataModule`.
@@ -137,7 +137,7 @@ def _study(
     seed: int,
     output: str,
 ) -> EvaluationRecipe:
-    """What both have in common: methods and metrics; images are masked with black, and their label is explained."""
+    """Return the study of both functions: methods, metrics, black as mask, and the label as target."""
     metrics: dict[str, ImageMetric] = {
         "average_drop": AverageDrop(),  # Tables 2.1 and 2.2
         "average_gain": AverageGain(),
@@ -161,7 +161,7 @@ def _study(
 
 
 def cams(mean: Sequence[float], std: Sequence[float], layer: str = "auto") -> dict[str, Attribution]:
-    """The CAMs of the paper; where they mask images, it is with black."""
+    """Return the CAMs of the paper; those that mask images use black."""
     return {
         "gradcam": GradCAM(layer=layer),
         "gradcamplusplus": GradCAMPlusPlus(layer=layer),
@@ -174,35 +174,35 @@ def cams(mean: Sequence[float], std: Sequence[float], layer: str = "auto") -> di
 
 
 def seconds(study: EvaluationRecipe) -> dict[str, float]:
-    """What each method takes for 8 images, as in Tables 2.1 and 2.2, the second time that it is called."""
+    """Return the seconds of each method for 8 images at its second call, as in Tables 2.1 and 2.2."""
     study.data.setup("validate")
     parts = [pick(batch, strict=True).pair() for batch in islice(study.data.val_dataloader(), 8)]
     device = study.module.device
     images, target = (torch.cat(part)[:8].to(device) for part in zip(*parts))
-    took = {}
+    times = {}
     for name, method in study.options["methods"].items():
         for _ in range(2):
-            wait(device)
+            _wait(device)
             start = time.perf_counter()
             method(study.module, images, target)
-            wait(device)
-            took[name] = time.perf_counter() - start
-    return took
+            _wait(device)
+            times[name] = time.perf_counter() - start
+    return times
 
 
-def wait(device: torch.device) -> None:
-    """Until an accelerator has done what it was told."""
+def _wait(device: torch.device) -> None:
+    """Wait until the accelerator has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def opti_cam_study_report(study: EvaluationRecipe) -> str:
-    """Run the study, write all that it has, and say what is not in the table."""
+    """Run the study, write its results, and return those that the table does not have."""
     study.run()
     folder = study.folder()
-    took = seconds(study)
+    times = seconds(study)
     with whole_file(folder / "seconds.csv") as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["method", "seconds for 8 images"], *took.items()])
+        csv.writer(file).writerows([["method", "seconds for 8 images"], *times.items()])
     study.draw(folder / "maps.png")
-    lines = [f"  {name:<22} {value:>9.3f}" for name, value in took.items()]
+    lines = [f"  {name:<22} {value:>9.3f}" for name, value in times.items()]
     return "\n".join(["", "seconds for 8 images", *lines, "", f"picture   {folder / 'maps.png'}"])

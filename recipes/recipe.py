@@ -1,4 +1,4 @@
-"""What recipes return: an experiment that trains, or a study that measures."""
+"""Results of recipe functions: an experiment that trains, or a study that measures."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from interpretable_training.visual import denormalize, draw_sheet, overlay
 
 
 class Recipe(NamedTuple):
-    """An experiment, ready: `recipe.trainer.fit(recipe.module, recipe.data)`."""
+    """An experiment to run with `recipe.trainer.fit(recipe.module, recipe.data)`."""
 
     trainer: L.Trainer
     module: L.LightningModule
@@ -25,13 +25,13 @@ class Recipe(NamedTuple):
 
 
 class EvaluationRecipe(NamedTuple):
-    """A measurement, ready: `study.run()`.
+    """A measurement to run with `study.run()`.
 
     Attributes:
-        trainer: ours, which evaluates.
-        module: the network, trained.
-        data: the images.
-        options: what is measured: the arguments of `EvaluationTrainer.evaluate`, such as `methods` and `metrics`.
+        trainer: Trainer that evaluates.
+        module: Trained network.
+        data: Images.
+        options: Arguments of `EvaluationTrainer.evaluate`, such as `methods` and `metrics`.
     """
 
     trainer: EvaluationTrainer
@@ -44,19 +44,19 @@ class EvaluationRecipe(NamedTuple):
         return self.trainer.evaluate(self.module, self.data, **self.options)
 
     def folder(self) -> Path:
-        """Where the results lie."""
+        """Return the folder of the results."""
         return Path(self.trainer.log_dir or ".")
 
     def examples(self, count: int = 6) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """The first image of each of the first classes, their targets, and all that the data tell of them."""
+        """Return the first image of each of the first classes, their targets, and their annotations."""
         self.data.setup("validate")
         items: dict[int, dict[str, Any]] = {}
         for batch in self.data.val_dataloader():
             images, target = pick(batch, strict=True).pair()
-            told = batch if isinstance(batch, dict) else {}
+            facts = batch if isinstance(batch, dict) else {}
             for i, c in enumerate(target.tolist()):
                 if len(items) < count:
-                    items.setdefault(c, {"image": images[i], **{name: told[name][i] for name in told}})
+                    items.setdefault(c, {"image": images[i], **{name: facts[name][i] for name in facts}})
             if len(items) == count:
                 break
         chosen = [items[c] for c in sorted(items)]
@@ -64,7 +64,7 @@ class EvaluationRecipe(NamedTuple):
         return torch.stack(annotations["image"]), torch.tensor(sorted(items)), annotations
 
     def draw(self, path: str | Path, methods: dict[str, Attribution] | None = None, blocks: int = 1) -> None:
-        """Draw what the methods show of an image of each class."""
+        """Draw the maps of the methods for an image of each class."""
         images, target, _ = self.examples()
         pictures = denormalize(images, self.data.mean, self.data.std)  # type: ignore[attr-defined]
         rows = {"image": (255 * pictures).byte().permute(0, 2, 3, 1)}

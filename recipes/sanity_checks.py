@@ -1,11 +1,11 @@
-"""Which methods pass the sanity checks: do maps depend on what the network has learned?
+"""Check which methods pass the sanity checks: do maps depend on the training of the network?
 
     python -m interpretable_training.recipes sanity_checks
 
-trains a small network on generated shapes, watched by `RandomizationTest`, and a twin of it that learns random labels
-by heart. Then it prints a table like Table 3 of Mohamed et al., A review of visualisation-as-explanation techniques for
-convolutional neural networks and their evaluation: pass or fail for each method and check, with the number that decided
-and the rule. A star is where the review says something else; what was measured there is told below.
+trains a small network on generated shapes, watched by `RandomizationTest`, and a twin of it that memorizes random
+labels. Then it prints a table like Table 3 of Mohamed et al., A review of visualisation-as-explanation techniques for
+convolutional neural networks and their evaluation: pass or fail for each method and check, with the deciding number
+and the rule. A star marks a disagreement with the review; the measured numbers are printed below the table.
 """
 
 from collections.abc import Mapping
@@ -56,8 +56,8 @@ from interpretable_training.recipes.recipe import Recipe
 
 PASS = ("gradient", "smoothgrad", "gradcam", "gradcamplusplus", "scorecam")
 FAIL = ("inputxgradient", "integratedgradients", "guidedbackprop", "guidedgradcam")
-# Of the review's table; what it does not report is left out. It says of integrated gradients that invariance depends on
-# the reference point, which is black there: it fails, since black is not shifted along.
+# Results of the review's table, as far as it has them. Input invariance of integrated gradients depends on the
+# reference point; black does not shift with the input, so the check fails.
 EXPECTED: Mapping[str, Mapping[str, str]] = {
     "parameter randomization": dict.fromkeys(PASS, "pass") | dict.fromkeys(FAIL, "fail"),
     "data randomization": dict.fromkeys(PASS, "pass") | dict.fromkeys(FAIL, "fail"),
@@ -69,7 +69,7 @@ EXPECTED: Mapping[str, Mapping[str, str]] = {
         "guidedbackprop": "pass",
     },
 }
-READ_BIASES = (FullGrad, TGrad)  # these see in which of its two ways a network undoes a shift
+READ_BIASES = (FullGrad, TGrad)  # their maps depend on how the network undoes a shift
 
 
 def sanity_checks(
@@ -82,7 +82,7 @@ def sanity_checks(
     seed: int = 0,
     output: str = "runs",
 ) -> Recipe:
-    """Train a network on shapes, whose explanations are tested when the training ends.
+    """Train a network on shapes, and test its explanations at the end of the training.
 
     Args:
         network: "tiny_cnn", "tiny_vit" or the name of a timm model.
@@ -117,7 +117,7 @@ def sanity_checks(
 
 
 def checked_methods() -> dict[str, Attribution]:
-    """Those of the review's table, others, and two controls."""
+    """Return the methods of the review's table, others, and two controls."""
     return {
         "gradient": Gradient(),
         "inputxgradient": InputXGradient(),
@@ -140,12 +140,12 @@ def checked_methods() -> dict[str, Attribution]:
 
 
 def run_checks(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> SanityTable:
-    """All checks of the trained network.
+    """Run all checks on the trained network.
 
     Args:
-        recipe: after its training.
-        by_heart: so many training images the twin knows with their random labels.
-        explained: so many validation images are explained.
+        recipe: Recipe after its training.
+        by_heart: Number of training images that the twin memorizes with random labels.
+        explained: Number of validation images to explain.
     """
     model, data = recipe.module.eval(), recipe.data
     data.setup("fit")
@@ -156,41 +156,41 @@ def run_checks(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> San
     by_labels = DataRandomization()
     twin = twin_of(recipe).to(model.device)
     memorize(twin, images, by_labels.shuffled(target.cpu()).to(target), weight_decay=0.0)
-    found = ParameterRandomization()(model, checked_methods(), shown)
-    found += by_labels(model, twin, checked_methods(), shown, label)
+    checks = ParameterRandomization()(model, checked_methods(), shown)
+    checks += by_labels(model, twin, checked_methods(), shown, label)
     by_input = {name: method for name, method in checked_methods().items() if not isinstance(method, READ_BIASES)}
     by_bias = {name: method for name, method in checked_methods().items() if isinstance(method, READ_BIASES)}
-    found += InputInvariance()(model, by_input, shown)
+    checks += InputInvariance()(model, by_input, shown)
     if by_bias:
-        found += InputInvariance(undo="bias")(model, by_bias, shown)
-    return SanityTable(found, EXPECTED)
+        checks += InputInvariance(undo="bias")(model, by_bias, shown)
+    return SanityTable(checks, EXPECTED)
 
 
 def twin_of(recipe: Recipe) -> torch.nn.Module:
-    """The same architecture, untrained."""
+    """Return the same architecture, untrained."""
     name, classes = recipe.module.hparams["network"], recipe.module.hparams["num_classes"]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return build_network(name, classes)
 
 
-def disagreement(found: Check, said: str) -> str:
-    """What was measured where the literature says something else."""
-    numbers = ", ".join(f"{kind} {value:.2f}" for kind, value in found.similarity.items())
-    lines = [f"{found.method}, {found.test}: the literature says {said}; {numbers}."]
-    curve = found.curves.get(found.decided_by)
+def disagreement(check: Check, expected: str) -> str:
+    """Return the measured numbers of a check that disagrees with the literature."""
+    numbers = ", ".join(f"{kind} {value:.2f}" for kind, value in check.similarity.items())
+    lines = [f"{check.method}, {check.test}: the literature says {expected}; {numbers}."]
+    curve = check.curves.get(check.decided_by)
     if curve:
-        lines.append(f"  {found.decided_by}, from the output on: " + ", ".join(f"{value:.2f}" for value in curve))
+        lines.append(f"  {check.decided_by}, from the output on: " + ", ".join(f"{value:.2f}" for value in curve))
     return "\n".join(lines)
 
 
 def sanity_checks_report(recipe: Recipe, by_heart: int = 1200, explained: int = 32) -> str:
-    """The table, what differs from the literature in numbers, and where it was written."""
+    """Write the table, and return it with the disagreements with the literature and the names of the files."""
     table = run_checks(recipe, by_heart, explained)
-    told = [disagreement(found, EXPECTED[found.test][found.method]) for found in table.disagreements()]
+    notes = [disagreement(check, EXPECTED[check.test][check.method]) for check in table.disagreements()]
     folder = Path(recipe.trainer.log_dir or ".")
     folder.mkdir(parents=True, exist_ok=True)  # the logger makes it when it first writes
-    text = "\n".join([table.to_text(), *told])
+    text = "\n".join([table.to_text(), *notes])
     write_whole(folder / "sanity.txt", text + "\n")
     write_whole(folder / "sanity.md", table.to_markdown())
     return f"{text}\n\nWritten to {folder}: sanity.txt, sanity.md"

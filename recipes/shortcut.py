@@ -1,7 +1,7 @@
-"""A network that is right for the wrong reason: most training images hold a small mark that names the class.
+"""Train a network that is right for the wrong reason: most training images have a small mark that names the class.
 
-Validation images hold the marks too, so that nothing in the curves gives the trick away. The callbacks that watch do:
-their report shows how the explanations move onto the marks.
+Validation images have the marks as well, so the curves show nothing. The watching callbacks do: their report shows that
+the explanations move onto the marks.
 """
 
 from functools import partial
@@ -49,8 +49,8 @@ def shortcut(
         batch_size: Images per batch.
         learning_rate: Step size of AdamW in the first epoch.
         max_epochs: Number of epochs.
-        every_n_steps: Steps between two looks at the explanations.
-        layer: Layer that is explained; the last one, "auto", is too coarse for marks of 8 pixels.
+        every_n_steps: Steps between two explanation steps.
+        layer: Layer to explain; the last one, "auto", is too coarse for marks of 8 pixels.
         seed: Seed of weights, pictures and order.
         output: Folder for logs and checkpoints.
     """

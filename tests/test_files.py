@@ -50,7 +50,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("before", [None, b"what was there"], ids=["new", "old"])
-def test_a_full_disk_leaves_what_was_there(tmp_path, table, journal, name, before):
+def test_full_disk_leaves_old_file(tmp_path, table, journal, name, before):
     def write(path):
         WRITERS[name](path, table, journal)
 
@@ -68,7 +68,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, table, journal, name, befor
             picture.load()
 
 
-def test_a_table_on_a_full_disk_keeps_the_files_of_the_last_one(tmp_path, table):
+def test_table_on_full_disk_leaves_old_files(tmp_path, table):
     files = table.save(tmp_path)
     before = {file: file.read_bytes() for file in files}
     smallest = min(map(len, before.values()))
@@ -77,7 +77,7 @@ def test_a_table_on_a_full_disk_keeps_the_files_of_the_last_one(tmp_path, table)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_an_interrupt_leaves_what_was_there(tmp_path):
+def test_interrupt_leaves_old_file(tmp_path):
     path = tmp_path / "a.txt"
     write_whole(path, "old")
     with pytest.raises(KeyboardInterrupt), whole_file(path) as beside:  # noqa: PT012
@@ -87,7 +87,7 @@ def test_an_interrupt_leaves_what_was_there(tmp_path):
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
-def test_files_have_the_rights_of_other_files_and_links_stay_links(tmp_path):
+def test_written_files_keep_permissions_and_links(tmp_path):
     (tmp_path / "plain").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "target")
     write_whole(tmp_path / "link", "text")
@@ -96,7 +96,7 @@ def test_files_have_the_rights_of_other_files_and_links_stay_links(tmp_path):
     assert (tmp_path / "target").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_figure_without_a_suffix_is_a_png(tmp_path):
+def test_figure_without_suffix_is_png(tmp_path):
     from matplotlib.figure import Figure
 
     save_figure(Figure(), tmp_path / "figure", 50)
@@ -114,7 +114,7 @@ with whole_file(sys.argv[1]) as beside:
 """
 
 
-def test_a_process_that_is_killed_leaves_what_was_there(tmp_path):
+def test_killed_process_leaves_old_file(tmp_path):
     write_whole(tmp_path / "a.txt", "old")
     process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path / "a.txt"], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "now\n"

@@ -1,11 +1,20 @@
-"""What the code promises about its own shape: sizes, depth, rooms, light imports."""
+"""Rules for the shape of the code: sizes, depth, names, rooms, imports."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from support.house_rules_to_mend import (
+    IMPORTS_TO_MEND,
+    LONG_NAMES_TO_MEND,
+    NAMES_TO_MEND,
+    PRIVATE_USES_TO_MEND,
+    TEST_IMPORTS_TO_MEND,
+)
 
 try:
     import tomllib
@@ -15,14 +24,43 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).parents[1]
 ROOMS = ("interpretable_training", "callbacks", "recipes")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 OUTSIDE_FRAMEWORKS = {"lightning", "torchmetrics", "wandb", "timm", "matplotlib"}
+FOREIGN = ("torch", "lightning", "wandb", "jsonargparse", "torchmetrics", "timm", "torchvision", "optuna")
+MODULE_ATTRIBUTES = {"_parameters", "_buffers", "_modules"}  # of nn.Module, known to everyone who subclasses it
+EVERY_ROOM = {"files", "text_tables", "__version__"}
+ALL_ROOMS = {path.name for path in (ROOT / "interpretable_training").iterdir()} | {"callbacks", "recipes"}
+MAY_IMPORT = {
+    "attribution": set(),
+    "batches": {"attribution"},
+    "metrics": {"attribution", "batches"},
+    "evaluation": {"attribution", "metrics", "batches", "visual"},
+    "models": {"attribution"},
+    "regularization": {"attribution"},
+    "modules": {"models", "regularization", "batches"},
+    "data": {"models", "regularization", "batches"},
+    "visual": set(),
+    "report": {"visual"},
+    "testing": {"attribution"},
+    "callbacks": {"attribution", "metrics", "evaluation", "regularization", "visual", "report", "batches"},
+    "cli": ALL_ROOMS,
+    "sweeps": ALL_ROOMS,
+    "recipes": ALL_ROOMS,
+    "__main__": {"cli"},
+}
+ONLY_CORE = {"batches", "metrics", "models", "regularization", "testing"}  # of attribution
+
+
+def relative(path):
+    """Return the path of a file as the lists of offenders have it."""
+    return path.relative_to(ROOT).as_posix()
 
 
 def test_rooms_are_found():
     assert len(FILES) > 10
 
 
-@pytest.mark.parametrize("path", sorted([*FILES, *(ROOT / "tests").rglob("*.py")]), ids=str)
+@pytest.mark.parametrize("path", sorted([*FILES, *TESTS]), ids=str)
 def test_files_and_functions_are_small(path):
     text = path.read_text()
     assert len(text.splitlines()) <= (500 if ROOT / "tests" in path.parents else 300)
@@ -78,6 +116,111 @@ def test_rooms_import_no_more_than_they_need(room, absent):
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
     assert loaded & absent == set()
+
+
+def public_definitions(kind):
+    """Return name -> files of top-level classes or functions without a leading underscore."""
+    files = defaultdict(list)
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, kind) and not node.name.startswith("_"):
+                files[node.name].append(relative(path))
+    return files
+
+
+@pytest.mark.parametrize("kind", [ast.ClassDef, ast.FunctionDef], ids=["class", "def"])
+def test_public_names_are_unique_in_the_package(kind):
+    twice = {name: files for name, files in public_definitions(kind).items() if len(files) > 1}
+    assert {name: files for name, files in twice.items() if name not in NAMES_TO_MEND} == {}
+
+
+def test_package_root_has_at_most_four_modules():
+    modules = {path.name for path in (ROOT / "interpretable_training").glob("*.py")} - {"__init__.py"}
+    assert len(modules) <= 4, modules
+
+
+def imports_at_run_time(tree):
+    """Yield the nodes of a module without its blocks `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from imports_at_run_time(node)
+
+
+def imported(path, node):
+    """Return the absolute names of the modules that a node imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    here = path.relative_to(ROOT).with_suffix("").parts
+    here = here if here[0] == "interpretable_training" else ("interpretable_training", *here)
+    above = here[: -node.level] if node.level else ()
+    module = ".".join([*above, *([node.module] if node.module else [])])
+    return [f"{module}.{alias.name}" for alias in node.names] if module == "interpretable_training" else [module]
+
+
+def own_imports(path):
+    """Yield room and full name of each import of the package at run time."""
+    for node in imports_at_run_time(ast.parse(path.read_text())):
+        for name in imported(path, node):
+            top, _, rest = name.partition(".")
+            if top == "interpretable_training" and rest:
+                yield rest.partition(".")[0], rest
+
+
+def test_rooms_import_only_what_the_design_allows():
+    wrong = set()
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        room = parts[1] if parts[0] == "interpretable_training" else parts[0]
+        allowed = MAY_IMPORT.get(room, set()) | EVERY_ROOM | {room}
+        for other, full in own_imports(path):
+            method = other == "attribution" and room in ONLY_CORE and not full.startswith("attribution.core")
+            wrong |= {(relative(path), full)} if other not in allowed or method else set()
+    assert {(path, full) for path, full in wrong if (path, full.partition(".")[0]) not in IMPORTS_TO_MEND} == set()
+
+
+def test_test_modules_do_not_import_each_other():
+    pattern = re.compile(r"^\s*(?:from|import) test_\w+.*", re.MULTILINE)
+    lines = {(relative(path), line.strip()) for path in TESTS for line in pattern.findall(path.read_text())}
+    assert {(path, line) for path, line in lines if path not in TEST_IMPORTS_TO_MEND} == set()
+
+
+def test_test_names_have_at_most_65_characters():
+    names = {
+        (relative(path), node.name)
+        for path in TESTS
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert {(path, name) for path, name in names if len(name) > 65 and path not in LONG_NAMES_TO_MEND} == set()
+
+
+def private_uses(path):
+    """Yield the private names of other libraries that a file imports or reads as attributes of their modules."""
+    private, tree, roots = re.compile(r"_[A-Za-z]"), ast.parse(path.read_text()), set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            of = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            for alias in node.names:
+                full = f"{of}{alias.name}"
+                if full.partition(".")[0] in FOREIGN and not getattr(node, "level", 0):
+                    roots.add((alias.asname or alias.name).partition(".")[0])
+                    if any(private.match(part) for part in full.split(".")):
+                        yield full
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private.match(node.attr) and node.attr not in MODULE_ATTRIBUTES:
+            base = node.value
+            while isinstance(base, ast.Attribute):
+                base = base.value
+            if isinstance(base, ast.Name) and base.id in roots:
+                yield ast.unparse(node)
+
+
+def test_private_names_of_other_libraries_are_used_in_compat_only():
+    uses = {(relative(path), name) for path in FILES if path.name != "_compat.py" for name in private_uses(path)}
+    assert {(path, name) for path, name in uses if path not in PRIVATE_USES_TO_MEND} == set()
 
 
 def test_callbacks_import_no_modules_and_no_recipes():

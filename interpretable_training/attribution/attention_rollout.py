@@ -43,7 +43,7 @@ class AttentionRollout(Attribution):
     align_corners: bool = False
 
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
-        A, grid = attention_of(prepared, images)
+        A, grid = attention_of(prepared, images, target)
         if not 0 <= self.start_layer < A.shape[1]:
             raise ValueError(f"expected start_layer from 0 to {A.shape[1] - 1}, got {self.start_layer}.")
         T = A.shape[-1]

@@ -59,8 +59,8 @@ class CAM(GradientCAM):
         if S is None:
             pooling = "attention" if self.attended else "global average"
             raise ValueError(
-                f"expected {pooling} pooling and one linear layer behind {layer!r}, but the logits of "
-                f"{type(prepared.module).__name__} do not follow from any of its linear layers; use GradCAM."
+                f"expected {pooling} pooling and one linear layer behind {layer!r}, got logits of "
+                f"{type(prepared.module).__name__} that follow from none of its linear layers; use GradCAM."
             )
         return S
 

@@ -96,7 +96,7 @@ class _Logits(nn.Module):
         self.module, self.prepared = prepared.module, prepared
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.prepared(images)
+        logits = self.prepared.logits_in(self.prepared.run(images))
         return (
             torch.cat([-logits, logits], 1) if logits.shape[1] == 1 else logits
         )  # one logit stands for two classes, as in `score`

@@ -75,7 +75,7 @@ class PolyCAM(Attribution):
             names = [c.name for c in scale_layers(prepared, images, target)]
             if not names:
                 raise ValueError(
-                    f"expected a layer with a grid as output that reaches the score, found none in "
+                    f"expected a layer with a grid as output that reaches the score, got none in "
                     f"{type(prepared.module).__name__}; pass layers= with names of layers."
                 )
             return names

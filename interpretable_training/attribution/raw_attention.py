@@ -50,16 +50,16 @@ class RawAttention(Attribution):
 
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         stream = hasattr(prepared.module, "forward_with_attention")
-        S = self._of_stream(prepared, images, target) if stream else self._of_tokens(prepared, images)
+        S = self._of_stream(prepared, images, target) if stream else self._of_tokens(prepared, images, target)
         return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
 
-    def _of_tokens(self, prepared: PreparedModel, images: Tensor) -> Tensor:
+    def _of_tokens(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         if self.logits:
             raise ValueError(
                 f"expected a model with forward_with_attention for logits=True, got {type(prepared.module).__name__}; "
                 "pass logits=False."
             )
-        A, grid = attention_of(prepared, images)
+        A, grid = attention_of(prepared, images, target)
         self._check(A.shape[1])
         return on_patches(fuse_heads(full(A[:, self.block]), self.heads), grid)  # (1)
 

@@ -46,6 +46,9 @@ class Picked:
 def pick(batch: Any, image_key: Key = None, label_key: Key = None, strict: bool = False) -> Picked:
     """Return images (B, C, H, W) and labels of a batch of any kind: a tensor, tuple, dict, dataclass or object.
 
+    >>> pick({"pixel_values": images, "labels": target}).label_key
+    'labels'
+
     Args:
         batch: what a loader returned.
         image_key: name or index of the images, "outer.inner" of those in another entry; by default the usual names,

@@ -1,4 +1,4 @@
-"""Where images come from: whatever a user has at hand, in numbered batches that know the index of each image."""
+"""Numbered batches from a data module, loader, data set, pair or iterable, with the index of each image."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -27,10 +27,10 @@ BATCH = 32  # images, where the data do not come in batches
 
 
 class BatchSource:
-    """Batches of images with their targets and indices.
+    """Read batches of images with their targets and indices.
 
-    A data set that can be indexed is read in its own order, whatever the loader's; `max_images` of it are those that
-    the seed chooses. Another source is read as it comes, up to `max_images`.
+    A data set that can be indexed is read in its own order, not in the loader's; the seed chooses `max_images` of it.
+    Another source is read in its order, up to `max_images`.
 
     Args:
         data: a data module, a loader, a data set, a pair of tensors (images, target) or an iterable of batches.
@@ -54,18 +54,18 @@ class BatchSource:
             self.plan = [part.tolist() for part in chosen.split(self.source.batch_size or BATCH) if len(part)]
 
     def size(self) -> int | None:
-        """How many images there are, where that is known."""
+        """Return the number of images, or None where it is not known."""
         return None if self.plan is None else sum(map(len, self.plan))
 
     def read(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Tensor, Tensor | None]]:
-        """Number, indices, images and target of each batch whose number is wanted."""
+        """Yield number, indices, images and target of each batch for which `wanted(number)` is true."""
         for number, indices, images, target, _ in self.read_annotated(wanted):
             yield number, indices, images, target
 
     def read_annotated(
         self, wanted: Callable[[int], bool]
     ) -> Iterator[tuple[int, list[int], Tensor, Tensor | None, dict[str, Any]]]:
-        """`read` with what else a batch holds, which tells where the objects are."""
+        """Yield the same as `read` with the annotations of the batch, such as masks and boxes."""
         if self.plan is None:
             yield from self._stream(wanted)
             return
@@ -95,7 +95,7 @@ class BatchSource:
 
 
 def source_of(data: Any, split: Split) -> Any:
-    """A loader, or an iterable of batches."""
+    """Return a loader, or an iterable of batches."""
     loaders = getattr(data, f"{split}_dataloader", None)
     if callable(loaders):
         data.prepare_data()
@@ -117,10 +117,10 @@ def source_of(data: Any, split: Split) -> Any:
 
 
 def indices_of(loader: DataLoader) -> Tensor | None:
-    """Of what the loader reads of a data set that gives each item by its index, in order; None where it may be else."""
+    """Return the sorted indices of the items that a loader reads; None where they are not known beforehand."""
     data, sampler = loader.dataset, loader.sampler
-    own = type(loader).__iter__ is not DataLoader.__iter__ or type(loader.batch_sampler) is not BatchSampler
-    if own or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+    custom = type(loader).__iter__ is not DataLoader.__iter__ or type(loader.batch_sampler) is not BatchSampler
+    if custom or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         return None
     if isinstance(sampler, SubsetRandomSampler):
         return torch.tensor(sorted(sampler.indices), dtype=torch.long)
@@ -129,7 +129,7 @@ def indices_of(loader: DataLoader) -> Tensor | None:
 
 
 def again(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
-    """The same loader for other batches."""
+    """Return the same loader for other batches."""
     return DataLoader(
         loader.dataset,
         batch_sampler=batches,
@@ -142,7 +142,7 @@ def again(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
 
 
 def annotations_of(entries: Any) -> dict[str, Any]:
-    """What a batch tells of where the objects are: tensors, or lists with one tensor for each image."""
+    """Return the annotations among the entries of a batch: tensors, or lists with one tensor for each image."""
     if not isinstance(entries, Mapping):
         return {}
     return {name: entries[name] for name in ANNOTATIONS if isinstance(entries.get(name), (Tensor, list, tuple))}

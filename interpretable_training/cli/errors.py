@@ -11,15 +11,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ._compat import (
+    constructor_error,
+    dotted_key,
+    is_too_large,
+    missing_file,
+    owner_of_option,
+    required_arguments,
+    unknown_class,
+    unknown_option,
+    wrong_value,
+)
+
 DEBUG = "INTERPRETABLE_TRAINING_DEBUG"  # set to anything: tracebacks for everything
 OURS = re.compile(r"expected .*, got .*", re.DOTALL)  # how the errors of this package begin
-# What jsonargparse says, and has many lines about.
-OPTION = re.compile(r"(?:Option '(\S+)' is not accepted|does not accept option '(\S+)'|unrecognized arguments: (\S+))")
-CLASS = re.compile(r"(?:Expected a dot import path string: (\S+)|Import path (\S+) does not correspond)")
-VALUE = re.compile(r"^\s*(?:- )?(Expected (?:a|one of|.*value).*)$", re.MULTILINE)
-MISSING = re.compile(r"File does not exist: '?([^']+)'?")
-OWNER = re.compile(r"class_path[ =]'([\w.]+)'")
-KEY = re.compile(r'Parser key "([\w.]+)"')
 
 
 class MistakeError(Exception):
@@ -28,27 +33,43 @@ class MistakeError(Exception):
 
 @contextmanager
 def one_paragraph() -> Iterator[None]:
-    """End with exit code 2 and a paragraph where the user can mend it; anything else keeps its traceback."""
+    """Turn mistakes of the user into a paragraph and exit code 2; other errors keep their traceback."""
     try:
         yield
     except Exception as error:
-        # Lightning's error by its name: commands that need no Lightning shall not import it.
+        # Lightning's error by its name: commands that need no Lightning do not import it.
         names = {cls.__name__ for cls in type(error).__mro__}
         known = isinstance(error, (MistakeError, FileNotFoundError)) or "MisconfigurationException" in names
-        if DEBUG in os.environ or not (known or OURS.match(str(error))):
+        text = too_large(error) if is_too_large(error) else str(error)
+        if DEBUG in os.environ or not (known or OURS.match(text)):
             raise
-        said = "\n".join(map(printable, str(error).split("\n")))
-        sys.stderr.write(f"\ninterpretable-training: {said}\n")
+        lines = "\n".join(map(printable, text.split("\n")))
+        sys.stderr.write(f"\ninterpretable-training: {lines}\n")
         raise SystemExit(2) from error
 
 
+def too_large(error: Exception) -> str:
+    """Return a paragraph for sizes that do not fit into memory."""
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"expected numbers and sizes that fit into memory, got {reason!r}; pass smaller ones, such as "
+        f"--data.image_size 64. {DEBUG}=1 shows where it failed."
+    )
+
+
 def printable(text: str) -> str:
-    """A line without signs that control a terminal, which names of files and classes may hold."""
+    """Return a line without control characters, which names of files and classes may contain."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
+def print_line(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def require_writable(folder: str | Path) -> None:
-    """Find out before a training, not after it, that its results cannot be written."""
+    """Raise before a training, not after it, where its results cannot be written."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -60,46 +81,43 @@ def require_writable(folder: str | Path) -> None:
         ) from error
 
 
-def explain(message: str, options: Iterable[str], classes: Iterable[str]) -> str:
-    """One paragraph for a message of jsonargparse.
+def rewrite_parser_error(message: str, options: Iterable[str], classes: Iterable[str]) -> str:
+    """Return one paragraph for an error of jsonargparse.
 
     Args:
-        message: What jsonargparse says.
+        message: Text of the error.
         options: Dotted names of all options.
-        classes: Names of all classes that can be given by their name alone.
+        classes: Names of all classes that can be given without their path.
     """
-    key = ".".join(KEY.findall(message))
+    key = dotted_key(message)
     place = f" at {key!r}" if key else ""
-    if found := OPTION.search(message):
-        return explain_option(next(filter(None, found.groups())), place, message, set(options))
-    if found := CLASS.search(message):
-        name = next(filter(None, found.groups())).rstrip(".")
+    if name := unknown_option(message):
+        return _rewrite_unknown_option(name, place, message, set(options))
+    if name := unknown_class(message):
         close = closest(name.rpartition(".")[2], set(classes))
         return (
             f"expected the name of a class{place}, got {name!r}; closest: {close}. Others need their full dotted path."
         )
-    if found := MISSING.search(message):
-        near = Path(found[1]).parent
-        close = closest(Path(found[1]).name, [path.name for path in near.iterdir()] if near.is_dir() else [])
-        return f"expected a file that exists, got {found[1]!r}; closest in {str(near)!r}: {close}."
-    if "arguments are required" in message:
-        return f"{message}; name them in a file, --config FILE, or as --model CLASS --data CLASS."
+    if name := missing_file(message):
+        near = Path(name).parent
+        close = closest(Path(name).name, [path.name for path in near.iterdir()] if near.is_dir() else [])
+        return f"expected a file that exists, got {name!r}; closest in {str(near)!r}: {close}."
     if OURS.search(message):
-        return first_of_union(message)
-    if found := VALUE.search(message):
-        value = re.findall(r"Given value: (.*)", message)
-        given = f". Got value: {value[0]}" if value and "Got value" not in found[1] else ""
-        return re.sub(r"<class '(\w+)'>", r"\1", f"{found[1].strip()}{given}") + f"{place}."
+        return constructor_error(message) or message
+    if names := required_arguments(message):
+        if place:
+            return f"expected a value of {names}{place}, got none; pass it in the file or as an option."
+        return f"expected {names}, got none; name them in a file, --config FILE, or as --model CLASS --data CLASS."
+    if text := wrong_value(message):
+        return f"{text}{place}."
     return " ".join(message.split())
 
 
-def explain_option(name: str, place: str, message: str, options: set[str]) -> str:
-    """What to write instead of an option that does not exist."""
+def _rewrite_unknown_option(name: str, place: str, message: str, options: set[str]) -> str:
+    """Return a paragraph for an option that does not exist, with the closest that do."""
     name = name.lstrip("-").partition("=")[0]
-    before, _, after = message.partition("' is not accepted")
-    # Arguments of functions, such as optimizers, are reported before their class, those of classes after it.
-    owners = OWNER.findall(before) + re.findall(r"^\. Got value: Namespace\(class_path='([\w.]+)'", after)
-    if "does not accept" in message or not owners:
+    owner = owner_of_option(message)
+    if owner is None:
         top = {option.partition(".")[0] for option in options}
         if name.partition(".")[0] not in top:
             name, options = name.partition(".")[0], top
@@ -107,35 +125,29 @@ def explain_option(name: str, place: str, message: str, options: set[str]) -> st
             f"expected an option, got {name!r}; closest: {closest(name, options)}. "
             "All options: interpretable-training COMMAND --help."
         )
-    accepted = parameters(owners[-1])
+    accepted = parameters(owner)
     return (
-        f"expected an option of {owners[-1].rpartition('.')[2]}{place}, got {name!r}; "
+        f"expected an option of {owner.rpartition('.')[2]}{place}, got {name!r}; "
         f"closest: {closest(name, accepted)}. All options: {sorted(accepted)}."
     )
 
 
 def parameters(class_path: str) -> set[str]:
-    """Names of the arguments of a class and, as they may be handed on, of its bases."""
+    """Return the names of the arguments of a class and of its bases, to which it may pass them."""
     module, _, name = class_path.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
     if not isinstance(cls, type):  # a function that returns the object
         return set(inspect.signature(cls).parameters)
-    found = {
+    names = {
         key
         for base in inspect.getmro(cls)[:-1]
         if "__init__" in vars(base)
         for key in inspect.signature(vars(base)["__init__"]).parameters
     }
-    return found - {"self", "args", "kwargs"}
+    return names - {"self", "args", "kwargs"}
 
 
 def closest(name: str, names: Iterable[str]) -> list[str]:
-    """Up to three names that look alike, upper and lower case aside."""
+    """Return up to three names that look alike, ignoring case."""
     lower = {known.lower(): known for known in names}
     return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, cutoff=0.5)]
-
-
-def first_of_union(message: str) -> str:
-    """The error that a constructor raised, out of jsonargparse's list of all the types that it tried."""
-    tried = re.findall(r"^\s*- (?!Expected a |Not a valid |Problem )(.*)$", message, re.MULTILINE)
-    return tried[0] if tried else message

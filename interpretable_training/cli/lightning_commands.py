@@ -1,4 +1,4 @@
-"""The commands of Lightning's command line, which finds our classes by their names, and evaluate."""
+"""The commands of Lightning's command line, which finds classes of this package by their names, and evaluate."""
 
 import os
 from argparse import ArgumentError
@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-# Imported for their names: a configuration may use the short name of any class that is known by then.
+# Imported for their names: a configuration may use the short name of any imported class.
 import interpretable_training.attribution
 import interpretable_training.callbacks
 import interpretable_training.data
@@ -31,16 +31,18 @@ from interpretable_training.modules.class_paths import check_configuration, chec
 from interpretable_training.sweeps.callback import SweepReport
 from interpretable_training.sweeps.metric import FILE
 
-from .errors import MistakeError, explain, require_writable
+from ._compat import command_parsers, is_broken_yaml, option_names
+from .errors import MistakeError, require_writable, rewrite_parser_error
+from .integers import check_integers
+from .yaml_growth import refuse_growth
 
-MOST_NODES = 100_000
 PLAIN_YAML = get_loader("yaml")
 NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, LRScheduler, Attribution, ImageMetric)
 
 
 def run(argv: list[str]) -> None:
-    """Parse the words after `interpretable-training` and run the command among them."""
-    set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
+    """Parse the words after `interpretable-training`, and run the command among them."""
+    set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError, ValueError))  # of numbers with too many digits
     try:
         ShortErrorsCLI(
             L.LightningModule,
@@ -57,7 +59,7 @@ def run(argv: list[str]) -> None:
             },
             subclass_mode_model=True,
             subclass_mode_data=True,
-            auto_configure_optimizers=False,  # the module's own arguments say it
+            auto_configure_optimizers=False,  # arguments of the modules define them
             args=argv,
         )
     except ArgumentError as error:
@@ -65,28 +67,10 @@ def run(argv: list[str]) -> None:
 
 
 def load_yaml(text: str) -> Any:
-    """Return what YAML holds; refuse aliases that grow beyond what a configuration can be."""
-    refuse_growth(yaml.compose(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader))
+    """Return the content of YAML whose aliases do not grow beyond what a configuration can be."""
+    with mistakes():
+        refuse_growth(text)
     return PLAIN_YAML(text)
-
-
-def refuse_growth(root: Any) -> None:
-    """Refuse YAML whose aliases, written out, are more than a configuration can be."""
-    sizes: dict[int, int] = {}
-
-    def size(node: Any) -> int:
-        if id(node) not in sizes:
-            sizes[id(node)] = MOST_NODES  # of an alias inside what it stands for
-            parts = node.value if isinstance(node, yaml.CollectionNode) else []
-            inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
-            sizes[id(node)] = 1 + sum(map(size, inner))
-        return sizes[id(node)]
-
-    if root is not None and size(root) > MOST_NODES:
-        raise MistakeError(
-            f"expected YAML of at most {MOST_NODES} values, got {size(root)} where its aliases are written out; "
-            "write the configuration without them."
-        )
 
 
 class ShortErrorsCLI(LightningCLI):
@@ -96,15 +80,9 @@ class ShortErrorsCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         return {**LightningCLI.subcommands(), "evaluate": {"model", "datamodule"}}
 
-    def _set_seed(self) -> None:
-        seed = self._get(self.config, "seed_everything")
-        if isinstance(seed, int) and not 0 <= seed < 2**32:
-            raise MistakeError(f"expected seed_everything from 0 to {2**32 - 1}, got {seed}; pass one of these.")
-        super()._set_seed()
-
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)  # what `run` passes
-        self.command = next(word for word in args if word in self._subcommand_parsers)
+        self.command = next(word for word in args if word in command_parsers(self))
         try:
             self.config = parser.parse_args(args)
         except UnicodeDecodeError as error:
@@ -113,29 +91,35 @@ class ShortErrorsCLI(LightningCLI):
             ) from error
         except ArgumentError as error:
             message = str(error)
-            if message.startswith("Problems parsing config"):
+            if is_broken_yaml(message):
                 message = f"expected a file in YAML, got {named_files(args)}: {message}; mend what is named here."
                 raise MistakeError(" ".join(message.split())) from error
-            raise MistakeError(explain(message, self.option_names(), class_names())) from error
+            raise MistakeError(rewrite_parser_error(message, self.option_names(), class_names())) from error
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning takes the model's options from the checkpoint. One that was made in Python does not name its class,
-        # which Lightning would not survive; the options of the command line count then.
+        self.read_checkpoint_arguments()
+        with mistakes():
+            check_integers(self.config[self.config.subcommand])
+
+    def read_checkpoint_arguments(self) -> None:
+        """Take the model's options from the checkpoint, if it names its class; raise for other class paths in it."""
+        # Checkpoints that were made in Python do not name their class, and Lightning fails on them: the options of the
+        # command line count then.
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and Path(path).is_dir() and not (Path(path) / ".metadata").exists():  # of a sharded checkpoint
             raise MistakeError(f"expected a checkpoint, got {path!r}, which is a folder; pass a file in it.")
         if not path or not Path(path).is_file():
             return
-        told = read_checkpoint(Path(path)).get("hyper_parameters", {})
-        if "_class_path" in told:
-            own = [value.as_dict() for _, value, _ in walk(self.config) if isinstance(value, Namespace)]
+        values = read_checkpoint(Path(path)).get("hyper_parameters", {})
+        if "_class_path" in values:
+            configured = [value.as_dict() for _, value, _ in walk(self.config) if isinstance(value, Namespace)]
             with mistakes():
-                check_hyper_parameters(told, own)
+                check_hyper_parameters(values, configured)
             super()._parse_ckpt_path()
 
     def option_names(self) -> set[str]:
-        """Dotted names of the options of the command."""
-        return {action.dest for action in self._subcommand_parsers[self.command]._actions}
+        """Return the dotted names of the options of the command."""
+        return option_names(command_parsers(self)[self.command])
 
     def instantiate_classes(self) -> None:
         with mistakes():
@@ -143,7 +127,7 @@ class ShortErrorsCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
-            raise MistakeError(explain(str(error), self.option_names(), class_names())) from error
+            raise MistakeError(rewrite_parser_error(str(error), self.option_names(), class_names())) from error
 
     def after_instantiate_classes(self) -> None:
         # The first process writes; fast_dev_run writes nothing.
@@ -152,13 +136,13 @@ class ShortErrorsCLI(LightningCLI):
 
 
 def named_files(args: list[str]) -> list[str]:
-    """The configurations that the words of a command name."""
+    """Return the configurations that the words of a command name."""
     return [value for key, value in pairwise(args) if key in ("--config", "-c")]
 
 
 @contextmanager
 def mistakes() -> Iterator[None]:
-    """Report errors raised inside as mistakes of the user."""
+    """Raise errors of the block as mistakes of the user."""
     try:
         yield
     except ValueError as error:
@@ -166,11 +150,11 @@ def mistakes() -> Iterator[None]:
 
 
 def class_names() -> set[str]:
-    """Names of the classes that a configuration may use without their path."""
+    """Return the names of the classes that a configuration may use without their path."""
     networks = {name for name, value in vars(interpretable_training.models).items() if isinstance(value, type)}
     return networks | {cls.__name__ for base in NAMED for cls in subclasses(base)}
 
 
 def subclasses(base: type[Any]) -> set[type[Any]]:
-    """All that derive from a class."""
-    return {base} | {found for cls in base.__subclasses__() for found in subclasses(cls)}
+    """Return a class and all that derive from it."""
+    return {base} | {derived for cls in base.__subclasses__() for derived in subclasses(cls)}

@@ -1,6 +1,6 @@
 """The command `interpretable-training`.
 
-What needs no training (help, version, a mistyped command) is answered without importing torch, which takes seconds.
+Help, version and mistyped commands need no torch, whose import takes seconds.
 """
 
 import argparse
@@ -16,9 +16,9 @@ COMMANDS = {
     "test": "evaluate a model on the test split",
     "predict": "compute the model's predictions",
     "evaluate": "measure how good a model's explanations are",
-    "explain": "show where a trained network looks in pictures of yours",
+    "explain": "show which parts of your pictures a trained network uses",
     "sweep": "run a sweep file of Weights & Biases on this machine, without an account",
-    "demo": "train a small network on images with a shortcut, and see whether it fell for it (about a minute)",
+    "demo": "train a small network on images with a shortcut, and measure how much it relies on it (about a minute)",
 }
 OWN = ("explain", "sweep", "demo")  # the others leave their options to Lightning
 EXAMPLES = """examples:
@@ -32,14 +32,14 @@ EXAMPLES = """examples:
 
 
 class LightParser(argparse.ArgumentParser):
-    """Answers a mistake with one paragraph."""
+    """Parser whose errors are one paragraph."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}. Run {self.prog} --help for what it accepts.\n")
 
 
 def build_parser() -> LightParser:
-    """Parser of the commands; those of Lightning leave their options to Lightning."""
+    """Return the parser of the commands; those of Lightning leave their options to Lightning."""
     parser = LightParser(
         prog="interpretable-training",
         description="Train image classifiers that explain themselves.",
@@ -61,7 +61,7 @@ def build_parser() -> LightParser:
 
 
 def add_explain(explain: argparse.ArgumentParser) -> None:
-    """The options of the command explain."""
+    """Add the options of the command explain."""
     explain.add_argument(
         "--model", required=True, help="a checkpoint of one of our modules, or the name of a timm model"
     )
@@ -69,18 +69,26 @@ def add_explain(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("--methods", nargs="+", default=["GradCAM"], metavar="METHOD", help="default: GradCAM")
     explain.add_argument("--target", default="pred", help="pred, least, topk:K, or a class (default: pred)")
     explain.add_argument("--output", default="explanations", help="folder for the results (default: explanations)")
-    explain.add_argument("--class-names", nargs="+", metavar="NAME", help="of the classes, if the model has none")
+    explain.add_argument("--class-names", nargs="+", metavar="NAME", help="names of the classes, if the model has none")
+    explain.add_argument(
+        "--import",
+        dest="imports",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="modules of yours to import first, whose classes the checkpoint names, such as my_project.networks",
+    )
     explain.add_argument("--pretrained", action="store_true", help="download the weights of a timm model")
 
 
 def add_sweep(sweep: argparse.ArgumentParser) -> None:
-    """The options of the command sweep."""
+    """Add the options of the command sweep."""
     sweep.add_argument("file", metavar="FILE", help="sweep in the format of W&B, such as configs/sweeps/*.yaml")
-    sweep.add_argument("--count", type=int, help="runs of the sweep in all, those that are there included")
+    sweep.add_argument("--count", type=int, help="runs of the sweep in all, finished ones included")
     sweep.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     sweep.add_argument("--output", help="folder, which several processes may share (default: runs/sweeps/NAME)")
     sweep.add_argument("--seed", type=int, default=0, help="seed of the values that are drawn (default: 0)")
-    sweep.add_argument("--retry-failed", action="store_true", help="run those again that failed")
+    sweep.add_argument("--retry-failed", action="store_true", help="run failed runs again")
     sweep.add_argument("--dry-run", action="store_true", help="show the commands and run nothing")
 
 
@@ -102,9 +110,13 @@ def main(argv: list[str] | None = None) -> None:
         parser.print_help()
         return
     from .errors import one_paragraph
+    from .integers import check_integers
 
     if options.command in OWN and rest:
         parser.error(f"{options.command} does not accept {rest}")
+    if options.command in OWN:
+        with one_paragraph():
+            check_integers(options)
     if options.command == "explain":
         from .explain_pictures import explain_pictures
 
@@ -113,11 +125,11 @@ def main(argv: list[str] | None = None) -> None:
             explain_pictures(**vars(options))
         return
     if options.command == "sweep":
-        from interpretable_training.sweeps.local import Options, run_sweep
+        from interpretable_training.sweeps.local import SweepOptions, run_sweep
 
         del options.command
         with one_paragraph():
-            code = run_sweep(Options(**vars(options)))
+            code = run_sweep(SweepOptions(**vars(options)))
         raise SystemExit(code)
     if options.command == "demo":
         from .demo import demo

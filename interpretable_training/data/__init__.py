@@ -1,10 +1,10 @@
-"""Data modules: images, targets and, where asked for, masks and boxes.
+"""Data modules: images and targets, on request with masks and boxes.
 
-`ShapesDataModule` draws its images, so that everything runs without a download and the right answer to "where
-should the network look?" is known to the pixel. `DigitsDataModule` holds scikit-learn's handwritten digits. The others
-read photographs: `CIFAR100DataModule`, `ImageNetDataModule`, `CUBDataModule`, `PascalVOCDataModule`, and
-`ImageFolderDataModule` any folder of class folders. `SeededDataModule` and `PicturesDataModule` are the bases of them,
-and of your own. `CMAPSSDataModule` holds time series of engines, `EnginesDataModule` drawn ones.
+`ShapesDataModule` draws its images: it needs no download, and the pixels of the object are known. `DigitsDataModule`
+holds scikit-learn's handwritten digits. `CIFAR100DataModule`, `ImageNetDataModule`, `CUBDataModule`,
+`PascalVOCDataModule` and `ImageFolderDataModule` (any folder of class folders) read photographs. `SeededDataModule` and
+`PicturesDataModule` are their bases, and those of your own. `CMAPSSDataModule` reads time series of engines,
+`EnginesDataModule` draws them.
 """
 
 from .base import SeededDataModule

@@ -1,4 +1,4 @@
-"""The base of the data modules: loaders whose order a seed decides, and nothing else does."""
+"""Base of the data modules: loaders with an order that depends on a seed alone."""
 
 import hashlib
 from collections import deque
@@ -15,31 +15,31 @@ STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "pre
 
 
 def seed_of(*key: int | str) -> int:
-    """A seed of its own for each key, such as `seed_of(0, "train", 3)`."""
-    # Hashed, because neighboring integers (seed 0 chunk 1, seed 1 chunk 0) would meet in any simple sum.
+    """Return a different seed for each key, such as `seed_of(0, "train", 3)`."""
+    # Hashed, because neighboring integers (seed 0 chunk 1, seed 1 chunk 0) would collide in a sum.
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seeded_generator(*key: int | str) -> torch.Generator:
-    """A generator of its own for each key, such as `seeded_generator(0, "train", 3)`."""
+    """Return a different generator for each key, such as `seeded_generator(0, "train", 3)`."""
     return torch.Generator().manual_seed(seed_of(*key))
 
 
 def at_least(minimum: int, **values: int) -> None:
-    """Refuse arguments below a minimum, by name."""
+    """Raise for arguments below a minimum, by name."""
     for name, value in values.items():
         if value < minimum:
             raise ValueError(f"expected {name} >= {minimum}, got {value}; pass {name}={minimum} or more.")
 
 
 class Shuffle(RandomSampler):
-    """A new order in each epoch, which a training resumed there gets as well.
+    """Draw a new order in each epoch, the same in a training that was resumed at this epoch.
 
     Args:
-        data: What is shuffled.
+        data: Data set to shuffle.
         key: See `seeded_generator`.
-        epoch: The first epoch. The later ones are counted, or told by Lightning.
+        epoch: First epoch. Later ones are counted, or set by Lightning.
     """
 
     def __init__(self, data: Any, key: tuple[int | str, ...], epoch: int = 0) -> None:
@@ -60,18 +60,18 @@ class Shuffle(RandomSampler):
 
 
 class EpochLoader(DataLoader):
-    """Tells its data set, and with it the workers, which epoch begins: random changes are to differ from the last."""
+    """Set the epoch of the data set, also in the workers, so that random changes differ from epoch to epoch."""
 
     def __iter__(self) -> Any:
-        # Both what we and what Lightning take as sampler know the epoch; one that knows none repeats it.
+        # Our sampler and Lightning's have an epoch; without one the data set repeats epoch 0.
         self.dataset.set_epoch(getattr(self.sampler, "epoch", 0))  # type: ignore[attr-defined]
         return super().__iter__()
 
 
 def collate(items: list[Any]) -> Any:
-    """A batch of items; `boxes` and what else there is of each box are padded to the image with most boxes.
+    """Return a batch of items; `boxes` and `box_target` are padded to the image with most boxes.
 
-    Boxes that are not there are NaN, their `box_target` is -1; there is room for one box at least.
+    The padding is NaN for boxes and -1 for `box_target`; every image has at least one row.
     """
     if not (isinstance(items[0], Mapping) and "boxes" in items[0]):
         return default_collate(items)
@@ -86,15 +86,15 @@ def collate(items: list[Any]) -> Any:
 
 
 class SeededDataModule(L.LightningDataModule):
-    """Loaders for `self.splits`; subclasses implement `setup`, which fills in the splits of its stage.
+    """Load `self.splits`; subclasses implement `setup`, which fills in the splits of its stage.
 
-    Call `missing(stage)` there for the names of the splits to make. Predicting uses the test split.
+    `missing(stage)` returns the names of the splits to make. Predicting uses the test split.
 
     Attributes:
         num_classes: Number of outputs a classifier needs.
         class_names: Name of each class.
-        mean: Mean of each channel that was subtracted from images in [0, 1].
-        std: Standard deviation of each channel that the difference was divided by.
+        mean: Mean of each channel, which is subtracted from images in [0, 1].
+        std: Standard deviation of each channel, by which the difference is divided.
         multilabel: Whether a target holds one 0 or 1 per class instead of a single class.
         splits: The data sets by name: "train", "val", "test".
     """
@@ -116,12 +116,12 @@ class SeededDataModule(L.LightningDataModule):
         raise NotImplementedError(f"expected {type(self).__name__} to implement setup(stage); fill self.splits there.")
 
     def missing(self, stage: str | None) -> list[str]:
-        """Names of the splits that a stage needs (None: all) and that are not there yet."""
+        """Return the names of the splits that a stage needs (None: all) and that do not exist yet."""
         names = SPLITS if stage is None else STAGES[stage]
         return [name for name in names if name not in self.splits]
 
     def loader(self, split: str) -> DataLoader:
-        """Loader of one split; that of the training split is shuffled."""
+        """Return the loader of one split; that of the training split shuffles."""
         if split not in self.splits:
             raise RuntimeError(f"expected the {split} split, got {sorted(self.splits)}; call setup() first.")
         data: Any = self.splits[split]

@@ -4,8 +4,8 @@
     x[j]   = (raw[j] - mean[j]) / std[j]                   (2) "standard"
            = (raw[j] - min[j]) / (max[j] - min[j])         (3) "range"
 
-t: the last cycle of a window. mean[j], std[j], min[j], max[j]: of sensor j over the engines that train. An engine is
-sound as long as more than `max_rul` cycles are left: nothing can be seen of its end yet.
+t: the last cycle of a window. mean[j], std[j], min[j], max[j]: of sensor j over the training engines. The target is
+capped because wear does not show in the sensors while more than `max_rul` cycles are left.
 """
 
 import math
@@ -28,14 +28,14 @@ from .image_files import absent
 PAGE = "https://data.nasa.gov/dataset/cmapss-jet-engine-simulated-data"
 SUBSETS = ("FD001", "FD002", "FD003", "FD004")
 SETTINGS, SENSORS = 3, 21  # columns of a file, behind the number of the engine and the cycle
-CHANGING = (2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 15, 17, 20, 21)  # in FD001; the others say nothing there
+CHANGING = (2, 3, 4, 7, 8, 9, 11, 12, 13, 14, 15, 17, 20, 21)  # in FD001; the others are constant
 
 
 class Engine(NamedTuple):
-    """The life of an engine, or its beginning.
+    """Life of an engine, or its beginning.
 
-    number: its own. settings: what it is told to do, (cycles, 3). sensors: (cycles, sensors). left: how many cycles
-    follow. worn: which cycles show that its end comes, (cycles,), where that is known.
+    number: of the engine in its file. settings: operating condition, (cycles, 3). sensors: (cycles, sensors). left:
+    number of cycles that follow. worn: cycles that show the wear, (cycles,), where that is known.
     """
 
     number: int
@@ -46,11 +46,11 @@ class Engine(NamedTuple):
 
 
 class Scaling:
-    """(2) or (3), where wanted for each operating condition by itself.
+    """Scale sensors by (2) or (3), on request in each operating condition separately.
 
     Args:
-        engines: That train.
-        sensors: Columns that are taken.
+        engines: Training engines.
+        sensors: Columns to take.
         by_condition: Whether the moments are those of the cycles with the same settings.
         scaling: "standard" or "range".
     """
@@ -69,13 +69,13 @@ class Scaling:
             self.moments[tuple(key.tolist())] = moments
 
     def condition(self, engine: Engine) -> Tensor:
-        """Altitude in thousand feet, Mach number and throttle, of which the files hold six settings with some noise."""
+        """Return altitude in thousand feet, Mach number and throttle; the files hold six settings with noise."""
         digits = torch.tensor([1.0, 100.0, 1.0], dtype=torch.float64)
         rounded = (engine.settings * digits).round() / digits + 0.0  # no -0
         return rounded if self.by_condition else torch.zeros_like(rounded)
 
     def __call__(self, engine: Engine) -> Tensor:
-        """x (sensors, cycles) of an engine."""
+        """Return x (sensors, cycles) of an engine."""
         raw, keys = engine.sensors[:, self.columns], self.condition(engine)
         x = torch.empty_like(raw)
         for key in keys.unique(dim=0):
@@ -94,8 +94,8 @@ class Windows(Dataset):
     """Windows (C, T) of engines and the cycles that are left after each, in memory.
 
     Args:
-        engines: Whose windows they are. What a short life lacks to a window are copies of its first cycle.
-        scaling: What becomes of the sensors.
+        engines: Engines to cut into windows. A life shorter than a window is padded with copies of its first cycle.
+        scaling: Scaling of the sensors.
         window: T.
         step: Cycles from one window to the next; None takes the last window of each engine alone.
         max_rul: See (1); None does not cap.
@@ -132,16 +132,20 @@ class Windows(Dataset):
         if not self.annotations:
             return x, target
         cycle = len(engine.sensors) - behind
-        told: dict[str, Tensor | int] = {"image": x, "target": target, "engine": engine.number, "cycle": cycle}
-        return told if engine.worn is None else {**told, "mask": self.worn[i][part]}
+        facts: dict[str, Tensor | int] = {"image": x, "target": target, "engine": engine.number, "cycle": cycle}
+        return facts if engine.worn is None else {**facts, "mask": self.worn[i][part]}
 
 
 class CMAPSSDataModule(SeededDataModule):
-    """Windows of the sensors of jet engines, and how many cycles are left to each engine.
+    """Read windows of the sensors of jet engines, and the number of cycles that are left.
 
-    Batches are series (B, C, T) and targets (B,). Engines of `train_FD00x.txt` train, some are set apart for
-    validation; of each engine of `test_FD00x.txt` the last window is taken, as in the challenge. There is no `mean` and
-    `std`: a sensor has no black, so what a map hides becomes 0 after scaling.
+    ```python
+    data = CMAPSSDataModule("CMAPSSData", "FD001", annotations=True)
+    ```
+
+    Batches are series (B, C, T) and targets (B,). Engines of `train_FD00x.txt` are split into training and validation;
+    for testing the last window of each engine of `test_FD00x.txt` is used, as in the challenge. `mean` and `std` do not
+    exist: a sensor has no black, so hidden values become 0 after scaling.
 
     Args:
         root: Folder with the text files.
@@ -149,13 +153,13 @@ class CMAPSSDataModule(SeededDataModule):
         window: Cycles in a window.
         stride: Cycles from one window of training and validation to the next.
         max_rul: The target is never larger; see (1).
-        cap_test: Whether the targets of the test split are capped, too. Published errors differ in this.
+        cap_test: Whether the targets of the test split are capped as well. Published errors differ in this.
         sensors: Numbers of the sensors, from 1 to 21.
-        scaling: (2) or (3): what a map hides becomes the mean of a sensor, or its least value.
-        by_condition: Whether sensors are scaled in each operating condition by itself, which FD002 and FD004 need.
+        scaling: (2) or (3): hidden values become the mean of a sensor, or its smallest value.
+        by_condition: Whether sensors are scaled in each operating condition separately; FD002 and FD004 need it.
         n_val: Training engines set apart for validation.
         annotations: Whether items are dicts instead of pairs: `image`, `target`, `engine`, `cycle` and, where it is
-            known, `mask` (T,), the cycles that show that the end comes.
+            known, `mask` (T,), the cycles that show the wear.
         batch_size: Windows per batch.
         num_workers: Processes that load batches.
         seed: Seed of the validation split and of the order of training.
@@ -205,7 +209,7 @@ class CMAPSSDataModule(SeededDataModule):
             self.splits[split] = Windows(engines[split], scaling, self.window, step, cap, self.annotations)
 
     def engines(self, split: str) -> list[Engine]:
-        """The engines of one split."""
+        """Return the engines of one split."""
         if split == "test":
             left = self.read("RUL", 1)[:, 0].tolist()
             engines = self.lives("test")
@@ -223,18 +227,18 @@ class CMAPSSDataModule(SeededDataModule):
         return [engines[i] for i in chosen]
 
     def lives(self, kind: str) -> list[Engine]:
-        """Engines of the rows of a file: number, cycle, settings, sensors."""
+        """Return the engines of a file; its columns are number, cycle, settings and sensors."""
         rows, engines = self.read(kind, 2 + SETTINGS + SENSORS), []
         for number in np.unique(rows[:, 0]):
-            own = rows[rows[:, 0] == number]
-            own = own[np.argsort(own[:, 1], kind="stable")]
-            wrong = np.flatnonzero(own[:, 1] != np.arange(1, len(own) + 1))
+            life = rows[rows[:, 0] == number]
+            life = life[np.argsort(life[:, 1], kind="stable")]
+            wrong = np.flatnonzero(life[:, 1] != np.arange(1, len(life) + 1))
             if len(wrong):  # windows over a gap would look like any other, and their targets be wrong
                 raise ValueError(
                     f"expected the cycles 1, 2, ... of engine {number:g}, each once, in {self.path(kind)}, got "
-                    f"{own[wrong[0], 1]:g} in the place of cycle {wrong[0] + 1}; is the file whole?"
+                    f"{life[wrong[0], 1]:g} in the place of cycle {wrong[0] + 1}; is the file whole?"
                 )
-            values = torch.from_numpy(own)
+            values = torch.from_numpy(life)
             engines.append(Engine(int(number), values[:, 2 : 2 + SETTINGS], values[:, 2 + SETTINGS :]))
         return engines
 
@@ -242,13 +246,13 @@ class CMAPSSDataModule(SeededDataModule):
         return Path(self.root) / f"{kind}_{self.subset}.txt"
 
     def read(self, kind: str, columns: int) -> np.ndarray:
-        """The numbers of a file, (rows, columns)."""
+        """Return the numbers of a file, (rows, columns)."""
         path = self.path(kind)
         if not path.is_file():
             raise absent("a file of C-MAPSS", path, f"download CMAPSSData.zip from {PAGE} and unpack it there.")
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # told below
+                warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # an error below
                 rows = np.loadtxt(path, ndmin=2)
         except ValueError as error:
             raise ValueError(f"expected numbers between spaces in {path}, got: {error}") from error

@@ -26,7 +26,11 @@ class CUBPictures(Pictures):
 
 
 class CUBDataModule(PicturesDataModule):
-    """Birds, cropped as for torchvision's networks.
+    """Read photographs of birds, cropped as for torchvision's networks.
+
+    ```python
+    data = CUBDataModule("data", annotations=True)  # data/CUB_200_2011 with images.txt, images, ...
+    ```
 
     The root holds `CUB_200_2011`, or is it. The split is that of `train_test_split.txt`: 5994 photographs for training
     and 5794 for testing; there is no validation split in the original.
@@ -36,7 +40,7 @@ class CUBDataModule(PicturesDataModule):
         image_size: Side of the images, or height and width.
         n_val: Training images set apart for validation; with 0, validation uses the test split.
         annotations: Whether items are dicts instead of pairs: `image`, `target` and `boxes` in pixels, (1, 4), or
-            (0, 4) where the crop has nothing of the bird.
+            (0, 4) where the crop misses the bird.
         augment: Whether training images are changed at random.
         train_transform: See `PicturesDataModule`.
         eval_transform: See `PicturesDataModule`.
@@ -73,7 +77,7 @@ class CUBDataModule(PicturesDataModule):
 
     @property
     def folder(self) -> Path:
-        """The folder with the text files."""
+        """Folder with the text files."""
         inner = Path(self.root, "CUB_200_2011")
         return inner if inner.is_dir() or not Path(self.root, "images.txt").is_file() else Path(self.root)
 
@@ -99,7 +103,7 @@ class CUBDataModule(PicturesDataModule):
         return CUBPictures(boxes, *common, **self.options(split))
 
     def table(self, name: str) -> dict[str, list[str]]:
-        """The words of each line of a text file by the first of them."""
+        """Return the words of each line of a text file by the first word."""
         file = self.folder / name
         if not file.is_file():
             raise absent("a file of CUB-200-2011", file, f"unpack CUB_200_2011.tgz of {URL} in {self.root}.")

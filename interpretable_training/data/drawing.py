@@ -31,7 +31,7 @@ def _triangle(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
-    """Five points; the distance to the one edge left once the plane is folded into a tenth."""
+    """Return the distance to the only edge that is left when symmetry folds the plane into a tenth."""
     wedge, inner = math.pi / 5, 0.45
     outer = math.sqrt(math.pi / (5 * inner * math.sin(wedge)))
     radius, angle = x.hypot(y), wedge - (torch.atan2(y, x).remainder(2 * wedge) - wedge).abs()
@@ -55,7 +55,7 @@ def _stick(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _hook(x: Tensor, y: Tensor) -> Tensor:
-    """Half a circle with a stem, like a cane."""
+    """Return the distance to half a circle with a stem."""
     tip, stem = (x + 0.45).hypot(y), (x - 0.45).hypot((-y - 1).clamp(min=0))
     return torch.where(y > 0, (x.hypot(y) - 0.45).abs(), tip.minimum(stem))
 
@@ -90,16 +90,16 @@ def cover(
     size: tuple[int, int],
     grow: Tensor | float = 0.0,
 ) -> Tensor:
-    """Share of each pixel that one outline covers; the kind -1 covers nothing.
+    """Return the share of each pixel that an outline covers; the kind -1 covers nothing.
 
     Args:
-        outlines: What `kind` indexes.
+        outlines: Outlines that `kind` indexes.
         kind: Outline of each image (N,).
         center: Position in pixels, x and y (N, 2).
         scale: Pixels per unit (N,).
         angle: Rotation in radians (N,).
         size: Height and width of the images.
-        grow: Pixels by which the outline is moved outwards (N,).
+        grow: Pixels by which the outline moves outwards (N,).
 
     Returns:
         Coverage (N, H, W).

@@ -19,7 +19,7 @@ Boxes = dict[str, list[list[float]]]
 
 
 class BoxedPictures(Pictures):
-    """Pictures with boxes by the name of their file; those that are not named have none."""
+    """Pictures with boxes by the name of their file; other pictures have no boxes."""
 
     def __init__(self, boxes: Boxes, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -31,7 +31,11 @@ class BoxedPictures(Pictures):
 
 
 class ImageFolderDataModule(PicturesDataModule):
-    """Pictures in folders named like their classes, cropped as for torchvision's networks.
+    """Read pictures in folders named like their classes, cropped as for torchvision's networks.
+
+    ```python
+    data = ImageFolderDataModule("chest_xray", image_size=224, channels=1)  # chest_xray/NORMAL, chest_xray/PNEUMONIA
+    ```
 
     The root holds the class folders, which are then divided by the seed, or `train`, `val` and `test` with class
     folders in each. Without `val`, a share of `train` is set apart for it; without `test`, testing uses `val`, or a
@@ -40,8 +44,8 @@ class ImageFolderDataModule(PicturesDataModule):
     Args:
         root: Folder that holds the pictures.
         image_size: Side of the images, or height and width.
-        val_share: Share of the pictures that is set apart for validation where they are not divided.
-        test_share: Share of the pictures that is set apart for testing where they are not divided.
+        val_share: Share of the pictures that is set apart for validation where the folder has no validation split.
+        test_share: Share of the pictures that is set apart for testing where the folder has no test split.
         annotations: Whether items are dicts instead of pairs: `image`, `target` and `boxes` (n, 4) in pixels, n from 0
             on. In batches n is that of the image with most boxes; the others' are filled with NaN.
         boxes: CSV file whose first line is `image,x1,y1,x2,y2` and whose others have one box each, in pixels of the
@@ -94,15 +98,15 @@ class ImageFolderDataModule(PicturesDataModule):
             self.name_classes()
 
     def folders(self) -> dict[str, Path]:
-        """The folder of each split that has one."""
+        """Return the folder of each split that has one."""
         places = {split: [Path(self.root, name) for name in names] for split, names in FOLDERS.items()}
-        found = {split: place for split in places for place in places[split][::-1] if place.is_dir()}
-        if "train" not in found:
+        folders = {split: place for split in places for place in places[split][::-1] if place.is_dir()}
+        if "train" not in folders:
             return {}
-        return {"test": found["val"], **found} if "val" in found else found
+        return {"test": folders["val"], **folders} if "val" in folders else folders
 
     def name_classes(self) -> None:
-        """Find the classes by the names of their folders."""
+        """Set the classes from the names of their folders."""
         source = self.folders().get("train", Path(self.root))
         self.class_names = class_folders(source) if source.is_dir() else []
         self.num_classes = len(self.class_names)
@@ -112,8 +116,8 @@ class ImageFolderDataModule(PicturesDataModule):
     def read(self, split: str) -> Pictures:
         self.name_classes()
         root, folders = Path(self.root), self.folders()
-        own = split in folders and split != "train"
-        source = folders[split if own else "train"] if folders else root
+        has_folder = split in folders and split != "train"
+        source = folders[split if has_folder else "train"] if folders else root
         unknown = sorted({*class_folders(source)} - {*self.class_names})
         if unknown:
             raise ValueError(
@@ -121,7 +125,7 @@ class ImageFolderDataModule(PicturesDataModule):
                 "rename or move them."
             )
         files, target = by_class(source, root, self.class_names)
-        if not own:
+        if not has_folder:
             shares = {"val": self.val_share, "test": self.test_share}
             shares = {name: share for name, share in shares.items() if name not in folders}
             rows = divide_by_class(target, shares, self.seed)[split]
@@ -135,7 +139,7 @@ class ImageFolderDataModule(PicturesDataModule):
 
 
 def check_shares(val_share: float, test_share: float) -> None:
-    """Refuse shares that leave a split without pictures."""
+    """Raise for shares that leave a split without pictures."""
     if not (0 < val_share < 1 and 0 < test_share < 1 and val_share + test_share < 1):
         raise ValueError(
             f"expected val_share and test_share above 0 and together below 1, got {val_share} and {test_share}; "
@@ -144,15 +148,15 @@ def check_shares(val_share: float, test_share: float) -> None:
 
 
 def _per_channel(channels: int, given: tuple[float, ...] | None, usual: tuple[float, ...]) -> tuple[float, ...]:
-    """What is given, or the usual mean or deviation, averaged for gray."""
-    found = tuple(given or (usual if channels == 3 else (round(sum(usual) / 3, 3),)))
-    if len(found) != channels:
-        raise ValueError(f"expected mean and std with one number for each of {channels} channels, got {found}.")
-    return found
+    """Return the given mean or deviation, or the usual one, averaged for gray."""
+    numbers = tuple(given or (usual if channels == 3 else (round(sum(usual) / 3, 3),)))
+    if len(numbers) != channels:
+        raise ValueError(f"expected mean and std with one number for each of {channels} channels, got {numbers}.")
+    return numbers
 
 
 def divide_by_class(target: Sequence[int], shares: dict[str, float], seed: int) -> dict[str, list[int]]:
-    """Rows of each split; every class gives the same shares, and what is left is for training."""
+    """Return the rows of each split; every class gives the same shares, and the rest is for training."""
     parts: dict[str, list[int]] = {"train": [], **{name: [] for name in shares}}
     classes = torch.tensor(target)
     for c in sorted({*target}):
@@ -165,7 +169,7 @@ def divide_by_class(target: Sequence[int], shares: dict[str, float], seed: int) 
 
 
 def read_boxes(file: Path, root: Path) -> Boxes:
-    """Boxes of each picture in a CSV file."""
+    """Return the boxes of each picture in a CSV file."""
     if not file.is_file():
         raise absent("a CSV file of boxes", file, f"its first line is {','.join(COLUMNS)}.")
     boxes: Boxes = {}

@@ -38,7 +38,11 @@ class ImageNetPictures(Pictures):
 
 
 class ImageNetDataModule(PicturesDataModule):
-    """Photographs of ILSVRC 2012, cropped as for torchvision's networks.
+    """Read photographs of ILSVRC 2012, cropped as for torchvision's networks.
+
+    ```python
+    data = ImageNetDataModule("imagenet", annotations=True)  # imagenet/train, imagenet/val, imagenet/Annotations
+    ```
 
     The root holds `train` and `val`, there or in `ILSVRC/Data/CLS-LOC` as Kaggle's archive does. `train` has a folder
     for each class. `val` has them too, or all photographs together as in the original; their classes are then taken
@@ -90,12 +94,12 @@ class ImageNetDataModule(PicturesDataModule):
             self.name_classes()
 
     def place(self, split: str) -> Path:
-        """The folder `train` or `val`."""
+        """Return the folder `train` or `val`."""
         places = [Path(self.root, place, split) for place in PLACES]
         return next((place for place in places if place.is_dir()), places[0])
 
     def name_classes(self) -> list[str]:
-        """WordNet's numbers of the classes, whose names are then known."""
+        """Return WordNet's numbers of the classes, and set their names."""
         places = [place for place in map(self.place, ("train", "val")) if place.is_dir()]
         wnids = next(filter(None, map(class_folders, places)), None) or sorted(set(self.truth().values()))
         file = Path(self.root, "LOC_synset_mapping.txt")
@@ -122,19 +126,19 @@ class ImageNetDataModule(PicturesDataModule):
         return ImageNetPictures(self.boxes_of(name), Path(self.root), files, target, **self.options(split))
 
     def list_files(self, folder: Path) -> tuple[list[str], list[int]]:
-        """Names and classes of the photographs in `train` or `val`."""
+        """Return names and classes of the photographs in `train` or `val`."""
         if not folder.is_dir():
             return [], []
         wnids, root = self.name_classes(), Path(self.root)
         if class_folders(folder):
             return by_class(folder, root, wnids)
         truth, numbers = self.truth(), {wnid: i for i, wnid in enumerate(wnids)}
-        found = [(file, numbers.get(truth[Path(file).stem])) for file in pictures_in(folder, root)]
-        known = [(file, number) for file, number in found if number is not None]
+        labeled = [(file, numbers.get(truth[Path(file).stem])) for file in pictures_in(folder, root)]
+        known = [(file, number) for file, number in labeled if number is not None]
         return [file for file, _ in known], [number for _, number in known]
 
     def boxes_of(self, split: str) -> Path:
-        """The folder of the XML files of `train` or `val`."""
+        """Return the folder of the XML files of `train` or `val`."""
         folders = [Path(self.boxes)] if self.boxes else [Path(self.root, place) for place in BOXES]
         for folder in folders:
             if (folder / split).is_dir():
@@ -144,7 +148,7 @@ class ImageNetDataModule(PicturesDataModule):
         )
 
     def truth(self) -> dict[str, str]:
-        """WordNet's number of each validation photograph, where they lie all together."""
+        """Return WordNet's number of each validation photograph, for a `val` without class folders."""
         solution, devkit = Path(self.root, "LOC_val_solution.csv"), Path(self.root, DEVKIT)
         if solution.is_file():
             with solution.open(newline="") as lines:
@@ -163,7 +167,7 @@ class ImageNetDataModule(PicturesDataModule):
 
 
 def wnids_of(meta: Path) -> dict[int, str]:
-    """WordNet's numbers by those of the devkit, which numbers the classes differently."""
+    """Return WordNet's numbers by those of the devkit, which numbers the classes differently."""
     try:
         from scipy.io import loadmat
     except ImportError as error:

@@ -21,7 +21,7 @@ BORDER = 255  # between an object and what is around it
 
 
 class PascalVOCPictures(Pictures):
-    """Photographs with what their XML file tells and, where wanted, the mask of each class."""
+    """Photographs with the objects of their XML file and, on request, the mask of each class."""
 
     def __init__(
         self, folder: Path, names: list[str], annotations: bool, masks: bool, difficult: bool, **options: Any
@@ -50,7 +50,11 @@ class PascalVOCPictures(Pictures):
 
 
 class PascalVOCDataModule(PicturesDataModule):
-    """Photographs of VOC 2012 whose target has a 1 for each class that is seen, cropped as for torchvision's networks.
+    """Read photographs of VOC 2012, cropped as for torchvision's networks; targets have a 1 for each visible class.
+
+    ```python
+    data = PascalVOCDataModule("data", annotations=True, masks=True)  # data/VOCdevkit/VOC2012
+    ```
 
     The root holds `VOCdevkit/VOC2012`, or is one of these folders. The test split is the original `val`, since the
     labels of the original one are not public.
@@ -107,7 +111,7 @@ class PascalVOCDataModule(PicturesDataModule):
 
     @property
     def folder(self) -> Path:
-        """The folder with the photographs and their annotations."""
+        """Folder with the photographs and their annotations."""
         places = [Path(self.root, inner) for inner in ("VOCdevkit/VOC2012", "VOC2012", "")]
         return next((place for place in places if (place / "JPEGImages").is_dir()), places[0])
 

@@ -1,4 +1,4 @@
-"""What data modules of pictures share."""
+"""Base of the data modules of pictures."""
 
 import warnings
 from collections.abc import Callable
@@ -17,23 +17,23 @@ Transform = Callable[..., Any]
 
 
 class PicturesDataModule(SeededDataModule):
-    """Pictures, cropped as for torchvision's networks.
+    """Read pictures, cropped as for torchvision's networks.
 
-    Subclasses implement `read(split)`, which returns `Pictures` made with `options(split)`. Their training images are
-    random crops, flipped at random; of the others the middle seven eighths of the shorter side are seen.
+    Subclasses implement `read(split)`, which returns `Pictures` made with `options(split)`. Training images are random
+    crops, flipped at random; the others are the middle seven eighths of the shorter side.
 
     Args:
         image_size: Side of the images, or height and width.
         annotations: Whether items are dicts instead of pairs; see `Pictures`.
         augment: Whether training images are changed at random.
-        train_transform: What replaces the cropping and flipping of training images, such as a transform of
-            torchvision.transforms.v2. It is given a PIL picture and, with `annotations`, a dict of `boxes` and perhaps
-            `mask` that is to be transformed along. What it returns is normalized, unless it is floating already.
-        eval_transform: What replaces the cropping of the other images.
-        strict: Whether a file that cannot be read is an error; it is replaced by the next one otherwise.
+        train_transform: Function in place of the cropping and flipping of training images, such as a transform of
+            torchvision.transforms.v2. Its arguments are a PIL picture and, with `annotations`, a dict of `boxes` and
+            maybe `mask` to transform in the same way. Its result is normalized, unless it is floating already.
+        eval_transform: Function in place of the cropping of the other images.
+        strict: Whether a file that cannot be read is an error; otherwise the next one replaces it.
         batch_size: Images per batch.
         num_workers: Processes that load batches.
-        seed: Seed of random changes, of splits where there are none, and of the order of training.
+        seed: Seed of random changes, of splits where the data have none, and of the order of training.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -62,11 +62,11 @@ class PicturesDataModule(SeededDataModule):
             self.splits[split] = self.read(split)
 
     def read(self, split: str) -> Pictures:
-        """The pictures of one split."""
+        """Return the pictures of one split."""
         raise NotImplementedError(f"expected {type(self).__name__} to implement read(split); return Pictures.")
 
     def options(self, split: str) -> dict[str, Any]:
-        """Arguments of `Pictures` that all data sets share."""
+        """Return the arguments of `Pictures` that all data sets share."""
         transform = self.transform(split)
         return {
             "transform": transform,
@@ -78,7 +78,7 @@ class PicturesDataModule(SeededDataModule):
         }
 
     def transform(self, split: str) -> Transform:
-        """From a picture to a picture of the network's size."""
+        """Return the function from a picture to a picture of the network's size."""
         if split == "train" and self.train_transform is not None:
             return self.train_transform
         if split == "train" and self.augment:
@@ -88,25 +88,25 @@ class PicturesDataModule(SeededDataModule):
         return self.fixed_changes()
 
     def random_changes(self) -> Transform:
-        """What training images undergo by default; random numbers are drawn from torch's generator."""
+        """Return the default transform of training images; random numbers come from torch's generator."""
         return v2.Compose([v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()])
 
     def fixed_changes(self) -> Transform:
-        """What the other images undergo by default."""
+        """Return the default transform of the other images."""
         return v2.Compose([Cover(tuple(side * 8 // 7 for side in self.size)), v2.CenterCrop(self.size)])
 
     @property
     def unreadable(self) -> dict[str, list[str]]:
         """Names of the files of each split that this process, or a worker of it, could not read so far."""
-        found = {name: data for name, data in self.splits.items() if isinstance(data, Pictures)}
-        return {name: [data.file(i) for i in data.unreadable.nonzero()[:, 0]] for name, data in found.items()}
+        pictures = {name: data for name, data in self.splits.items() if isinstance(data, Pictures)}
+        return {name: [data.file(i) for i in data.unreadable.nonzero()[:, 0]] for name, data in pictures.items()}
 
     def teardown(self, stage: str) -> None:
         for split, files in self.unreadable.items():
             if files:
-                some = f"{files[:10]}{' and more' if len(files) > 10 else ''}"
+                names = f"{files[:10]}{' and more' if len(files) > 10 else ''}"
                 warnings.warn(
-                    f"expected pictures that can be read, got {len(files)} in the {split} split that cannot: {some}; "
+                    f"expected pictures that can be read, got {len(files)} in the {split} split that cannot: {names}; "
                     "each was replaced by the next one.",
                     stacklevel=2,
                 )
@@ -114,7 +114,7 @@ class PicturesDataModule(SeededDataModule):
 
 @dataclass(frozen=True)
 class Cover:
-    """Resizes a picture, and what belongs to it, to the smallest size that covers another one."""
+    """Resize a picture and its annotations to the smallest size that covers another one."""
 
     size: tuple[int, ...]
 
@@ -125,7 +125,7 @@ class Cover:
 
 
 def set_apart(n: int, n_val: int, split: str, seed: int) -> list[int]:
-    """Rows of the n training images that validation, or training, gets."""
+    """Return the rows of the n training images for validation, or for training."""
     if n_val >= n:
         raise ValueError(f"expected n_val below {n}, the number of training images, got {n_val}; pass less.")
     rows = torch.randperm(n, generator=seeded_generator(seed, "val")).tolist()

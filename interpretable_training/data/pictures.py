@@ -1,4 +1,4 @@
-"""Pictures in files, read when they are asked for, with what is known of them."""
+"""Pictures in files, read on access, with their annotations."""
 
 import os
 import random
@@ -20,23 +20,23 @@ from torchvision.tv_tensors import BoundingBoxes, Mask
 
 from .base import seed_of
 
-# What broken files make of PIL and of the readers of annotations.
+# Errors that PIL and the readers of annotations raise for broken files.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-IN_A_ROW = 100  # unreadable files, after which it is not the files
+IN_A_ROW = 100  # unreadable files, after which the reason is not the files
 Transform = Callable[..., Any]
 
 
 class Pictures(Dataset):
-    """Items (image, target), or dicts with `image`, `target` and what `facts` tells besides.
+    """Items (image, target), or dicts with `image`, `target` and the other entries of `facts`.
 
-    A file that cannot be read is replaced by the next one that can, so that every process has as many items as
-    without it. Random changes of an item depend on the seed, the epoch and its index, whoever loads it.
+    A file that cannot be read is replaced by the next readable one, so that every process keeps its number of items.
+    Random changes of an item depend on the seed, the epoch and its index, in every worker.
 
     Args:
-        root: Folder that the names of the files begin at.
+        root: Folder that the names of the files are relative to.
         files: Names of the files.
         target: Class of each.
-        transform: From a picture to a picture of the network's size or, with annotations, from a pair.
+        transform: Function from a picture, or with annotations from a pair, to the same of the network's size.
         mean: Mean of each channel; one channel makes the pictures gray.
         std: Standard deviation of each channel.
         seed: Seed of random changes.
@@ -68,22 +68,22 @@ class Pictures(Dataset):
         return len(self.files)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell which epoch begins."""
+        """Set the epoch that begins."""
         self.epoch.fill_(max(epoch, self.first_epoch))
 
     def file(self, index: int) -> str:
-        """Name of a file."""
+        """Return the name of a file."""
         return os.fsdecode(self.files[index].item())
 
     def read(self, index: int) -> Image.Image:
-        """The picture as it lies on the disk, in color or gray."""
+        """Return the picture as it is on the disk, in color or gray."""
         return read_picture(self.root / self.file(index), "RGB" if len(self.mean) == 3 else "L")
 
     def facts(self, index: int) -> dict[str, Any]:
-        """What is known of a picture.
+        """Return the target and annotations of a picture.
 
-        `target`; of annotated ones also `boxes` (n, 4), which may have a `box_target` (n,), and perhaps a `mask`
-        (H, W) of uint8: 1 + class of each pixel, 0 where there is no object.
+        Annotated pictures have `target` and `boxes` (n, 4), maybe `box_target` (n,), and maybe `mask` (H, W) of uint8:
+        1 + class of each pixel, 0 outside objects.
         """
         return {"target": int(self.target[index])}
 
@@ -99,25 +99,25 @@ class Pictures(Dataset):
         return annotated(self.normalized(picture), facts, moved)
 
     def readable(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
-        """The picture of an index, or of the next one that can be read."""
+        """Return the picture of an index, or of the next one that can be read."""
         for step in range(min(len(self), IN_A_ROW)):
-            found = (index + step) % len(self)
+            row = (index + step) % len(self)
             try:
-                return self.read(found), self.facts(found)
+                return self.read(row), self.facts(row)
             except BROKEN as error:
-                reason = f"got {self.file(found)!r} ({type(error).__name__}: {error})"
+                reason = f"got {self.file(row)!r} ({type(error).__name__}: {error})"
                 if self.strict:
                     raise ValueError(f"expected a picture that can be read, {reason}; mend or remove it.") from error
-                if not self.unreadable[found]:
-                    self.unreadable[found] = True
+                if not self.unreadable[row]:
+                    self.unreadable[row] = True
                     message = f"expected a picture that can be read, {reason}; the next one replaces it."
                     warnings.warn(message, stacklevel=2)
         raise RuntimeError(
-            f"expected a picture that can be read among {step + 1} in a row, {reason}; look at {self.root}."
+            f"expected a picture that can be read among {step + 1} in a row, {reason}; check {self.root}."
         )
 
     def normalized(self, picture: Any) -> Tensor:
-        """What a transform returned as a tensor (C, H, W); numbers that are floating are taken as they are."""
+        """Return the result of a transform as a tensor (C, H, W); floating numbers stay as they are."""
         image = TF.to_image(picture) if isinstance(picture, Image.Image) else picture
         if image.dtype == torch.uint8:
             image = TF.normalize(TF.to_dtype(image, torch.float32, scale=True), self.mean, self.std)
@@ -125,7 +125,7 @@ class Pictures(Dataset):
 
 
 def annotated(image: Tensor, facts: dict[str, Any], moved: dict[str, Tensor]) -> dict[str, Any]:
-    """An item with the annotations as the transform left them; boxes outside the image are dropped."""
+    """Return an item with the annotations as the transform left them, without boxes outside the image."""
     height, width = image.shape[-2:]
     boxes = moved["boxes"].as_subclass(Tensor).float()
     boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
@@ -140,7 +140,7 @@ def annotated(image: Tensor, facts: dict[str, Any], moved: dict[str, Tensor]) ->
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
-    """A picture in color ("RGB") or gray ("L")."""
+    """Return a picture in color ("RGB") or gray ("L")."""
     with Image.open(path) as picture:
         if picture.mode.startswith("I"):  # 16 bits, which PIL would cut off above 255
             picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
@@ -149,9 +149,9 @@ def read_picture(path: Path, mode: str) -> Image.Image:
 
 @contextmanager
 def own_random_numbers(seed: int, foreign: bool) -> Iterator[None]:
-    """Inside, the global generators begin at the seed; afterwards they are where they were.
+    """Seed the global generators inside of the block, and restore their states afterwards.
 
-    That is torch's of the CPU and, where they are `foreign`, those of numpy and python, which take far longer.
+    That is torch's generator of the CPU and, if `foreign`, those of numpy and python, which take far longer.
     """
     ours = torch.get_rng_state()
     theirs = (random.getstate(), np.random.get_state()) if foreign else None

@@ -1,4 +1,4 @@
-"""Scenes of one labeled object among distractors: what is drawn, and the picture of it.
+"""Scenes of one labeled object among distractors: their parameters, and how they are rendered.
 
     image = coverage color + (1 - coverage) image    (1)
 
@@ -22,7 +22,7 @@ BLACK_AND_WHITE = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
 
 @dataclass(frozen=True)
 class Scene:
-    """What N images show; lengths in pixels, slot 0 is the object and the others are distractors."""
+    """Parameters of N images; lengths in pixels, slot 0 is the object and the others are distractors."""
 
     label: Tensor  # (N,)
     center: Tensor  # (N, 1 + SLOTS, 2), x and y
@@ -42,7 +42,7 @@ class Scene:
 
 
 def draw_scenes(n: int, size: tuple[int, int], room: int, generator: torch.Generator) -> Scene:
-    """Random scenes; on some side of each object's bounding box `room` pixels stay free."""
+    """Return random scenes; on one side of each object's bounding box `room` pixels stay free."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(n, *shape, generator=generator)
@@ -68,18 +68,18 @@ def draw_scenes(n: int, size: tuple[int, int], room: int, generator: torch.Gener
 
 
 def place_object(where: Tensor, reach: Tensor, size: tuple[int, int], room: int) -> Tensor:
-    """Centers (N, 2) for positions in [0, 1] that keep the object inside the image."""
+    """Return centers (N, 2) for positions in [0, 1] that keep the object inside the image."""
     extent = torch.tensor(size[::-1])
     center = reach + where * (extent - 2 * reach)
     free = torch.cat([center, extent - center], 1).amax(1, keepdim=True) - reach
-    # Only in small images can an object in the middle be in the way of a mark: it moves to the nearest edge.
+    # Only in small images an object in the middle leaves no room for a mark: it moves to the nearest edge.
     edge = torch.where(where < 0.5, reach, extent - reach)
     nearest = F.one_hot((where - 0.5).abs().argmax(1), 2).bool()
     return torch.where((free < room) & nearest, edge, center)
 
 
 def place_distractors(center: Tensor, tries: Tensor) -> Tensor:
-    """Centers (N, 1 + SLOTS, 2): the object's and, of each slot's tries, the farthest from all before."""
+    """Return centers (N, 1 + SLOTS, 2): the object's and, of each slot's tries, the farthest from all before."""
     taken = center[:, None]
     for slot in tries.unbind(1):
         best = torch.cdist(slot, taken).amin(2).argmax(1)
@@ -88,13 +88,13 @@ def place_distractors(center: Tensor, tries: Tensor) -> Tensor:
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Colors with a last dimension of 3, everything in [0, 1]."""
+    """Return colors with a last dimension of 3, everything in [0, 1]."""
     sector = (torch.tensor([5.0, 3.0, 1.0]) + 6 * hue[..., None]).remainder(6)
     return value[..., None] * (1 - saturation[..., None] * sector.minimum(4 - sector).clamp(0, 1))
 
 
 def draw_background(n: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """One color per image, varied by grids of 2, 4 and 8 cells along the shorter side (N, 3, h, w)."""
+    """Return one color per image, varied by grids of 2, 4 and 8 cells along the shorter side (N, 3, h, w)."""
     hue, saturation, value = torch.rand(3, n, generator=generator)
     colors = hsv_to_rgb(hue, 0.7 * saturation, 0.25 + 0.65 * value)[:, :, None, None]
     for cells, strength in ((2, 0.16), (4, 0.12), (8, 0.08)):
@@ -105,7 +105,7 @@ def draw_background(n: int, size: tuple[int, int], generator: torch.Generator) -
 
 
 def render(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Pictures as uint8 RGB (N, 3, H, W) and the pixels of the objects as bool (N, H, W)."""
+    """Return pictures as uint8 RGB (N, 3, H, W) and the pixels of the objects as bool (N, H, W)."""
     height, width = scene.noise.shape[-2:]
     size = (height, width)
     images = F.interpolate(scene.background, size, mode="bilinear", align_corners=True)
@@ -115,7 +115,7 @@ def render(scene: Scene) -> tuple[Tensor, Tensor]:
         lines = cover(DISTRACTORS, scene.distractor[:, slot - 1], *shape, size, scene.thickness[:, slot - 1])
         paint(images, lines, contrasting(scene.colors[:, slot], average))
     shape = scene.center[:, 0], scene.scale[:, 0], scene.angle[:, 0]
-    # What lies behind the object is taken from a disk, so that its color tells nothing of its class.
+    # The background is averaged over a disk, so that the object's color does not depend on its class.
     disk = cover([lambda x, y: x.hypot(y) - REACH], torch.zeros_like(scene.label), *shape, size)
     behind = torch.einsum("nchw,nhw->nc", images, disk) / disk.sum((1, 2))[:, None]
     covered = cover(list(SHAPES.values()), scene.label, *shape, size)
@@ -124,12 +124,12 @@ def render(scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def paint(images: Tensor, coverage: Tensor, colors: Tensor) -> None:
-    """Lay one color (N, 3) per image over the covered part, in place."""
+    """Paint the covered part in one color (N, 3) per image, in place."""
     images += coverage[:, None] * (colors[:, :, None, None] - images)  # (1)
 
 
 def contrasting(colors: Tensor, background: Tensor) -> Tensor:
-    """The first of the colors (N, K, 3) that stands out from the background (N, 3), in gray too."""
+    """Return the first of the colors (N, K, 3) that stands out from the background (N, 3), also in gray."""
     # Black or white, at least half the gray scale away, always does.
     colors = torch.cat([colors, BLACK_AND_WHITE.expand(len(colors), 2, 3)], 1)
     difference = colors - background[:, None]

@@ -1,4 +1,4 @@
-"""Generated shapes: one labeled object per image, with its mask and box, and a shortcut where wanted."""
+"""Generated shapes: one labeled object per image, with its mask and box, on request with a shortcut."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -36,10 +36,15 @@ class Shapes(Dataset):
 
 
 class ShapesDataModule(SeededDataModule):
-    """Six shapes among distractors on textured backgrounds, drawn in memory.
+    """Draw six shapes among distractors on textured backgrounds, in memory.
+
+    >>> data = ShapesDataModule(image_size=16, n_train=12, n_val=12, n_test=12, batch_size=4, annotations=True)
+    >>> data.setup("fit")
+    >>> {name: tuple(values.shape) for name, values in next(iter(data.train_dataloader())).items()}
+    {'image': (4, 3, 16, 16), 'target': (4,), 'mask': (4, 16, 16), 'boxes': (4, 1, 4)}
 
     Each image holds one circle, square, triangle, star, cross or ring; color, place, scale, rotation and
-    background say nothing about which. Image i of a split depends on `seed`, `image_size` and i alone.
+    background do not depend on the class. Image i of a split depends on `seed`, `image_size` and i alone.
 
     Args:
         image_size: Side of the images, or height and width; 16 or more.

@@ -1,4 +1,4 @@
-"""Shortcut cues: small marks that name the class, as a hospital's stamp on its X-rays would.
+"""Shortcut cues: small marks that name the class, like a hospital's stamp on its X-rays.
 
 A mark is a black frame around 3 x 3 cells, each white or in the dark color of the class: the color gives
 the class away and, in gray images, the pattern does.
@@ -26,19 +26,19 @@ TRIES = 16  # random places per mark before one along an edge is taken
 
 
 def frame_and_cell(size: tuple[int, int]) -> tuple[int, int]:
-    """Pixels of a mark's frame and of the side of its cells."""
+    """Return the pixels of a mark's frame and of the side of its cells."""
     frame = max(1, min(size) // 80)
     return frame, max(1, round((min(size) / 8 - 2 * frame) / 3))
 
 
 def side_of_mark(size: tuple[int, int]) -> int:
-    """Side of a mark in pixels: 5, or about an eighth of the image's shorter side."""
+    """Return the side of a mark in pixels: 5, or about an eighth of the image's shorter side."""
     frame, cell = frame_and_cell(size)
     return 2 * frame + 3 * cell
 
 
 def draw_marks(size: tuple[int, int]) -> Tensor:
-    """The mark of each class for images of one size, uint8 (classes, 3, m, m)."""
+    """Return the mark of each class for images of one size, uint8 (classes, 3, m, m)."""
     frame, cell = frame_and_cell(size)
     marks = torch.zeros(len(COLORS), 3, side_of_mark(size), side_of_mark(size), dtype=torch.uint8)
     cells = PATTERNS.repeat_interleave(cell, 1).repeat_interleave(cell, 2)[:, None]
@@ -84,7 +84,7 @@ def plant(
 
 
 def choose_corners(boxes: Tensor, where: Tensor, size: tuple[int, int], m: int) -> Tensor:
-    """Upper left corners (N, 2), y and x: the first place that leaves a pixel between mark and box."""
+    """Return upper left corners (N, 2), y and x: the first place that leaves a pixel between mark and box."""
     # The last four places lie along the four edges; scenes leave room for a mark at one of them.
     for edge, (axis, end) in enumerate([(0, 0.0), (0, 1.0), (1, 0.0), (1, 1.0)]):
         where[:, TRIES + edge, axis] = end

@@ -1,4 +1,4 @@
-"""Drawn engines whose end is announced by some sensors from a known cycle on.
+"""Drawn engines: from a known cycle on, some sensors show the wear.
 
     wear   = max(0, 1 - cycles left / max_rul)              (1)
     sensor = offset + noise + trend * wear                  (2)
@@ -20,7 +20,12 @@ WALK, WAVE, COUNT = 3, 6, 8
 
 
 class EnginesDataModule(CMAPSSDataModule):
-    """Engines drawn in memory, in the form of C-MAPSS: windows (8, T) and the cycles that are left.
+    """Draw engines in memory, in the form of C-MAPSS: windows (8, T) and the cycles that are left.
+
+    >>> data = EnginesDataModule(n_train=2, n_val=2, n_test=2, batch_size=4)
+    >>> data.setup("fit")
+    >>> next(iter(data.train_dataloader()))[0].shape[:2]
+    torch.Size([4, 8])
 
     Sensors 2 and 5 drift while an engine wears out; the other six know nothing of it, though sensor 3 walks at random
     and sensor 6 swings. Engine i of a split depends on `seed`, `max_rul`, `window` and i alone.
@@ -41,7 +46,7 @@ class EnginesDataModule(CMAPSSDataModule):
 
     Attributes:
         channel_names: Name of each channel of a series.
-        telling: Which channels are changed by wear.
+        worn_sensors: Which channels are changed by wear.
     """
 
     def __init__(
@@ -72,13 +77,13 @@ class EnginesDataModule(CMAPSSDataModule):
         )
         at_least(1, n_train=n_train, n_test=n_test)
         self.counts = {"train": n_train, "val": n_val, "test": n_test}
-        self.telling = [sensor - 1 for sensor in TRENDS]
+        self.worn_sensors = [sensor - 1 for sensor in TRENDS]
 
     def engines(self, split: str) -> list[Engine]:
         return [self.draw(split, i) for i in range(self.counts[split])]
 
     def draw(self, split: str, i: int) -> Engine:
-        """Engine i of a split."""
+        """Return engine i of a split."""
         generator = seeded_generator(self.seed, split, i)
         sound = self.window + int(torch.randint(60, (), generator=generator))
         left = torch.arange(sound + self.max_rul - 1, -1, -1)
@@ -94,5 +99,5 @@ class EnginesDataModule(CMAPSSDataModule):
         stopped = 0
         if split == "test":
             stopped = int(torch.randint(self.max_rul + sound - self.window + 1, (), generator=generator))
-        kept = slice(0, len(left) - stopped)
-        return Engine(i + 1, torch.zeros(len(left), SETTINGS)[kept], sensors[kept], stopped, (wear > 0)[kept])
+        lived = slice(0, len(left) - stopped)
+        return Engine(i + 1, torch.zeros(len(left), SETTINGS)[lived], sensors[lived], stopped, (wear > 0)[lived])

@@ -1,4 +1,7 @@
-"""Objects in the XML files of ImageNet and PASCAL VOC."""
+"""Objects in the XML files of ImageNet and PASCAL VOC.
+
+torchvision's `VOCDetection.parse_voc_xml` returns nested dicts of text, and omits what a broken file lacks.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,7 +9,7 @@ from xml.etree import ElementTree
 
 
 class Thing(NamedTuple):
-    """An object: the name of its class, the corners of its box as they are written, and whether it is hard to see."""
+    """An object: the name of its class, the corners of its box as written, and whether it is hard to see."""
 
     name: str
     box: tuple[float, ...]
@@ -14,9 +17,9 @@ class Thing(NamedTuple):
 
 
 def read_objects(path: Path) -> list[Thing]:
-    """The objects in a picture."""
+    """Return the objects in a picture."""
     things = []
-    for found in ElementTree.parse(path).getroot().iterfind("object"):
-        box = tuple(float(found.findtext(f"bndbox/{side}") or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
-        things.append(Thing(found.findtext("name") or "", box, found.findtext("difficult") == "1"))
+    for node in ElementTree.parse(path).getroot().iterfind("object"):
+        box = tuple(float(node.findtext(f"bndbox/{side}") or "nan") for side in ("xmin", "ymin", "xmax", "ymax"))
+        things.append(Thing(node.findtext("name") or "", box, node.findtext("difficult") == "1"))
     return things

@@ -17,7 +17,7 @@ AT_ONCE = 2**22  # numbers drawn at a time
 
 
 @dataclass(frozen=True)
-class Draws:
+class BootstrapDraws:
     """R choices of images with replacement, as how often each is drawn.
 
     Args:
@@ -31,7 +31,7 @@ class Draws:
     seed: int = 0
 
     def means(self, values: Tensor) -> Tensor:
-        """Means (R, C) of columns (n, C) over the rows of the drawn images that have a number (1)."""
+        """Return means (R, C) of columns (n, C) over the rows of the drawn images that have a number (1)."""
         index = self.images.unique(return_inverse=True)[1]
         n, known = int(index.max()) + 1, ~values.isnan()
         sums = values.new_zeros(n, values.shape[1]).index_add_(0, index, values.nan_to_num())
@@ -48,7 +48,7 @@ class Draws:
 
 
 def interval(m: Tensor) -> tuple[float, float]:
-    """(2) of draws (R,); without a number where there is none."""
+    """Return (2) of draws (R,); NaN where there is none."""
     m = m[~m.isnan()]
     if not len(m):
         return float("nan"), float("nan")
@@ -57,7 +57,7 @@ def interval(m: Tensor) -> tuple[float, float]:
 
 
 def p_value(d: Tensor, rounding: float = 0.0) -> float:
-    """(3) of draws of a difference (R,), which counts as 0 up to `rounding`; NaN where there is none."""
+    """Return (3) of draws of a difference (R,), which counts as 0 up to `rounding`; NaN where there is none."""
     d = d[~d.isnan()]
     if not len(d):
         return float("nan")

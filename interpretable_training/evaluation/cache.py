@@ -1,7 +1,6 @@
 """What is done of an evaluation, batch by batch, kept in a folder so that it can go on after a stop."""
 
 import json
-import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interpretable_training.attribution.core.checksum import checksum
 from interpretable_training.batches.source import BatchSource
 from interpretable_training.files import whole_file, write_whole
-from interpretable_training.metrics.core.base import Fact, checksum
+from interpretable_training.metrics.core.base import Fact
+
+from .warn_caller import warn_caller
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Cache:
         if source.plan is None:
             raise ValueError("expected data with a length and an index for cache=, got a stream of batches.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        ours: dict[str, Any] = {**facts, "data": fingerprint(source)}
+        ours: dict[str, Any] = {**facts, "data": checksum_of_data(source)}
         for name, passport in passports.items():
             ours |= {f"{name}: {key}": value for key, value in passport.items()}
         described = self.folder / "evaluation.json"
@@ -61,14 +63,14 @@ class Cache:
             write_whole(described, json.dumps(ours, indent=2))
 
     def load(self, wanted: Callable[[int], bool]) -> list[Part]:
-        """What is done of the batches whose number is wanted; files that cannot be read count as not done."""
+        """Return what is done of the batches whose number is wanted; files that cannot be read count as not done."""
         found = []
         for path in [] if self.folder is None else sorted(self.folder.glob("part-*.pt")):
             if wanted(int(path.stem.partition("-")[2])):
                 try:
                     found.append(Part(**torch.load(path, weights_only=True)))
                 except Exception as error:  # whatever half a file makes of torch.load
-                    warnings.warn(f"{path} cannot be read ({error}); its images are measured again", stacklevel=4)
+                    warn_caller(f"{path} cannot be read ({error}); its images are measured again")
         return found
 
     def keep(self, part: Part) -> None:
@@ -78,17 +80,17 @@ class Cache:
                 torch.save(vars(part), beside)
 
 
-def fingerprint(source: BatchSource) -> str:
-    """A number that changes with the choice of images and with those of the first batch, their targets and regions."""
+def checksum_of_data(source: BatchSource) -> str:
+    """Return digits that change with the choice of images and with the first batch, its targets and annotations."""
     plan = zlib.crc32(repr(source.plan).encode())
-    found: list[Any] = []
+    parts: list[Any] = []
     for _, _, images, target, annotations in source.read_annotated(lambda number: number == 0):
-        found += [images, target, *(part for name in sorted(annotations) for part in annotations[name])]
-    return f"{plan:08x} {checksum(*(torch.as_tensor(part) for part in found if part is not None))}"
+        parts += [images, target, *(part for name in sorted(annotations) for part in annotations[name])]
+    return f"{plan:08x} {checksum(*(torch.as_tensor(part) for part in parts if part is not None))}"
 
 
 def refuse_other(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:
-    """An error that names what differs from the evaluation in the folder."""
+    """Refuse the folder of another evaluation, and name what differs."""
     differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if differ:
         listed = ", ".join(f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in sorted(differ)[:5])

@@ -58,6 +58,12 @@ def evaluate(
     images that are done. A process that fails or is interrupted ends the others after the batch at which they are, with
     its reason; one that is alone in calling `evaluate` ends after five minutes.
 
+    >>> from interpretable_training.attribution import GradCAM, LayerCAM
+    >>> from interpretable_training.metrics import AverageDrop
+    >>> table = evaluate(network, [GradCAM(), LayerCAM()], AverageDrop(), (images, target), progress=False)
+    >>> list(table.values)
+    ['gradcam', 'layercam', 'fakecam', 'random']
+
     Args:
         model: any classifier; it runs on the device on which it is and stays as it is.
         methods: name -> method, or a list, whose names are those of the classes in lower case.
@@ -137,7 +143,7 @@ def table_of(
     resamples: int,
     seed: int,
 ) -> Table:
-    """Parts of an evaluation as a table."""
+    """Return the parts of an evaluation as a table."""
     parts = [part for part in parts if len(part.images)]
     if not parts and not complete:
         raise KeyboardInterrupt("stopped before the first batch was done")
@@ -145,31 +151,33 @@ def table_of(
         raise ValueError("expected at least one image with a class, got none; is the data set or the loader empty?")
     methods = list(parts[0].values)
     return Table(
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.classes for part in parts]),
-        {name: {key: torch.cat([part.values[name][key] for part in parts]) for key in metrics} for name in methods},
-        {name: torch.cat([part.degenerate[name] for part in parts]) for name in methods},
-        metrics,
-        facts,
-        {
+        images=torch.cat([part.images for part in parts]),
+        classes=torch.cat([part.classes for part in parts]),
+        values={
+            name: {key: torch.cat([part.values[name][key] for part in parts]) for key in metrics} for name in methods
+        },
+        degenerate={name: torch.cat([part.degenerate[name] for part in parts]) for name in methods},
+        metrics=metrics,
+        facts=facts,
+        curves={
             name: {
                 key: {kind: sum(part.curves[name][key][kind] for part in parts) for kind in curves}  # type: ignore[misc]
                 for key, curves in parts[0].curves[name].items()
             }
             for name in methods
         },
-        reference,
-        controls,
-        complete,
-        resamples,
-        seed,
+        reference=reference,
+        controls=controls,
+        complete=complete,
+        resamples=resamples,
+        seed=seed,
     )
 
 
 def name_metrics(
     metrics: ImageMetric | Mapping[str, ImageMetric] | Sequence[ImageMetric],
 ) -> dict[str, ImageMetric]:
-    """name -> metric; a list gets the names of the classes in snake case."""
+    """Return name -> metric; a list gets the names of the classes in snake case."""
     if isinstance(metrics, (Mapping, MetricCollection)):
         named = dict(metrics.items())
     else:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from ._compat import default_store
+
 PATIENCE = 300.0  # seconds that a process waits for others to call `evaluate`
 POLL = 0.05
 
@@ -24,7 +26,7 @@ class Peers:
     def __init__(self, share: bool = True) -> None:
         shared = share and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
-        self.store = dist.distributed_c10d._get_default_store() if shared else None
+        self.store = default_store() if shared else None
         self.shared = False  # whether the exchange at the end was made
         self.key = ""
 

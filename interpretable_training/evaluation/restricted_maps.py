@@ -33,6 +33,10 @@ from interpretable_training.metrics.core.rescoring import in_unit_range
 class Restricted(Attribution):
     """A method's map inside or outside of the object's region, for `evaluate` on batches that carry it.
 
+    >>> from interpretable_training.attribution import GradCAM
+    >>> Restricted(GradCAM(), "outside").part
+    'outside'
+
     Args:
         method: whose map; without one it is 1 everywhere, so that the region itself is the map.
         part: which part of the map stays.
@@ -71,14 +75,14 @@ class AtRegion(Attribution):
         return self.restrict(S)
 
     def restrict(self, S: Tensor | None) -> Tensor:
-        """The part (B, H, W) of raw maps."""
+        """Return the part (B, H, W) of raw maps."""
         if self.method is None or S is None:
             return self.U
         return in_unit_range(self.method, full(S.detach())) * self.U  # (1), (2)
 
 
 def at_regions(method: Attribution, images: Tensor, annotations: Mapping[str, Any]) -> Attribution:
-    """The method itself, or what `Restricted` means for these images."""
+    """Return the method itself, or what `Restricted` means for these images."""
     if not isinstance(method, Restricted):
         return method
     like = images.new_zeros(len(images), *images.shape[2:], dtype=torch.float32)
@@ -96,7 +100,7 @@ def at_regions(method: Attribution, images: Tensor, annotations: Mapping[str, An
 def explain_regions(
     methods: Mapping[str, Attribution], prepared: PreparedModel, images: Tensor, target: Resolved
 ) -> dict[str, Tensor]:
-    """Raw maps of all methods; one whose parts are looked at too is explained once."""
+    """Return raw maps of all methods; a method is explained once for the whole map and its parts."""
     plain = {name: method for name, method in methods.items() if not isinstance(method, AtRegion)}
     parts = {name: method for name, method in methods.items() if isinstance(method, AtRegion)}
     whole: dict[str, str | None] = {}  # part -> the name of what is explained for it
@@ -118,7 +122,12 @@ def same(a: Attribution, b: Attribution | None) -> bool:
 def box_study(
     methods: Attribution | Mapping[str, Attribution] | Sequence[Attribution], region: Region = "boxes"
 ) -> dict[str, Attribution]:
-    """The rows of the study: the box and its complement alone, then each method whole, inside and outside."""
+    """Return the rows of the study: the box and its complement alone, then each method whole, inside and outside.
+
+    >>> from interpretable_training.attribution import GradCAM
+    >>> list(box_study(GradCAM()))
+    ['box', 'outside the box', 'gradcam', 'gradcam inside', 'gradcam outside']
+    """
     found: dict[str, Attribution] = {
         "box": Restricted(None, "inside", region),
         "outside the box": Restricted(None, "outside", region),

@@ -1,6 +1,5 @@
 """What `evaluate` does with each batch: explain, score, and keep the numbers of each image."""
 
-import warnings
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -10,9 +9,10 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from interpretable_training.attribution import degenerate
 from interpretable_training.attribution.core.base import Attribution, full
+from interpretable_training.attribution.core.checksum import checksum
 from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model, unwrap
 from interpretable_training.batches.source import BatchSource
-from interpretable_training.metrics.core.base import Fact, ImageMetric, checksum, described
+from interpretable_training.metrics.core.base import Fact, ImageMetric, described
 from interpretable_training.metrics.core.inputs import check_images
 from interpretable_training.metrics.core.regions import of_class, rows_of
 from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_range, scores_of
@@ -20,6 +20,7 @@ from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_r
 from .cache import Cache, Part
 from .ranks import Peers
 from .restricted_maps import Restricted, at_regions, explain_regions
+from .warn_caller import warn_caller
 
 
 class EvaluationRun:
@@ -39,7 +40,7 @@ class EvaluationRun:
         self.multilabel, self.output, self.chunk_size = multilabel, output, chunk_size
 
     def facts(self) -> dict[str, Fact]:
-        """What decides the numbers beside the metrics."""
+        """Return what decides the numbers, besides the metrics."""
         methods = {f"method {name}": described(method) for name, method in self.methods.items()}
         methods |= {f"maps of {name}": scaling(method) for name, method in self.methods.items()}
         module = unwrap(self.model)
@@ -55,7 +56,7 @@ class EvaluationRun:
         return {name: metric.passport() for name, metric in self.metrics.items()}
 
     def run(self, source: BatchSource, cache: Cache, progress: bool, peers: Peers) -> tuple[list[Part], bool]:
-        """The parts of all processes, in order, and whether none is missing."""
+        """Return the parts of all processes, in order, and whether none is missing."""
         rank, world = peers.rank, peers.world
         parts, interrupted = cache.load(lambda n: n % world == rank), False
         done = {part.number for part in parts}
@@ -80,7 +81,7 @@ class EvaluationRun:
         gathered = peers.share((parts, interrupted))
         if where := [rank for rank, (_, interrupted) in enumerate(gathered) if interrupted]:
             told = f" in process {', '.join(map(str, where))}" if world > 1 else ""
-            warnings.warn(f"interrupted{told}: the table holds the images that were done", stacklevel=4)
+            warn_caller(f"interrupted{told}: the table holds the images that were done")
         parts = [part for found, _ in gathered for part in found]
         return sorted(parts, key=lambda part: part.number), not where
 
@@ -154,7 +155,7 @@ class EvaluationRun:
     def _labeled(
         self, ids: Tensor, images: Tensor, target: Tensor | None, there: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Indices, images, classes and where they are; with several labels a row for each positive class."""
+        """Return indices, images, classes and annotations; with several labels a row for each positive class."""
         if target is None:
             raise ValueError(
                 "expected batches (images, target) for target='label', got images alone; pass target='pred' to explain "
@@ -172,13 +173,13 @@ class EvaluationRun:
 
 
 def scaling(method: Attribution) -> str:
-    """The fact how maps come into [0, 1]."""
+    """Return the fact how maps come into [0, 1]."""
     whole = method.method if isinstance(method, Restricted) else method
     return "as the method returns them" if whole is None or whole.final else "scaled to [0, 1] by their range"
 
 
 def refuse_not_numbers(scores: Tensor, images: Tensor) -> None:
-    """An error where the model returns nothing but NaN for images of numbers; single images are counted instead."""
+    """Refuse a model that returns only NaN for images of numbers; single images are counted instead."""
     scores = scores[images.flatten(1).isfinite().all(1)]
     if len(scores) and bool(scores[:, 0].isnan().all()):
         raise RuntimeError(
@@ -188,6 +189,6 @@ def refuse_not_numbers(scores: Tensor, images: Tensor) -> None:
 
 
 def moments(s: Tensor) -> Tensor:
-    """How many curves (B, J) there are, their sum and sum of squares, (3, J); without those that are not numbers."""
+    """Return the number of curves (B, J), their sum and sum of squares, (3, J); without those that are not numbers."""
     s = s[~s.isnan().any(1)].cpu()
     return torch.stack([torch.full_like(s[:1].sum(0), len(s)), s.sum(0), (s**2).sum(0)])

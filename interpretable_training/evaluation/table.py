@@ -1,159 +1,47 @@
-"""What an evaluation found: numbers per image, and what is told of them."""
+"""The table that `evaluate` returns, and several of them as one."""
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from interpretable_training.files import write_whole
-from interpretable_training.metrics.core.base import Fact, ImageMetric, same_passport
+from interpretable_training.metrics.core.base import same_passport
 
 from . import table_formats
-from .bootstrap import Draws, interval, p_value
-
-# Maps that are equal on paper differ in their last bits, which may turn the order of two pixels: differences up to this
-# share of a metric's largest value are no differences.
-ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one method."""
-
-    method: str
-    metric: str
-    mean: float
-    low: float
-    high: float
-    n: int
-    n_invalid: int
-    n_degenerate: int
-    difference: float  # from the reference, on the images that have both
-    difference_low: float
-    difference_high: float
-    p: float
+from .table_data import TableData
 
 
 @dataclass(repr=False)
-class Table:
-    """Methods x metrics, from numbers per image.
+class Table(TableData):
+    """Methods x metrics with intervals, differences from a reference, and passports.
 
-    Attributes:
-        images: index of the image of each row, (n,); an image with several labels has several rows.
-        classes: class of each row, (n,).
-        values: method -> metric -> numbers (n, columns), NaN where there is none.
-        degenerate: method -> which maps are constant, (n,).
-        metrics: name -> metric.
-        facts: what was evaluated: the model, the methods' options, the target.
-        curves: method -> metric -> kind of curve -> number of images, sums and sums of squares of each point, (3, J).
-        reference: the method that the others are compared with.
-        controls: the methods that know nothing.
-        complete: whether no batch is missing.
-        resamples: how often the bootstrap draws.
-        seed: of the bootstrap.
+    >>> from interpretable_training.attribution import GradCAM
+    >>> from interpretable_training.metrics import AverageDrop, evaluate
+    >>> table = evaluate(network, GradCAM(), AverageDrop(), (images, target), progress=False)
+    >>> table["gradcam", "average_drop"].n
+    4
     """
 
-    images: Tensor
-    classes: Tensor
-    values: dict[str, dict[str, Tensor]]
-    degenerate: dict[str, Tensor]
-    metrics: dict[str, ImageMetric]
-    facts: dict[str, Fact]
-    curves: dict[str, dict[str, dict[str, Tensor]]]
-    reference: str
-    controls: Sequence[str] = ()
-    complete: bool = True
-    resamples: int = 2000
-    seed: int = 0
-    _cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
-
-    @property
-    def passports(self) -> dict[str, dict[str, Fact]]:
-        """Metric -> what its number means."""
-        return {name: metric.passport() for name, metric in self.metrics.items()}
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def per_image(self, method: str, metric: str) -> Tensor:
-        """Return the number of each row, (n,)."""
-        if method not in self.values or metric not in self.metrics:
-            raise KeyError(self._expected((method, metric)))
-        return self.metrics[metric].aggregate(self.values[method][metric])
-
-    def __getitem__(self, key: tuple[str, str]) -> Cell:
-        """table["gradcam", "insertion"]."""
-        if key not in self.cells:
-            raise KeyError(self._expected(key))
-        return self.cells[key]
-
-    def _expected(self, key: object) -> str:
-        return f"expected (method, metric) of {list(self.values)} and {list(self.metrics)}, got {key}."
-
-    @property
-    def cells(self) -> dict[tuple[str, str], Cell]:
-        """(method, metric) -> what is told of it."""
-        if not self._cells:
-            self._cells.update({(cell.method, cell.metric): cell for cell in self._compute()})
-        return self._cells
-
-    def _compute(self) -> Iterable[Cell]:
-        blocks = [self._columns(method, metric) for metric in self.metrics for method in self.values]
-        widths = [block.shape[1] // 3 for block in blocks for _ in range(3)]
-        columns = torch.cat(blocks, 1)
-        drawn = iter(Draws(self.images, self.resamples, self.seed).means(columns).split(widths, 1))
-        means = iter(columns.nanmean(0).split(widths))
-        for metric in self.metrics:
-            largest = max(float(self.per_image(method, metric).abs().nan_to_num().max()) for method in self.values)
-            for method in self.values:
-                triples = ([next(part) for _ in range(3)] for part in (drawn, means))
-                yield self._cell(method, metric, ROUNDING * largest, *triples)
-
-    def _columns(self, method: str, metric: str) -> Tensor:
-        """Numbers of the method; then those of the method and of the reference where both have one."""
-        both = [self.values[name][metric].double() for name in (method, self.reference)]
-        unknown = both[0].isnan() | both[1].isnan()
-        return torch.cat([both[0], *(part.masked_fill(unknown, torch.nan) for part in both)], 1)
-
-    def _cell(self, method: str, metric: str, rounding: float, drawn: list[Tensor], means: list[Tensor]) -> Cell:
-        aggregate = self.metrics[metric].aggregate
-        own, ours, theirs = map(aggregate, drawn)
-        mean, our, their = (float(aggregate(part)) for part in means)
-        invalid = int(self.values[method][metric].isnan().any(1).sum())
-        return Cell(
-            method,
-            metric,
-            mean,
-            *interval(own),
-            len(self) - invalid,
-            invalid,
-            int(self.degenerate[method].sum()),
-            0.0 if abs(our - their) <= rounding else our - their,
-            *interval(ours - theirs),
-            math.nan if method == self.reference else p_value(ours - theirs, rounding),
-        )
-
     def to_text(self) -> str:
-        """For a terminal."""
-        return table_formats.to_text(self)
+        """Return the table for a terminal."""
+        return table_formats.text_of(self)
 
     def to_markdown(self) -> str:
-        return table_formats.to_markdown(self)
+        return table_formats.markdown_of(self)
 
     def to_latex(self) -> str:
-        return table_formats.to_latex(self)
+        return table_formats.latex_of(self)
 
     def to_csv(self) -> str:
-        """One line per method and metric."""
-        return table_formats.to_csv(self)
+        """Return one line per method and metric."""
+        return table_formats.csv_of(self)
 
     def to_wandb(self) -> Any:
-        """A `wandb.Table` with one row per method and metric."""
+        """Return a `wandb.Table` with one row per method and metric."""
         import wandb
 
         rows = table_formats.records(self)
@@ -172,7 +60,7 @@ class Table:
             "table.md": self.to_markdown(),
             "table.tex": self.to_latex(),
             "table.csv": self.to_csv(),
-            "values.csv": table_formats.values_to_csv(self),
+            "values.csv": table_formats.csv_of_images(self),
             "passports.json": json.dumps(passports, indent=2) + "\n",
         }
         for name, content in files.items():
@@ -181,9 +69,15 @@ class Table:
 
 
 def join(tables: Mapping[str, Table], reference: str | None = None) -> Table:
-    """Tables of several models on the same images as one, whose methods are called `name/method`.
+    """Return tables of several models on the same images as one, with methods called `name/method`.
 
     Differences are those from `reference`, by default the first method of the first table.
+
+    >>> from interpretable_training.attribution import GradCAM
+    >>> from interpretable_training.metrics import AverageDrop, evaluate
+    >>> table = evaluate(network, GradCAM(), AverageDrop(), (images, target), progress=False, controls=False)
+    >>> list(join({"before": table, "after": table}).values)
+    ['before/gradcam', 'after/gradcam']
     """
     if not isinstance(tables, Mapping) or not all(isinstance(table, Table) for table in tables.values()):
         raise TypeError(f"expected tables as a dict name -> Table, got {tables!r:.100}.")
@@ -209,16 +103,16 @@ def join(tables: Mapping[str, Table], reference: str | None = None) -> Table:
     if reference is not None and reference not in values:
         raise ValueError(f"expected a reference among {list(values)}, got {reference!r}.")
     return Table(
-        first.images,
-        first.classes,
-        values,
-        renamed("degenerate"),
-        first.metrics,
-        {**renamed("facts"), "target": first.facts["target"]},
-        renamed("curves"),
-        reference or next(iter(values)),
-        [f"{name}/{key}" for name, table in tables.items() for key in table.controls],
-        all(table.complete for table in tables.values()),
-        first.resamples,
-        first.seed,
+        images=first.images,
+        classes=first.classes,
+        values=values,
+        degenerate=renamed("degenerate"),
+        metrics=first.metrics,
+        facts={**renamed("facts"), "target": first.facts["target"]},
+        curves=renamed("curves"),
+        reference=reference or next(iter(values)),
+        controls=[f"{name}/{key}" for name, table in tables.items() for key in table.controls],
+        complete=all(table.complete for table in tables.values()),
+        resamples=first.resamples,
+        seed=first.seed,
     )

@@ -1,16 +1,12 @@
 """A table as text, Markdown, LaTeX and CSV."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from interpretable_training.text_tables import WIDTH, aligned, csv_text
 
-if TYPE_CHECKING:
-    from .table import Cell, Table
+from .table_data import Cell, TableData
 
 LATEX = {sign: rf"\{sign}" for sign in "_%&#${}"}
 LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "*": "$^*$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
@@ -18,8 +14,8 @@ LATEX |= {"^": r"\textasciicircum{}"}
 ARROWS = {True: "↑", False: "↓", None: ""}
 
 
-def records(table: Table) -> list[dict[str, str | float | int]]:
-    """One per method and metric."""
+def records(table: TableData) -> list[dict[str, str | float | int]]:
+    """Return one record per method and metric."""
     return [
         {
             **vars(cell),
@@ -31,14 +27,14 @@ def records(table: Table) -> list[dict[str, str | float | int]]:
     ]
 
 
-def to_csv(table: Table) -> str:
-    """`records` as CSV."""
+def csv_of(table: TableData) -> str:
+    """Return `records` as CSV."""
     rows = records(table)
     return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def values_to_csv(table: Table) -> str:
-    """The number of each image under each metric, one line per image and method."""
+def csv_of_images(table: TableData) -> str:
+    """Return the number of each image under each metric, one line per image and method."""
     lines: list[list[object]] = [["image", "class", "method", "degenerate", *table.metrics]]
     for method in table.values:
         columns = [table.per_image(method, metric).tolist() for metric in table.metrics]
@@ -50,16 +46,16 @@ def values_to_csv(table: Table) -> str:
     return csv_text(lines)
 
 
-def to_text(table: Table) -> str:
-    """Means with intervals, then the differences from the reference, then what both are made of."""
+def text_of(table: TableData) -> str:
+    """Return means with intervals, then the differences from the reference, then what both are made of."""
     means = aligned([["", *headings(table)], *body(table, mean_of)])
     differences = aligned([[f"minus {table.reference}", *headings(table)], *body(table, difference_of)[1:]])
     lines = [line for note in notes(table) for line in textwrap.wrap(note, WIDTH)]
     return "\n".join([means, "", differences, "", *lines]) + "\n"
 
 
-def to_markdown(table: Table) -> str:
-    """The same as Markdown."""
+def markdown_of(table: TableData) -> str:
+    """Return the same as Markdown."""
     parts = []
     for corner, rows in (("", body(table, mean_of)), (f"minus {table.reference}", body(table, difference_of)[1:])):
         head = [corner, *headings(table)]
@@ -68,8 +64,8 @@ def to_markdown(table: Table) -> str:
     return "\n\n".join([*parts, "  \n".join(notes(table))]) + "\n"
 
 
-def to_latex(table: Table) -> str:
-    """Means with intervals as a LaTeX tabular."""
+def latex_of(table: TableData) -> str:
+    """Return means with intervals as a LaTeX tabular."""
 
     def escaped(text: str) -> str:
         return "".join(LATEX.get(sign, sign) for sign in " ".join(text.split()))
@@ -81,13 +77,13 @@ def to_latex(table: Table) -> str:
     return "\n".join([*comments, begin, r"\hline", lines[0], r"\hline", *lines[1:], r"\hline", r"\end{tabular}", ""])
 
 
-def headings(table: Table) -> list[str]:
-    """Names of the metrics with the better direction."""
+def headings(table: TableData) -> list[str]:
+    """Return names of the metrics with the better direction."""
     return [f"{name} {ARROWS[metric.wants_high]}".strip() for name, metric in table.metrics.items()]
 
 
-def body(table: Table, write: Callable[[Cell], str]) -> list[list[str]]:
-    """One row per method, the reference first and the controls last."""
+def body(table: TableData, write: Callable[[Cell], str]) -> list[list[str]]:
+    """Return one row per method, the reference first and the controls last."""
     others = [name for name in table.values if name != table.reference and name not in table.controls]
     controls = [name for name in table.controls if name != table.reference]
     rows = []
@@ -98,26 +94,26 @@ def body(table: Table, write: Callable[[Cell], str]) -> list[list[str]]:
 
 
 def mean_of(cell: Cell) -> str:
-    """Mean, interval, and a star where it differs from the reference."""
+    """Return mean, interval, and a star where it differs from the reference."""
     star = "*" if cell.p < 0.05 else ""
-    return f"{number(cell.mean)}{star} [{number(cell.low)}, {number(cell.high)}]"
+    return f"{_number(cell.mean)}{star} [{_number(cell.low)}, {_number(cell.high)}]"
 
 
 def difference_of(cell: Cell) -> str:
-    """Difference from the reference and its p-value."""
+    """Return difference from the reference and its p-value."""
     p = "<0.001" if cell.p < 0.001 else f"={cell.p:.3f}"
     return f"{cell.difference:+.3g} (p{p})" if not math.isnan(cell.difference) else "-"
 
 
-def number(value: float) -> str:
-    """Two decimals, or three digits of what is small."""
+def _number(value: float) -> str:
+    """Return two decimals, or three digits of what is small."""
     if math.isnan(value):
         return "-"
     return f"{value:.2f}" if abs(value) >= 10 or value == 0 else f"{value:.3g}"
 
 
-def notes(table: Table) -> list[str]:
-    """How many images, which class, how the intervals were made, and what was left out."""
+def notes(table: TableData) -> list[str]:
+    """Return how many images, which class, how the intervals were made, and what was left out."""
     images = len(set(table.images.tolist()))
     rows = f" ({len(table)} pairs of image and class)" if len(table) != images else ""
     found = [
@@ -132,8 +128,8 @@ def notes(table: Table) -> list[str]:
     return found + left_out(table)
 
 
-def left_out(table: Table) -> list[str]:
-    """How many rows have no number, once for methods and metrics that lack equally many."""
+def left_out(table: TableData) -> list[str]:
+    """Return how many rows have no number, once for methods and metrics that lack equally many."""
     alike: dict[tuple[int, str], dict[str, list[str]]] = {}
     for cell in table.cells.values():
         if cell.n_invalid:

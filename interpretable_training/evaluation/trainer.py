@@ -76,10 +76,12 @@ class EvaluationTrainer(L.Trainer):
         }
         options |= {"chunk_size": chunk_size}
         datamodule.trainer = self
-        options |= {"methods": methods or default_methods(), "metrics": metrics or default_metrics()}
+        options |= {"methods": methods or _default_methods(), "metrics": metrics or _default_metrics()}
         runner = Runner(model, datamodule, options, folder)
         if self.progress_bar_callback is not None:
             self.progress_bar_callback.disable()  # ours counts images
+        # `predict` and not Fabric: this Trainer has strategy, precision, callbacks and loggers from the command line,
+        # starts the processes and moves the model. Fabric would need all of these again, as objects of its own.
         self.predict(runner, DataLoader([0] * self.world_size), return_predictions=False)  # type: ignore[arg-type]
         assert runner.table is not None
         if self.is_global_zero:
@@ -111,8 +113,8 @@ class Runner(L.LightningModule):
         return batch  # Lightning warns of a step that returns nothing
 
 
-def default_methods() -> dict[str, Attribution]:
-    """Methods that need one pass together."""
+def _default_methods() -> dict[str, Attribution]:
+    """Return methods that need one pass together."""
     return {
         "gradcam": GradCAM(),
         "gradcamplusplus": GradCAMPlusPlus(),
@@ -122,8 +124,8 @@ def default_methods() -> dict[str, Attribution]:
     }
 
 
-def default_metrics() -> dict[str, ImageMetric]:
-    """The thesis' metrics, with curves of 28 steps."""
+def _default_metrics() -> dict[str, ImageMetric]:
+    """Return the thesis' metrics, with curves of 28 steps."""
     return {
         "average_drop": AverageDrop(),
         "average_increase": AverageIncrease(),
@@ -158,7 +160,7 @@ def load(model: L.LightningModule, ckpt_path: str) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a file of Lightning holds; nothing in it is executed."""
+    """Return the tensors and plain values of a checkpoint; class paths among them are text, and not yet checked."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever another kind of file makes of torch.load

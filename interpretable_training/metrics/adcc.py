@@ -19,7 +19,7 @@ from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.attribution.core.map_operations import degenerate, one_of
 from interpretable_training.attribution.core.targets import Target
 
-from .confidence import ConfidenceMetric, share
+from .confidence import ConfidenceMetric, ratio_or_zero
 from .core.base import Fact, ImageMetric, again_by, as_tuple
 from .core.masking import Masking, Space
 from .core.rescoring import ScoredBatch, wide
@@ -27,7 +27,13 @@ from .core.similarity import pearson
 
 
 class Complexity(ImageMetric):
-    """How much of the image the map shows, from 0 to 1 (2)."""
+    """How much of the image the map shows, from 0 to 1 (2).
+
+    >>> metric = Complexity()
+    >>> metric.update(torch.full((1, 4, 4), 0.25))
+    >>> metric.compute()
+    tensor(0.2500)
+    """
 
     higher_is_better = False
     formula = "mean over pixels of S"
@@ -43,13 +49,13 @@ class Complexity(ImageMetric):
 
 
 def complexity(scored: ScoredBatch) -> Tensor:
-    """(2), (B,)."""
+    """Return (2), (B,)."""
     S = scored.saliency
     return S.to(wide(S)).flatten(1).mean(1)
 
 
 def coherency(scored: ScoredBatch, masking: Masking) -> Tensor:
-    """corr of (1), (B,)."""
+    """Return corr of (1), (B,)."""
     S = scored.saliency
     again = scored.known.get("saliency_masked")
     if again is None:
@@ -67,6 +73,11 @@ def coherency(scored: ScoredBatch, masking: Masking) -> Tensor:
 
 class Coherency(ImageMetric):
     """Whether the map stays when the image is seen through it, from 0 to 1 (1).
+
+    >>> from interpretable_training.attribution import GradCAM
+    >>> metric = Coherency(GradCAM())
+    >>> metric.measure(model=network, images=images, saliency=saliency, target=target).shape
+    torch.Size([4])
 
     Args:
         attribution: the method that made the maps, to explain again; `evaluate` knows it.
@@ -115,6 +126,10 @@ class Coherency(ImageMetric):
 
 class ADCC(ConfidenceMetric):
     """The harmonic mean of coherency, 1 - complexity and 1 - drop, from 0 to 1 (3).
+
+    >>> from interpretable_training.attribution import GradCAM
+    >>> ADCC(GradCAM()).measure(model=network, images=images, saliency=saliency, target=target).shape
+    torch.Size([4])
 
     Args:
         attribution: the method that made the maps, to explain again; `evaluate` knows it.
@@ -165,7 +180,7 @@ class ADCC(ConfidenceMetric):
 
     def values(self, scored: ScoredBatch) -> Tensor:
         p, o = self.scores(scored)
-        drop = share((p - o).relu(), p)  # (4)
+        drop = ratio_or_zero((p - o).relu(), p)  # (4)
         parts = torch.stack([(coherency(scored, self.masking) + 1) / 2, complexity(scored), drop], 1)
         return self.harmonic(parts) if self.average == "images" else parts
 
@@ -173,7 +188,7 @@ class ADCC(ConfidenceMetric):
         return super().aggregate(means) if self.average == "images" else self.harmonic(means)
 
     def harmonic(self, parts: Tensor) -> Tensor:
-        """(3) of coherency, complexity and drop (..., 3)."""
+        """Return (3) of coherency, complexity and drop (..., 3)."""
         terms = torch.stack([parts[..., 0], 1 - parts[..., 1], 1 - parts[..., 2]], -1)
         mean = 3 / (1 / terms.clamp(min=torch.finfo(terms.dtype).tiny)).sum(-1)
         return mean.masked_fill((terms <= 0).any(-1), 0)  # (3)

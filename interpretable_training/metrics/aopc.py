@@ -21,6 +21,9 @@ from .core.rescoring import Kind, ScoredBatch, kind_index, only_images
 class AOPC(RescoringMetric):
     """How much of the class probability the most salient patches carry (1), in percent.
 
+    >>> AOPC(patch=4, steps=3).measure(model=network, images=images, saliency=saliency, target=target).shape
+    torch.Size([4])
+
     Args:
         patch: side of a patch in pixels; those at the border may be smaller.
         steps: L, how many patches are removed one after the other.

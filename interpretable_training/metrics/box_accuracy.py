@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interpretable_training.attribution.core.map_operations import one_of
 
-from .core.base import Fact, resolve, text
+from .core.base import Fact, joined_numbers, resolve
 from .core.components import AT_ONCE, find_runs, first_runs, largest_boxes
 from .core.contours import contour_boxes, largest_contour_boxes
 from .core.regions import boxes, maps
@@ -33,6 +33,11 @@ class BoxAccuracy(RegionMetric):
     """Percentage of the maps whose box overlaps the object's at the best threshold (2).
 
     The threshold is the best of all images together, so that the number is no mean of numbers of single images.
+
+    >>> S = torch.zeros(1, 8, 8)
+    >>> S[:, 2:6, 2:6] = 1
+    >>> BoxAccuracy(steps=10).measure(saliency=S, boxes=torch.tensor([[[2.0, 2.0, 6.0, 6.0]]])).tolist()
+    [100.0]
 
     Args:
         preset: whose conventions are followed where the other arguments say nothing.
@@ -81,7 +86,7 @@ class BoxAccuracy(RegionMetric):
             **super().options(),
             "components": self.components,
             "connectivity": self.connectivity,
-            "deltas": text(self.deltas),
+            "deltas": joined_numbers(self.deltas),
             "steps": self.steps,
             "upstream": self.upstream,
         }
@@ -106,7 +111,7 @@ class BoxAccuracy(RegionMetric):
         return (100 * hits.to(wide(S)).flatten(1)).masked_fill(unknown[:, None], torch.nan)  # (1)
 
     def _best(self, M: Tensor, B: Tensor) -> Tensor:
-        """The largest IoU (N,) of the boxes of masks (N, H, W) with boxes (N, n, 4); NaN without one."""
+        """Return the largest IoU (N,) of the boxes of masks (N, H, W) with boxes (N, n, 4); NaN without one."""
         if self.components == "largest":
             largest = largest_contour_boxes(M) if self.upstream else largest_boxes(M, self.connectivity)
             return best_iou(self._published(largest, M), B, None, self.border)
@@ -122,10 +127,10 @@ class BoxAccuracy(RegionMetric):
 
     @property
     def border(self) -> float:
-        """By how much the published boxes are longer than what they hold."""
+        """Return by how much the published boxes are longer than what they hold."""
         return 1.0 if self.upstream else 0.0
 
     def _published(self, boxes: Tensor, M: Tensor) -> Tensor:
-        """As published, sides end at the last pixel of the image at most."""
+        """Cut sides as published, which end at the last pixel of the image at most."""
         H, W = M.shape[1:]
         return boxes.minimum(boxes.new_tensor([W, H, W - 1, H - 1])) if self.upstream else boxes

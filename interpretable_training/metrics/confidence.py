@@ -83,7 +83,7 @@ class ConfidenceMetric(ImageMetric):
         self.collect(prob=prob, prob_masked=prob_masked, model=model, images=images, saliency=saliency, target=target)
 
     def scores(self, scored: ScoredBatch, name: str = "prob_masked", inverse: bool = False) -> tuple[Tensor, Tensor]:
-        """p and o, or d, (B,), given or computed."""
+        """Return p and o, or p and d, (B,), given or computed."""
         p, o = self._clean(scored), self._masked(scored, name, inverse)
         if len(p) != len(o):
             raise ValueError(f"expected as many scores {name} as prob, got {len(o)} and {len(p)}.")
@@ -102,6 +102,11 @@ class ConfidenceMetric(ImageMetric):
 
 class AverageDrop(ConfidenceMetric):
     """Percentage of the class probability that is lost when only what the map shows stays (1).
+
+    >>> metric = AverageDrop()
+    >>> metric.update(prob=torch.tensor([0.8, 0.5]), prob_masked=torch.tensor([0.4, 0.6]))
+    >>> metric.compute()
+    tensor(25.)
 
     Args:
         relative: relative to p; else the difference itself, relu(p - o).
@@ -123,13 +128,18 @@ class AverageDrop(ConfidenceMetric):
     def values(self, scored: ScoredBatch) -> Tensor:
         p, o = self.scores(scored)
         drop = (p - o).relu()
-        return 100 * (share(drop, p) if self.relative else drop)  # (1)
+        return 100 * (ratio_or_zero(drop, p) if self.relative else drop)  # (1)
 
 
 class AverageIncrease(ConfidenceMetric):
     """Percentage of the images whose class becomes more probable when only what the map shows stays (2).
 
     A map that hides nearly nothing scores well; read it together with another metric.
+
+    >>> metric = AverageIncrease()
+    >>> metric.update(prob=torch.tensor([0.8, 0.5]), prob_masked=torch.tensor([0.4, 0.6]))
+    >>> metric.compute()
+    tensor(50.)
 
     Args:
         signed: count images whose class becomes less probable as -1 instead of 0.
@@ -152,7 +162,13 @@ class AverageIncrease(ConfidenceMetric):
 
 
 class AverageGain(ConfidenceMetric):
-    """Percentage gained, of what the class probability could still gain, when only what the map shows stays (3)."""
+    """Percentage gained, of what the class probability could still gain, when only what the map shows stays (3).
+
+    >>> metric = AverageGain()
+    >>> metric.update(prob=torch.tensor([0.8, 0.5]), prob_masked=torch.tensor([0.4, 0.6]))
+    >>> round(metric.compute().item(), 3)
+    10.0
+    """
 
     higher_is_better = True
     formula = "mean of relu(o - p) / (1 - p)"
@@ -166,13 +182,18 @@ class AverageGain(ConfidenceMetric):
 
     def values(self, scored: ScoredBatch) -> Tensor:
         p, o = self.scores(scored)
-        return 100 * share((o - p).relu(), 1 - p)  # (3)
+        return 100 * ratio_or_zero((o - p).relu(), 1 - p)  # (3)
 
 
 class AverageDropInDeletion(ConfidenceMetric):
     """Percentage of the class probability that is lost when what the map shows is taken away (4).
 
     Not clamped: an image whose class becomes more probable counts as a negative loss.
+
+    >>> metric = AverageDropInDeletion()
+    >>> metric.update(prob=torch.tensor([0.8, 0.5]), prob_deleted=torch.tensor([0.4, 0.25]))
+    >>> metric.compute()
+    tensor(50.)
 
     Args:
         clamp: count such images as 0.
@@ -203,11 +224,11 @@ class AverageDropInDeletion(ConfidenceMetric):
     def values(self, scored: ScoredBatch) -> Tensor:
         p, d = self.scores(scored, "prob_deleted", inverse=True)
         drop = (p - d).relu() if self.clamp else p - d
-        return 100 * share(drop, p)  # (4)
+        return 100 * ratio_or_zero(drop, p)  # (4)
 
 
-def share(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole; 0 where the whole is 0, and not a number where it is negative, as logits may be."""
+def ratio_or_zero(part: Tensor, whole: Tensor) -> Tensor:
+    """Return part / whole; 0 where the whole is 0, NaN where it is negative, as logits may be."""
     ratio = part / whole.masked_fill(whole == 0, 1)
     return ratio.masked_fill(whole == 0, 0).masked_fill(whole < 0, torch.nan).masked_fill(part.isnan(), torch.nan)
 

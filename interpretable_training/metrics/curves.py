@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 
 from .core.base import Fact, ImageMetric, RescoringMetric, as_tuple, resolve
 from .core.perturbation import Replacement, Substrate, Ties, rank_pixels
@@ -66,25 +67,21 @@ class Curve:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        one_of("auc", self.auc, "trapezoid", "mean")
-        one_of("ties", self.ties, "index", "reverse", "random")
-        one_of("x_axis", self.x_axis, "steps", "fraction")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"expected steps of at least 1, got {self.steps}.")
+        check_fields(self)
 
     def with_normalization(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> "Curve":
-        """The same with the mean and std of the data, where none were given."""
+        """Return the same with the mean and std of the data, where none were given."""
         return replace(self, replacement=self.replacement.with_normalization(mean, std))
 
     def counts(self, spatial: Sequence[int]) -> Tensor:
-        """How many pixels have changed after each step, (n + 1,)."""
+        """Return how many pixels have changed after each step, (n + 1,)."""
         pixels = torch.Size(spatial).numel()
         row = spatial[-1] if len(spatial) > 1 else 1  # of a signal, one by one
         g = self.rows * row if self.steps is None else -(-pixels // self.steps)
         return torch.cat([torch.arange(0, pixels, g), torch.tensor([pixels])])
 
     def scores(self, scored: ScoredBatch, score: Kind) -> Tensor:
-        """s of each image, (B, n + 1)."""
+        """Return s of each image, (B, n + 1)."""
         area_free = replace(self, auc="trapezoid", x_axis="steps")  # these change nothing before (3)
         return scored.once(area_free, lambda: self._scores(scored))[..., kind_index(score)]
 
@@ -108,12 +105,12 @@ class Curve:
         return torch.cat([ends[0][:, None], s, ends[1][:, None]], 1)
 
     def _blank(self, scored: ScoredBatch, r: Tensor) -> Tensor:
-        """Scores (B, S) of the substrate alone, which no map changes."""
+        """Return scores (B, S) of the substrate alone, which no map changes."""
         rows = torch.arange(len(r), device=r.device)
         return scored.once_clean(self.replacement, lambda: scored.rescore(lambda part: r[part], rows))
 
     def area(self, s: Tensor, spatial: Sequence[int]) -> Tensor:
-        """The area under curves (B, n + 1), (B,)."""
+        """Return the area under curves (B, n + 1), (B,)."""
         if self.auc == "mean":
             return s[:, 1:].mean(1)
         if self.x_axis == "fraction":
@@ -122,7 +119,7 @@ class Curve:
         return (s.sum(1) - s[:, 0] / 2 - s[:, -1] / 2) / (s.shape[1] - 1)  # (3)
 
     def facts(self) -> dict[str, Fact]:
-        """What the passport says of it, under the name of its kind."""
+        """Return the facts for the passport, under the name of the curve's kind."""
         return {f"{self.kind}_{key}": value for key, value in self.replacement.facts().items()}
 
 
@@ -177,7 +174,7 @@ class CurveMetric(ImageMetric):
         return Curve(kind, r, **chosen, seed=seed)
 
     def used(self) -> list[Curve]:
-        """The curves that the metric is made of."""
+        """Return the curves that the metric is made of."""
         raise NotImplementedError(f"expected {type(self).__name__} to implement used().")
 
     def options(self) -> dict[str, Fact]:
@@ -192,17 +189,21 @@ class CurveMetric(ImageMetric):
         return {**shared, **{key: value for curve in self.used() for key, value in curve.facts().items()}}
 
     def curves(self, scored: ScoredBatch) -> dict[str, Tensor]:
-        """s of each image by the kind of its curve, (B, n + 1)."""
+        """Return s of each image by the kind of its curve, (B, n + 1)."""
         return {curve.kind: curve.scores(scored, self.score) for curve in self.used()}
 
     def areas(self, scored: ScoredBatch) -> list[Tensor]:
-        """The area (B,) of each curve."""
+        """Return the area (B,) of each curve."""
         spatial = scored.images.shape[2:]
         return [curve.area(curve.scores(scored, self.score), spatial) for curve in self.used()]
 
 
 class Insertion(CurveMetric):
-    """The area under the class probability while pixels appear, the most salient first (2), (3), in percent."""
+    """The area under the class probability while pixels appear, the most salient first (2), (3), in percent.
+
+    >>> Insertion(steps=4).measure(model=network, images=images, saliency=saliency, target=target).shape
+    torch.Size([4])
+    """
 
     higher_is_better = True
     formula = "area under p of a blank image while pixels of the image appear, the most salient first"
@@ -215,7 +216,11 @@ class Insertion(CurveMetric):
 
 
 class Deletion(CurveMetric):
-    """The area under the class probability while pixels are removed, the most salient first (1), (3), in percent."""
+    """The area under the class probability while pixels are removed, the most salient first (1), (3), in percent.
+
+    >>> Deletion(steps=4).measure(model=network, images=images, saliency=saliency, target=target).shape
+    torch.Size([4])
+    """
 
     higher_is_better = False
     formula = "area under p of the image while its pixels go, the most salient first"
@@ -228,7 +233,13 @@ class Deletion(CurveMetric):
 
 
 class InsertionDeletion(CurveMetric):
-    """Insertion minus deletion (4), in percent."""
+    """Insertion minus deletion (4), in percent.
+
+    >>> metric = InsertionDeletion(steps=4)
+    >>> metric.update(network, images, saliency, target)
+    >>> metric.passport()["range"]
+    '-100 to 100'
+    """
 
     higher_is_better = True
     formula = "mean of (insertion - deletion)"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.targets import Target
 
 from .core.base import Fact, ImageMetric, resolve
@@ -96,10 +97,11 @@ class Boxing:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        check_fields(self)
         one_of("connectivity", self.connectivity, 4, 8)
 
     def box(self, scored: ScoredBatch) -> Tensor:
-        """B[p] (B, 4)."""
+        """Return B[p] (B, 4)."""
 
         def compute() -> Tensor:
             S = maps(scored)
@@ -109,14 +111,14 @@ class Boxing:
         return scored.once(("box", self.connectivity, self.upstream), compute)
 
     def found(self, scored: ScoredBatch, box: Tensor, region: Region) -> Tensor:
-        """The largest v (B,) of a box (B, 4) and those of the object; NaN without one."""
+        """Return the largest v (B,) of a box (B, 4) and those of the object; NaN without one."""
         B = boxes(scored, region)
         overlap = best_iou(box, B, area(boxes(scored, region, clip=False)) if self.upstream else None)
         v = overlap if self.iou else (overlap > self.threshold).to(overlap)
         return v.masked_fill(overlap.isnan(), torch.nan)
 
     def facts(self) -> dict[str, Fact]:
-        """What the passport says of it."""
+        """Return the facts for the passport."""
         return {
             "box": f"around the largest component of S > mean S, {self.connectivity} neighbors",
             "upstream": self.upstream,
@@ -125,7 +127,7 @@ class Boxing:
 
 
 def best_iou(box: Tensor, others: Tensor, areas: Tensor | None = None, border: float = 0.0) -> Tensor:
-    """The largest IoU (B,) of a box (B, 4) with others (B, n, 4); NaN where there are none."""
+    """Return the largest IoU (B,) of a box (B, 4) with others (B, n, 4); NaN where there are none."""
     known = ~others.isnan().any(2)
     box, others = box.to(wide(box)), others.to(wide(others))  # an overlap of 7/10 is not below 0.7
     found = iou(box, others, areas, border).masked_fill(~known, -1).amax(1)
@@ -133,13 +135,18 @@ def best_iou(box: Tensor, others: Tensor, areas: Tensor | None = None, border: f
 
 
 def or_all(boxes: Tensor, saliency: Tensor) -> Tensor:
-    """The whole image where there is no box."""
+    """Return boxes, and the whole image where there is none."""
     H, W = saliency.shape[1:]
     return torch.where(boxes.isnan(), boxes.new_tensor([0, 0, W, H]), boxes)
 
 
 class LocalizationError(RegionMetric):
     """Percentage of the maps whose box does not overlap the object's box by more than half (2).
+
+    >>> S = torch.zeros(1, 8, 8)
+    >>> S[:, 2:6, 2:6] = 1
+    >>> LocalizationError().measure(saliency=S, boxes=torch.tensor([[[2.0, 2.0, 6.0, 6.0]]])).tolist()
+    [0.0]
 
     Args:
         preset: whose conventions are followed where `upstream` says nothing.
@@ -175,6 +182,11 @@ class OfficialMetric(RegionMetric):
     """Percentage of the images that are classified wrongly or whose map fails as in `LocalizationError` (3).
 
     Of the predicted class it is the same as `LocalizationError`: explain the labels (`target="label"`).
+
+    >>> S = torch.zeros(1, 8, 8)
+    >>> S[:, 2:6, 2:6] = 1
+    >>> OfficialMetric().measure(saliency=S, boxes=torch.tensor([[[2.0, 2.0, 6.0, 6.0]]]), correct=[False]).tolist()
+    [100.0]
 
     Args:
         preset: whose conventions are followed where `upstream` says nothing.
@@ -213,7 +225,7 @@ class OfficialMetric(RegionMetric):
         images: Tensor | None = None,
         target: Target = None,
     ) -> None:
-        """As `RegionMetric.update`, with which images are classified correctly (B,), or the model that says so."""
+        """Add a batch as `RegionMetric.update`, with `correct` (B,), or the model, images and classes."""
         self.collect(
             saliency=saliency,
             mask=mask,
@@ -238,6 +250,11 @@ class EnergyLocalizationError(RegionMetric):
     """Percentage of the maps the box around whose energy does not overlap the object's by more than half (4).
 
     Pixels as high as the last one that is needed belong to the set, so that it does not depend on their order.
+
+    >>> S = torch.zeros(1, 8, 8)
+    >>> S[:, 2:6, 2:6] = 1
+    >>> EnergyLocalizationError().measure(saliency=S, boxes=torch.tensor([[[2.0, 2.0, 6.0, 6.0]]])).tolist()
+    [0.0]
 
     Args:
         energy: share of the sum of S that the set holds.
@@ -266,7 +283,7 @@ class EnergyLocalizationError(RegionMetric):
 
 
 def highest(saliency: Tensor, energy: float) -> Tensor:
-    """The fewest highest pixels (B, H, W) that hold a share of the sum, and all that are as high; none of zero maps."""
+    """Return the fewest highest pixels (B, H, W) that hold a share of the sum, with ties; none of zero maps."""
     ordered = saliency.flatten(1).sort(1, descending=True).values
     sums = ordered.cumsum(1, dtype=wide(saliency))
     needed = energy * sums[:, -1:]

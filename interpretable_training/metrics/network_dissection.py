@@ -18,6 +18,7 @@ from torchmetrics import Metric
 from interpretable_training.attribution.core.auto_layer import choose_layer
 from interpretable_training.attribution.core.base import full
 from interpretable_training.attribution.core.capture import capture
+from interpretable_training.attribution.core.checksum import checksum
 from interpretable_training.attribution.core.map_operations import one_of, resize
 from interpretable_training.attribution.core.precision import on_device
 from interpretable_training.attribution.core.prepared_model import (
@@ -31,7 +32,7 @@ from interpretable_training.attribution.core.ranges import Range, check_ranges
 from interpretable_training.attribution.core.targets import as_classes
 from interpretable_training.batches.source import BatchSource, Split
 
-from .core.base import checksum, same_passport
+from .core.base import same_passport
 from .core.inputs import check_activations, refuse_storage, refuse_values
 from .core.regions import REGIONS, NoRegionError, Region, of_class, pixels, rows_of
 from .core.rescoring import only_images
@@ -41,6 +42,11 @@ class UnitIoU(Metric):
     """How well the best concept of each unit fits it (2), the mean over units, in [0, 1].
 
     `measure_units` fills it for a layer and annotated images.
+
+    >>> metric = UnitIoU(threshold=0.5)
+    >>> metric.update(torch.eye(4).view(1, 1, 4, 4), mask=torch.eye(4)[None] > 0)
+    >>> metric.compute()
+    tensor(1.)
 
     Args:
         threshold: T, one per unit (K,), as `unit_thresholds` finds them, or one for all.
@@ -119,12 +125,12 @@ class UnitIoU(Metric):
                 yield of_one[i : i + 1][:count], concepts[None][:count]
 
     def iou(self) -> Tensor:
-        """(2), (K, C); 0 where neither is anywhere."""
+        """Return (2), (K, C); 0 where neither is anywhere."""
         union = self.unit_area + self.concept_area - self.intersection
         return (self.intersection / union.masked_fill(union == 0, 1)).float()
 
     def detectors(self) -> Tensor:
-        """The concept (K,) of each unit that detects one, else -1."""
+        """Return the concept (K,) of each unit that detects one, else -1."""
         best, concept = self.iou().max(1)
         return torch.where(best > self.detector, concept, -1)
 
@@ -132,7 +138,7 @@ class UnitIoU(Metric):
         return self.iou().amax(1).mean()
 
     def passport(self) -> dict[str, str | float]:
-        """Everything that decides what the number means."""
+        """Return all facts that decide what the number means."""
         return {
             "metric": type(self).__name__,
             "formula": "mean over units of max over concepts of sum |M and L| / sum |M or L|",
@@ -153,9 +159,12 @@ class UnitIoU(Metric):
 
 
 def unit_thresholds(batches: Iterable[Tensor], share: float = 0.005) -> Tensor:
-    """T (K,) of activations (B, K, h, w): each unit is above it at this share of all places of all images.
+    """Return T (K,) of activations (B, K, h, w): each unit is above it at this share of all places of all images.
 
     The activations are kept, at the layer's resolution, until all are there.
+
+    >>> unit_thresholds([torch.arange(100.0).view(1, 1, 10, 10)], share=0.05)
+    tensor([94.])
     """
     _check_share(share)
     parts = [full(check_activations(A).detach()).transpose(0, 1).flatten(1) for A in batches]
@@ -204,10 +213,14 @@ def measure_units(
     output: Output = None,
     seed: int = 0,
 ) -> UnitIoU:
-    """`UnitIoU` of a layer on annotated images; the classes of the images are the concepts, their objects the pixels.
+    """Measure `UnitIoU` of a layer on annotated images; their classes are the concepts, their objects the pixels.
 
     Of images with several classes, targets (B, N), each class has what `box_target` or `mask_target` tell.
     The layer's activations and the masks are kept until all are there, since (1) needs all images before (2) begins.
+
+    >>> batch = {"image": images, "target": target, "mask": images[:, 0] > 0}
+    >>> measure_units(network, [batch], share=0.05).iou().shape
+    torch.Size([8, 2])
 
     Args:
         model: any classifier; it stays as it is.
@@ -248,7 +261,7 @@ def measure_units(
 
 
 def concepts_of(target: Tensor | None, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Which image (R,) holds which class (R,), one or several of them."""
+    """Return which image (R,) holds which class (R,), one or several of them."""
     if target is None:
         raise ValueError("expected batches with a target, which is the concept of the image, got none.")
     if target.ndim == 2:
@@ -265,7 +278,7 @@ def concepts_of(target: Tensor | None, images: Tensor) -> tuple[Tensor, Tensor]:
 def concept_pixels(
     there: dict[str, Any], image: Tensor, concept: Tensor, size: Sequence[int], region: Region
 ) -> Tensor:
-    """The pixels (R, H, W) of each row's class."""
+    """Return the pixels (R, H, W) of each row's class."""
     rows = rows_of(there, image)
     try:
         return pixels(of_class(rows, concept), region, (len(image), *size)).cpu()

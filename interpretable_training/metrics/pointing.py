@@ -19,7 +19,7 @@ from torch import Tensor
 from interpretable_training.attribution.core.base import full
 from interpretable_training.attribution.core.map_operations import one_of
 
-from .confidence import share
+from .confidence import ratio_or_zero
 from .core.base import Fact, resolve
 from .core.regions import Region, area, boxes, maps, pixels_of
 from .core.rescoring import ScoredBatch, wide
@@ -40,6 +40,10 @@ F1: dict[str, dict[str, Any]] = {
 
 class PointingGame(RegionMetric):
     """Percentage of the maps whose highest pixel lies on the object (1).
+
+    >>> S = torch.eye(8)[None]
+    >>> PointingGame().measure(saliency=S, mask=S > 0.5).tolist()
+    [100.0]
 
     Args:
         preset: whose conventions are followed where the other arguments say nothing.
@@ -85,7 +89,7 @@ class PointingGame(RegionMetric):
 
 
 def dilated(U: Tensor, reach: float) -> Tensor:
-    """Pixels (B, H, W) whose distance to U is less than `reach`."""
+    """Return pixels (B, H, W) whose distance to U is less than `reach`."""
     n = math.ceil(reach) - 1
     t = torch.arange(-n, n + 1, device=U.device)
     disc = (t[:, None] ** 2 + t**2 < reach**2).float()[None, None]
@@ -93,7 +97,12 @@ def dilated(U: Tensor, reach: float) -> Tensor:
 
 
 class EnergyPointingGame(RegionMetric):
-    """Percentage of the map that lies on the object (2); on a planted cue with `region="shortcut_mask"`."""
+    """Percentage of the map that lies on the object (2); on a planted cue with `region="shortcut_mask"`.
+
+    >>> S = torch.ones(1, 4, 4)
+    >>> EnergyPointingGame().measure(saliency=S, boxes=torch.tensor([[[0.0, 0.0, 2.0, 2.0]]])).tolist()
+    [25.0]
+    """
 
     higher_is_better = True
     formula = "sum over U of S / sum of S"
@@ -101,11 +110,15 @@ class EnergyPointingGame(RegionMetric):
 
     def values(self, scored: ScoredBatch) -> Tensor:
         within, total, size = sums(scored, self.region)
-        return (100 * share(within, total)).masked_fill(size == 0, torch.nan)  # (2)
+        return (100 * ratio_or_zero(within, total)).masked_fill(size == 0, torch.nan)  # (2)
 
 
 class PixelF1(RegionMetric):
     """How well the map, as it is, covers the object and nothing else, in percent (3).
+
+    >>> S = torch.eye(8)[None]
+    >>> PixelF1().measure(saliency=S, mask=S > 0.5).tolist()
+    [100.0]
 
     Args:
         preset: whose conventions are followed where the other arguments say nothing.
@@ -136,7 +149,9 @@ class PixelF1(RegionMetric):
         if self.per_box:
             return self._best(scored)
         within, total, size = sums(scored, self.region)
-        return (100 * share(2 * within, total + size)).masked_fill(size == 0, torch.nan)  # (3), with P and R put in
+        return (100 * ratio_or_zero(2 * within, total + size)).masked_fill(
+            size == 0, torch.nan
+        )  # (3), with P and R put in
 
     def _best(self, scored: ScoredBatch) -> Tensor:
         S, B = maps(scored), boxes(scored, self.region)
@@ -149,7 +164,7 @@ class PixelF1(RegionMetric):
 
 
 def sums(scored: ScoredBatch, region: Region) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each map over the region and over all, and the number of its pixels: (B,) each."""
+    """Return the sum of each map over the region and over all, and the number of pixels of the region: (B,) each."""
     S = full(scored.saliency).flatten(1)
     total = scored.once("sum", lambda: S.sum(1).to(wide(S)))  # torch sums pairwise: precise enough within a map
     within = sum_over(S, pixels_of(scored, region)).to(total)
@@ -157,14 +172,14 @@ def sums(scored: ScoredBatch, region: Region) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def size_of(scored: ScoredBatch, region: Region) -> Tensor:
-    """The number of pixels of each region, (B,)."""
+    """Return the number of pixels of each region, (B,)."""
     U = pixels_of(scored, region)
     one = full(scored.saliency[:0]).new_ones(())
     return scored.once_clean(("size", region), lambda: sum_over(one.expand(U.flatten(1).shape), U))
 
 
 def sum_over(S: Tensor, U: Tensor) -> Tensor:
-    """Of rows S (B, N) over the pixels U (B, H, W), (B,); part by part, for a product of all is slow to write."""
+    """Sum rows S (B, N) over the pixels U (B, H, W), (B,); part by part, for a product of all is slow to write."""
     part = max(1, PART // max(1, S.shape[1]))
     buffer = S.new_empty(part, S.shape[1])
     parts = zip(S.split(part), U.flatten(1).split(part))
@@ -172,7 +187,7 @@ def sum_over(S: Tensor, U: Tensor) -> Tensor:
 
 
 def sums_in_boxes(saliency: Tensor, boxes: Tensor) -> Tensor:
-    """Of each map over each of its boxes (B, n, 4), (B, n), by sums from the upper left corner."""
+    """Sum each map over each of its boxes (B, n, 4), (B, n), by sums from the upper left corner."""
     H, W = saliency.shape[1:]
     upto = F.pad(saliency.to(wide(saliency)).cumsum(1).cumsum(2), (1, 0, 1, 0)).flatten(1)
     x1, y1, x2, y2 = (boxes.nan_to_num(0) - 0.5).ceil().long().unbind(2)  # pixels whose middles lie in

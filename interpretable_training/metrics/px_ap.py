@@ -26,6 +26,10 @@ class PxAP(RegionMetric):
 
     It needs no best threshold. Its number is no mean of numbers of single images, since one curve serves all.
 
+    >>> S = torch.eye(8)[None]
+    >>> PxAP().measure(saliency=S, mask=S > 0.5).tolist()
+    [100.0]
+
     Args:
         steps: thresholds below 1; the authors take 100 where they evaluate maps from files, and 1000 while they train.
             Each image keeps two numbers for each of them.
@@ -53,11 +57,11 @@ class PxAP(RegionMetric):
         shortcut_mask: Tensor | None = None,
         ignore_mask: Tensor | None = None,
     ) -> None:
-        """As `RegionMetric.update`, with the pixels (B, H, W) that count as neither object nor background."""
+        """Add a batch as `RegionMetric.update`, with the pixels (B, H, W) that are neither object nor background."""
         self.collect(saliency=saliency, mask=mask, boxes=boxes, shortcut_mask=shortcut_mask, ignore_mask=ignore_mask)
 
     def values(self, scored: ScoredBatch) -> Tensor:
-        """Pixels in U, then outside of it, whose threshold (1) is the highest that they reach: (B, 2 (steps + 1))."""
+        """Count pixels in U, then outside of it, by the highest threshold (1) that they reach: (B, 2 (steps + 1))."""
         S, U = scored.saliency.flatten(1), pixels_of(scored, self.region).flatten(1)
         t = torch.arange(self.steps + 1, device=S.device, dtype=wide(S)) / self.steps
         bins = torch.searchsorted(t, S.to(t).nan_to_num(0), right=True) - 1  # a map of NaN has no number anyway

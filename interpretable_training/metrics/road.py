@@ -15,7 +15,7 @@ from torch import Tensor
 from interpretable_training.attribution.core.batching import seeded_noise
 from interpretable_training.attribution.core.map_operations import one_of
 
-from .core.base import Fact, RescoringMetric, text
+from .core.base import Fact, RescoringMetric, joined_numbers
 from .core.imputation import impute
 from .core.perturbation import rank_pixels
 from .core.rescoring import Kind, ScoredBatch, kind_index, only_images
@@ -25,6 +25,9 @@ PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 class ROAD(RescoringMetric):
     """How much more the most salient pixels matter than the least salient ones (1), in percent.
+
+    >>> ROAD((20, 50)).measure(model=network, images=images, saliency=saliency, target=target).shape
+    torch.Size([4])
 
     Args:
         percentages: q, each above 0 and below 100.
@@ -58,7 +61,7 @@ class ROAD(RescoringMetric):
     def options(self) -> dict[str, Fact]:
         return {
             "score": self.score,
-            "percentages": text(self.percentages),
+            "percentages": joined_numbers(self.percentages),
             "imputation": "linear",
             "noise": self.noise,
             "seed": self.seed,
@@ -69,13 +72,13 @@ class ROAD(RescoringMetric):
         return 100 * (scores["least salient removed"] - scores["most salient removed"]).mean(1) / 2  # (1)
 
     def curves(self, scored: ScoredBatch) -> dict[str, Tensor]:
-        """s (B, Q) after each percentage, by what was removed."""
+        """Return s (B, Q) after each percentage, by what was removed."""
         key = ("road", self.percentages, self.noise, self.seed)
         both = scored.once(key, lambda: self._scores(scored))[..., kind_index(self.score)]
         return {"most salient removed": both[:, 0], "least salient removed": both[:, 1]}
 
     def _scores(self, scored: ScoredBatch) -> Tensor:
-        """(B, 2, Q, S)."""
+        """Return the scores (B, 2, Q, S)."""
         x = only_images(scored.images)
         pixels = x[0, 0].numel()
         removed = torch.tensor([round(q / 100 * pixels) for q in self.percentages], device=x.device)

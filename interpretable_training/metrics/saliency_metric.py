@@ -27,6 +27,9 @@ LEAST = 1e-12  # probability
 class SaliencyMetric(RescoringMetric):
     """Area of the map's box against the probability of what is inside (1), in nats.
 
+    >>> SaliencyMetric().measure(model=network, images=images, saliency=saliency, target=target).shape
+    torch.Size([4])
+
     Args:
         preset: whose conventions are followed where `upstream` says nothing.
         p_on: whether p is of the "crop" or, as the printed formula can be read, of the whole "image".
@@ -79,7 +82,7 @@ class SaliencyMetric(RescoringMetric):
 
 
 def crops(images: Tensor, boxes: Tensor) -> Tensor:
-    """The parts of images (B, C, H, W) inside boxes (B, 4), enlarged to H x W; zero where a box has no pixels."""
+    """Return the parts of images (B, C, H, W) inside boxes (B, 4), enlarged to H x W; zero for boxes without pixels."""
     found = torch.zeros_like(images)
     for i, (x1, y1, x2, y2) in enumerate(boxes.long().tolist()):
         if x2 > x1 and y2 > y1:

@@ -19,6 +19,11 @@ from .core.rescoring import ScoredBatch, wide
 class MaxSensitivity(RescoringMetric):
     """The largest relative change of the map under small random changes of the image (1).
 
+    >>> from interpretable_training.attribution import GradCAM
+    >>> metric = MaxSensitivity(GradCAM(), n=2)
+    >>> metric.measure(model=network, images=images, saliency=saliency, target=target).shape
+    torch.Size([4])
+
     Args:
         attribution: the method that made the maps, to explain again; `evaluate` knows it.
         radius: r, in units of the normalized image.

@@ -1,4 +1,4 @@
-"""Networks: tiny ones for experiments of a minute, two for CIFAR, two for series, any of timm; CA-Stream for CNNs."""
+"""Tiny networks for short experiments, two networks for CIFAR, two for series, and CA-Stream for any CNN."""
 
 from .build import build_network
 from .ca_stream import CAStream

@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""Build networks by name."""
 
 import difflib
 from typing import Any
@@ -22,6 +22,9 @@ OURS: dict[str, type[nn.Module]] = {
 def build_network(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build "tiny_cnn", "tiny_vit", "cifar_resnet18", "cifar_mobilenetv2", "cnn_lstm", "cnn_bilstm" or any of timm.
 
+    >>> build_network("tiny_cnn", num_classes=2, width=8)(images).shape
+    torch.Size([4, 2])
+
     Args:
         name: Name of the network; `timm.list_models()` lists those of timm.
         num_classes: Number of outputs.
@@ -29,7 +32,7 @@ def build_network(name: str, num_classes: int, pretrained: bool = False, **kwarg
         **kwargs: Further arguments of the network, such as `width` of "tiny_cnn" or `in_chans` of timm.
     """
     if name not in OURS:
-        return build_timm(name, num_classes, pretrained, kwargs)
+        return _build_timm(name, num_classes, pretrained, kwargs)
     if pretrained:
         raise ValueError(
             f"expected pretrained=False for {name!r}, which has no trained weights, got True; "
@@ -38,9 +41,9 @@ def build_network(name: str, num_classes: int, pretrained: bool = False, **kwarg
     return OURS[name](num_classes, **kwargs)
 
 
-def build_timm(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    """Build a model of timm, with errors that say what to do."""
-    import timm  # here, because it takes seconds and the tiny networks do without
+def _build_timm(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """Build a model of timm; errors say what to do."""
+    import timm  # imported late, because it takes seconds and the tiny networks do not need it
 
     if not timm.is_model(name):
         names = [*OURS, *timm.list_models()]
@@ -51,14 +54,14 @@ def build_timm(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, 
         )
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
-    except TypeError as error:  # an argument that this network does not have
+    except TypeError as error:  # an unknown argument of this network
         raise TypeError(
             f"expected arguments that {name!r} accepts, got {kwargs}: {error}; remove or rename the one named here."
         ) from error
     except Exception as error:
         if not pretrained:
             raise
-        # Whatever the download raises differs between the hub, plain addresses and their versions.
+        # The types of download errors differ between the hub and plain addresses.
         raise RuntimeError(
             f"expected to download or find in the cache the pretrained weights of {name!r}, "
             f"got {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} Pass pretrained=False to "

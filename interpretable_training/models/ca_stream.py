@@ -1,4 +1,4 @@
-"""CA-Stream: attention pooling beside a frozen network. Torres et al., CVPR-W 2024, https://arxiv.org/abs/2404.14996
+"""CA-Stream: attention pooling for a frozen network. Torres et al., CVPR-W 2024, https://arxiv.org/abs/2404.14996
 
     f      = g o GAP o f[L] o ... o f[0]          (1)  the backbone
     F[l]   = f[l](F[l-1])                         (2)  its stages, frozen
@@ -26,16 +26,16 @@ from .taps import Taps
 
 
 class Attention(list[Tensor]):
-    """The raw scores s of each stage as grids: (B, h, w), or (B, heads, h, w) with several heads."""
+    """Raw scores s of each stage as grids: (B, h, w), or (B, heads, h, w) with several heads."""
 
     @property
     def maps(self) -> list[Tensor]:
-        """The attention of each stage, softmax of the scores over the cells."""
+        """Attention of each stage: softmax of the scores over the cells."""
         return [s.flatten(-2).softmax(-1).view_as(s) for s in self]
 
 
-class Seen(NamedTuple):
-    """What one pass gives: logits of the stream and of average pooling, and the attention."""
+class StreamOutput(NamedTuple):
+    """Logits of the stream, logits of average pooling, and the attention, all of one pass."""
 
     logits: Tensor
     gap: Tensor
@@ -43,27 +43,33 @@ class Seen(NamedTuple):
 
 
 class CAStream(nn.Module):
-    """A network whose average pooling is replaced by a stream of cross-attention.
+    """Network in which a stream of cross-attention replaces average pooling.
 
-    Only `stream` is learned. The backbone, which is the given module and no copy, stays in eval mode and without
-    gradients whatever is done to its flags; what it computes is part of the graph only where somebody asks for
-    gradients of the images or of its layers. State dicts hold the stream, and a fingerprint of the backbone's weights.
+    Only `stream` is trained. `backbone` is the given module, not a copy. It stays in eval mode and without gradients,
+    even after `train()` or `requires_grad_()`. Its graph is built only for gradients of the images or of its layers.
+    State dicts contain the stream and a fingerprint of the backbone's weights.
+
+    >>> from interpretable_training.models import TinyCNN
+    >>> net = CAStream(TinyCNN(num_classes=5))
+    >>> logits, attention = net.forward_with_attention(torch.randn(2, 3, 64, 64))
+    >>> logits.shape, [tuple(s.shape) for s in attention]
+    (torch.Size([2, 5]), [(2, 32, 32), (2, 16, 16), (2, 8, 8)])
 
     Args:
-        backbone: a torchvision or timm network, or any module with stages and a head.
-        stages: names of the modules that return the maps of each stage, the last one those that are pooled. By default
-            they are found by what runs.
-        start: the first stage of the stream.
-        class_specific: learn one first query per class. The class is the label in training, else what average pooling
-            predicts.
-        projected: whether keys and values are linear in the maps.
-        heads: parts into which the channels are split, each with its own attention.
-        bias: whether the stream's linear layers have biases.
-        head: the module of the backbone that makes logits of the pooled maps, or its name; by default it is found by
-            what runs.
-        train_head: learn the classifier too.
-        train_backbone: learn the rest of the backbone too.
-        image_size: side of the images with which the backbone is looked at; by default its configuration's, else 224.
+        backbone: A torchvision or timm network, or any module with stages and a head.
+        stages: Names of the modules that return the maps of each stage; the last stage is the one that is pooled. By
+            default they are found in a forward pass.
+        start: First stage of the stream.
+        class_specific: Learn one first query per class. The class is the label in training, otherwise the prediction of
+            average pooling.
+        projected: Whether keys and values are linear in the maps.
+        heads: Number of parts into which the channels are split, each with its own attention.
+        bias: Whether the linear layers of the stream have biases.
+        head: Module of the backbone that computes logits from the pooled maps, or its name; by default it is found in a
+            forward pass.
+        train_head: Train the classifier too.
+        train_backbone: Train the rest of the backbone too.
+        image_size: Side of the images of this forward pass; by default that of the backbone's configuration, or 224.
     """
 
     def __init__(
@@ -82,23 +88,23 @@ class CAStream(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = unwrap(backbone)
-        found = dissect(self.backbone, stages, head, image_size)
-        if not 0 <= start < len(found.stages):
+        anatomy = dissect(self.backbone, stages, head, image_size)
+        if not 0 <= start < len(anatomy.stages):
             raise ValueError(
-                f"expected start from 0 to {len(found.stages) - 1}, the stages of {type(self.backbone).__name__} are "
-                f"{list(found.stages)}, got {start}."
+                f"expected start from 0 to {len(anatomy.stages) - 1}, the stages of {type(self.backbone).__name__} are "
+                f"{list(anatomy.stages)}, got {start}."
             )
-        if heads < 1 or any(d % heads for d in found.dims[start:]):
-            raise ValueError(f"expected heads that divide the channels {list(found.dims[start:])}, got {heads}.")
-        self.stages, self.start, self.class_specific = found.stages[start:], start, class_specific
-        self.head, self.num_classes = found.head, found.num_classes
-        queries = found.num_classes if class_specific else 1
-        self.stream = Stream(found.dims[start:], queries, heads, projected, bias)
+        if heads < 1 or any(d % heads for d in anatomy.dims[start:]):
+            raise ValueError(f"expected heads that divide the channels {list(anatomy.dims[start:])}, got {heads}.")
+        self.stages, self.start, self.class_specific = anatomy.stages[start:], start, class_specific
+        self.head, self.num_classes = anatomy.head, anatomy.num_classes
+        queries = anatomy.num_classes if class_specific else 1
+        self.stream = Stream(anatomy.dims[start:], queries, heads, projected, bias)
         self.stream.initialize(convnext=any(type(m).__name__ == "ConvNeXt" for m in self.backbone.modules()))
         like = next(p for p in self.backbone.parameters() if p.is_floating_point())
         self.stream.to(like.device, like.dtype)
         self.train_head, self.train_backbone = train_head, train_backbone
-        self.taps = Taps(self.backbone, found.taps[start:], sum(found.runs[start:]))
+        self.taps = Taps(self.backbone, anatomy.taps[start:], sum(anatomy.runs[start:]))
         frozen = set(self.sealed())
         for module in self.backbone.modules():
             if module not in frozen:
@@ -107,22 +113,22 @@ class CAStream(nn.Module):
         self.seal()
 
     def forward(self, images: Tensor, target: Tensor | None = None) -> Tensor:
-        """Logits (B, N); `target` (B,) says which query to start with if they are class-specific."""
+        """Return logits (B, N); `target` (B,) selects the first query if queries are class-specific."""
         return self._run(images, target)[0]
 
     def forward_with_attention(self, images: Tensor, target: Tensor | None = None) -> tuple[Tensor, Attention]:
-        """Logits and the raw scores of each stage as grids, whose `maps` are the attention."""
+        """Return logits and the raw scores of each stage as grids; `maps` of these are the attention."""
         logits, _, attention = self._run(images, target)
         return logits, attention
 
-    def look(self, images: Tensor, target: Tensor | None = None) -> Seen:
-        """Logits with the stream and with average pooling, and the attention, of the same features."""
-        return Seen(*self._run(images, target, whole=True))
+    def forward_with_gap(self, images: Tensor, target: Tensor | None = None) -> StreamOutput:
+        """Return logits of the stream and of global average pooling, and the attention, from the same features."""
+        return StreamOutput(*self._run(images, target, whole=True))
 
     def _run(self, images: Tensor, target: Tensor | None, whole: bool = False) -> tuple[Tensor, Any, Attention]:
-        """`Seen`; unless `whole`, the classifier runs once, without average pooling, whose logits may be None then."""
+        """Return `StreamOutput`; unless `whole`, the classifier runs once and logits of average pooling may be None."""
         self.seal()
-        whole |= self.class_specific and target is None  # average pooling says which query to start with
+        whole |= self.class_specific and target is None  # average pooling selects the first query
         gap, maps = self.taps.run(self.backbone, images, whole)  # (2)
         self._check(images, maps)
         which = None
@@ -132,37 +138,34 @@ class CAStream(nn.Module):
         single = [s.squeeze(1) if s.shape[1] == 1 else s for s in scores]
         return self.head(self.backbone, q), gap, Attention(single)  # (4)
 
-    def gap(self) -> nn.Module:
-        """The plain network, which pools by the average."""
-        return self.backbone
-
     def seal(self) -> None:
-        """Keep what is frozen in eval mode and without gradients."""
+        """Set frozen modules to eval mode and without gradients."""
         for module in self.sealed():
             if module.training:
                 module.training = False
-            for parameter in module._parameters.values():
-                if parameter is not None and parameter.requires_grad:
+            for parameter in module.parameters(recurse=False):
+                if parameter.requires_grad:
                     parameter.requires_grad_(False)
 
     def sealed(self) -> Iterator[nn.Module]:
-        """The modules of the backbone that are frozen."""
+        """Yield the frozen modules of the backbone."""
         for name, module in self.backbone.named_modules():
             if not (self.train_head if name in self.head.modules else self.train_backbone):
                 yield module
 
     def sealed_tensors(self) -> dict[str, Tensor]:
-        """The frozen parameters and buffers by their names in the backbone."""
-        state = self.backbone.state_dict(keep_vars=True)  # first: FSDP2 exchanges tensors for those of the state dict
-        frozen = {id(t) for m in self.sealed() for t in (*m._parameters.values(), *m._buffers.values())}
+        """Return the frozen parameters and buffers by their names in the backbone."""
+        state = self.backbone.state_dict(keep_vars=True)  # first: FSDP2 replaces tensors by those of the state dict
+        tensors = (t for m in self.sealed() for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
+        frozen = {id(tensor) for tensor in tensors}
         return {name: tensor for name, tensor in state.items() if id(tensor) in frozen}
 
     def checksums(self) -> dict[str, str]:
-        """Of each frozen tensor; the same as long as nothing touches them."""
+        """Return a checksum of each frozen tensor."""
         return checksums(self.sealed_tensors())
 
     def class_weights(self) -> tuple[Tensor, Tensor] | None:
-        """V (heads, N, d), the class weights seen through the last projection, and b (N,); None if g is not linear.
+        """Return class weights V (heads, N, d) multiplied by the last projection, and b (N,); None if g is not linear.
 
         Then y = b + sum over heads of V[head] sum over i of a[head, i] F[L, i].
         """
@@ -170,10 +173,10 @@ class CAStream(nn.Module):
         weighted = [module for module in ran if next(module.parameters(recurse=False), None) is not None]
         if len(weighted) != 1 or self.head.cells > 1:
             return None
-        held, last = dict(weighted[0].named_parameters(recurse=False)), self.stream.blocks[-1]
+        parameters, last = dict(weighted[0].named_parameters(recurse=False)), self.stream.blocks[-1]
         assert isinstance(last, CrossAttention)
-        W = whole(full(held["weight"])).flatten(1)
-        b = whole(full(held["bias"])) if "bias" in held else None
+        W = whole(full(parameters["weight"])).flatten(1)
+        b = whole(full(parameters["bias"])) if "bias" in parameters else None
         return W @ last.weights(), nn.functional.linear(last.offset(), W, b)
 
     def train(self, mode: bool = True) -> "CAStream":
@@ -193,11 +196,11 @@ class CAStream(nn.Module):
         return state
 
     def get_extra_state(self) -> Tensor:
-        known = {"backbone": type(self.backbone).__name__, "weights": fingerprint(self.sealed_tensors())}
-        return torch.tensor(list(json.dumps(known).encode()), dtype=torch.uint8)  # tensors survive every file format
+        facts = {"backbone": type(self.backbone).__name__, "weights": fingerprint(self.sealed_tensors())}
+        return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)  # every file format stores tensors
 
     def set_extra_state(self, state: Tensor) -> None:
-        pass  # compared before anything is loaded
+        pass  # compared in _load_from_state_dict, before anything is loaded
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state = state_dict.get(f"{prefix}_extra_state")
@@ -205,18 +208,18 @@ class CAStream(nn.Module):
             theirs, ours = (json.loads(bytes(s.tolist())) for s in (state, self.get_extra_state()))
             if theirs != ours:
                 raise RuntimeError(
-                    f"expected the backbone beside which this stream was learned, a {theirs['backbone']} whose weights "
+                    f"expected the backbone with which this stream was trained, a {theirs['backbone']} whose weights "
                     f"have the fingerprint {theirs['weights']}, got a {ours['backbone']} with {ours['weights']}; "
-                    "build CAStream on that backbone, with the weights that it had, before loading."
+                    "build CAStream on that backbone with those weights before loading."
                 )
-        for name, tensor in self.sealed_tensors().items():  # which were not saved: they are what they are
+        for name, tensor in self.sealed_tensors().items():  # not saved: keep the present tensors
             state_dict.setdefault(f"{prefix}backbone.{name}", tensor.detach())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check(self, images: Tensor, maps: Sequence[Tensor | None]) -> None:
         for name, F in zip(self.stages, maps):
             if F is None:
-                raise RuntimeError(f"expected stage {name!r} to run, but it did not; build CAStream anew.")
+                raise RuntimeError(f"expected stage {name!r} to run, but it did not; build CAStream again.")
             if F.shape[2] * F.shape[3] == 1:
                 raise ValueError(
                     f"expected maps of more than one cell, got 1 x 1 from stage {name!r} for images "

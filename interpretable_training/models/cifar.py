@@ -1,7 +1,7 @@
 """ResNet-18 and MobileNet-V2 for images of 32 x 32 pixels, as in https://github.com/weiaicunzai/pytorch-cifar100.
 
-The convolutions in front keep the resolution that the networks for ImageNet halve twice. The numbers of parameters are
-those of that repository: 11 220 132 and 2 369 380 with 100 classes.
+The first convolutions keep the resolution, where networks for ImageNet halve it twice. The numbers of parameters equal
+those of the repository: 11 220 132 and 2 369 380 with 100 classes.
 """
 
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions beside a shortcut."""
+    """Two convolutions with a shortcut."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -30,6 +30,9 @@ class BasicBlock(nn.Module):
 
 class CIFARResNet18(nn.Module):
     """Residual network of 17 convolutions and a linear layer; the last map of 32 x 32 pixels is 4 x 4.
+
+    >>> CIFARResNet18(num_classes=100, width=8)(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 100])
 
     Args:
         num_classes: Number of outputs.
@@ -55,7 +58,7 @@ class CIFARResNet18(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A depthwise convolution between two pointwise ones, which widen and narrow, beside a shortcut where that fits."""
+    """Depthwise convolution between two pointwise convolutions, with a shortcut where input and output fit."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -77,7 +80,10 @@ class InvertedResidual(nn.Module):
 
 
 class CIFARMobileNetV2(nn.Module):
-    """Network of inverted residuals; the last map of 32 x 32 pixels is 5 x 5, since the stem pads by one pixel.
+    """Network of inverted residuals; the last map of 32 x 32 pixels is 5 x 5, because the stem pads by one pixel.
+
+    >>> CIFARMobileNetV2(num_classes=100)(torch.randn(2, 3, 32, 32)).shape
+    torch.Size([2, 100])
 
     Args:
         num_classes: Number of outputs.

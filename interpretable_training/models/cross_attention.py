@@ -7,7 +7,7 @@
     s[l]   = F[l] WK q[l] / sqrt(d[l]), CA[l] = (F[l] WV)' a[l]         (5)  with projected keys and values
 
 F[l]: the maps (d, h, w) of stage l as p = h w cells F[l, i] of length d. q[l]: query (d). Several heads split d: each
-has its own scores over its part. In (5) keys and values are never made: F (WK q) is (F WK) q, and WV' (F' a) is
+has its own scores over its part. In (5) keys and values are not computed: F (WK q) = (F WK) q, and WV' (F' a) =
 (F WV)' a. Scores and pooling are float32 at least, also under autocast.
 Differs from the paper: (4) and (5) have biases, as the authors' code has; `bias=False` leaves them out.
 """
@@ -23,14 +23,14 @@ from interpretable_training.attribution.core.sharded_parameters import whole
 
 
 class CrossAttention(nn.Module):
-    """One step of the stream: pools the maps of a stage and makes the query of the next.
+    """One step of the stream: pool the maps of a stage and compute the query of the next.
 
     Args:
-        dim: channels of the stage.
-        dim_next: channels of the next stage, or of the classifier's input.
-        heads: parts into which the channels are split.
-        projected: whether keys and values are linear in the maps (5) or the maps themselves.
-        bias: whether (4) and (5) have biases.
+        dim: Channels of the stage.
+        dim_next: Channels of the next stage, or of the classifier's input.
+        heads: Number of parts into which the channels are split.
+        projected: Whether keys and values are linear in the maps (5) or the maps themselves.
+        bias: Whether (4) and (5) have biases.
     """
 
     def __init__(self, dim: int, dim_next: int, heads: int = 1, projected: bool = False, bias: bool = True) -> None:
@@ -41,7 +41,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(dim, dim_next, bias)
 
     def forward(self, F: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps F (B, d, h, w) and queries (B, d) -> queries of the next stage, scores (B, heads, h, w)."""
+        """Return queries of the next stage and scores (B, heads, h, w) for maps F (B, d, h, w) and queries (B, d)."""
         cells = full(F).flatten(2).unsqueeze(1)  # (B, 1, d, p)
         split = full(q).unflatten(1, (self.heads, -1))  # (B, heads, d / heads)
         scale = split.shape[-1] ** -0.5
@@ -50,28 +50,28 @@ class CrossAttention(nn.Module):
             s = split.unsqueeze(2) @ cells * scale  # (1), (B, heads, 1, p)
             CA = (s.softmax(-1) @ cells.transpose(2, 3)).flatten(1)  # (2), (3)
         else:
-            s = torch.einsum("bnc,ncd->bnd", split, self.by_head(self.key)).unsqueeze(2) @ cells  # (5)
+            s = torch.einsum("bnc,ncd->bnd", split, self._by_head(self.key)).unsqueeze(2) @ cells  # (5)
             if self.key.bias is not None:
                 s = s + (split.flatten(1) * full(self.key.bias)).view_as(split).sum(2)[..., None, None]
             s = s * scale
             pooled = (s.softmax(-1) @ cells.transpose(2, 3)).squeeze(2)  # (B, heads, d)
-            CA = torch.einsum("bnd,ncd->bnc", pooled, self.by_head(self.value)).flatten(1)  # (5)
+            CA = torch.einsum("bnd,ncd->bnc", pooled, self._by_head(self.value)).flatten(1)  # (5)
             CA = CA if self.value.bias is None else CA + full(self.value.bias)
         return self.out(CA.to(self.out.weight.dtype)), s.squeeze(2).unflatten(2, F.shape[2:])  # (4)
 
-    def by_head(self, linear: nn.Linear) -> Tensor:
-        """The rows of a square matrix that belong to each head, (heads, d / heads, d)."""
+    def _by_head(self, linear: nn.Linear) -> Tensor:
+        """Return the rows of a square matrix for each head: (heads, d / heads, d)."""
         return full(linear.weight).unflatten(0, (self.heads, -1))
 
     def weights(self) -> Tensor:
-        """W[l] as each head's pooled maps meet it: (heads, d[l+1], d), where q[l+1] = sum over heads of W CA + b."""
+        """Return W[l] for the pooled maps of each head, (heads, d[l+1], d): q[l+1] = sum over heads of W CA + b."""
         W = whole(full(self.out.weight))
-        own = torch.eye(self.heads, dtype=W.dtype, device=W.device).repeat_interleave(W.shape[1] // self.heads, 1)
-        W = W * own[:, None]
+        parts = torch.eye(self.heads, dtype=W.dtype, device=W.device).repeat_interleave(W.shape[1] // self.heads, 1)
+        W = W * parts[:, None]
         return W if self.value is None else W @ whole(full(self.value.weight))
 
     def offset(self) -> Tensor:
-        """What is left of q[l+1] where the pooled maps are zero, (d[l+1],)."""
+        """Return q[l+1] (d[l+1],) for pooled maps of zeros."""
         W, b = (None if t is None else whole(full(t)) for t in (self.out.weight, self.out.bias))
         value = None if self.value is None or self.value.bias is None else whole(full(self.value.bias))
         assert W is not None
@@ -79,14 +79,14 @@ class CrossAttention(nn.Module):
 
 
 class Stream(nn.Module):
-    """The query's way through the stages.
+    """Cross-attention of a query with all stages, one after the other.
 
     Args:
-        dims: channels of each stage.
-        queries: how many first queries are learned: one, or one per class.
-        heads: see `CrossAttention`, also for the other arguments.
-        projected: see `CrossAttention`.
-        bias: see `CrossAttention`.
+        dims: Channels of each stage.
+        queries: Number of learned first queries: one, or one per class.
+        heads: See `CrossAttention`.
+        projected: See `CrossAttention`.
+        bias: See `CrossAttention`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Stream(nn.Module):
         self.blocks = nn.ModuleList(CrossAttention(d, d_next, heads, projected, bias) for d, d_next in steps)
 
     def forward(self, maps: Sequence[Tensor], which: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Maps of each stage and which query each image starts with -> last query, scores (B, heads, h, w)."""
+        """Return the last query and the scores (B, heads, h, w) of each stage; `which` selects each first query."""
         q = self.query.expand(len(maps[0]), -1) if which is None else self.query[which]
         device, scores = q.device.type, []
         autocast = device != "meta" and torch.is_autocast_enabled(device)
@@ -109,7 +109,7 @@ class Stream(nn.Module):
         return q, scores
 
     def initialize(self, convnext: bool) -> None:
-        """As the authors do, which differs between ConvNeXt and all others."""
+        """Initialize as the authors do; ConvNeXt differs from all other networks."""
         nn.init.normal_(self.query, mean=1.0, std=1.0)
         for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
             if convnext:

@@ -1,4 +1,4 @@
-"""A convolutional and a recurrent part in a row, for series of several channels.
+"""Networks with a convolutional and a recurrent part, for series of several channels.
 
     A = features(x)        (1)
     h = last state of the recurrent part over A    (2)
@@ -6,23 +6,26 @@
 
 x: series (B, C, T). A: (B, K, T), of the same length, so that a class activation map has a value for each time step.
 Buono and Akesson, Towards gradient faithfulness and beyond, Halmstad University, 2023, explain such networks on C-MAPSS
-and call them CNN-LSTM and CNN-BiLSTM; they give no sizes, so these are ours.
+and call them CNN-LSTM and CNN-BiLSTM; they give no sizes; the sizes here are our choice.
 """
 
 from torch import Tensor, nn
 
 
 class CNNLSTM(nn.Module):
-    """Two convolutions over time, an LSTM, and a linear layer that reads its last state.
+    """Two convolutions over time, an LSTM, and a linear layer for its last state.
+
+    >>> CNNLSTM(num_classes=1, channels=14)(torch.randn(2, 14, 30)).shape
+    torch.Size([2, 1])
 
     Args:
         num_classes: Number of outputs; 1 for regression.
         channels: Channels of the series.
         width: Channels after each convolution.
         hidden: Length of the state, in each direction.
-        kernel: Time steps that a convolution sees; odd.
-        bidirectional: Whether a second LSTM reads the series from its end.
-        dropout: Share of the state that training leaves out before the linear layer.
+        kernel: Time steps of a convolution; odd.
+        bidirectional: Whether a second LSTM reads the series backwards.
+        dropout: Share of the state that is set to zero in training, before the linear layer.
     """
 
     def __init__(
@@ -37,9 +40,9 @@ class CNNLSTM(nn.Module):
     ) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"expected an odd kernel, whose middle is a time step, got {kernel}.")
+            raise ValueError(f"expected an odd kernel, whose middle is a time step, got {kernel}; pass {kernel + 1}.")
         widths = (channels, width, width)
-        self.features = nn.Sequential(*(conv_block(n_in, width, kernel) for n_in in widths[:-1]))
+        self.features = nn.Sequential(*(_conv_block(n_in, width, kernel) for n_in in widths[:-1]))
         self.lstm = nn.LSTM(width, hidden, batch_first=True, bidirectional=bidirectional)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden * (2 if bidirectional else 1), num_classes)
@@ -51,7 +54,11 @@ class CNNLSTM(nn.Module):
 
 
 class CNNBiLSTM(CNNLSTM):
-    """`CNNLSTM` that reads the series in both directions; the arguments are the same."""
+    """`CNNLSTM` that reads the series in both directions, with the same arguments.
+
+    >>> CNNBiLSTM(num_classes=1, channels=14)(torch.randn(2, 14, 30)).shape
+    torch.Size([2, 1])
+    """
 
     def __init__(
         self,
@@ -65,8 +72,8 @@ class CNNBiLSTM(CNNLSTM):
         super().__init__(num_classes, channels, width, hidden, kernel, True, dropout)
 
 
-def conv_block(channels_in: int, channels_out: int, kernel: int) -> nn.Sequential:
-    """Convolution over time that keeps the length, batch norm, ReLU."""
+def _conv_block(channels_in: int, channels_out: int, kernel: int) -> nn.Sequential:
+    """Return a convolution over time that keeps the length, batch norm and ReLU."""
     return nn.Sequential(
         nn.Conv1d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm1d(channels_out),

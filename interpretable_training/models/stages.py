@@ -1,7 +1,7 @@
-"""What a backbone is made of, found by what runs when it sees one image: its stages and its head.
+"""Find the stages and the head of a backbone, from the modules that run for one image.
 
-A stage ends with the last map of each resolution, as far as no block is cut open. For ResNet and ConvNeXt the points
-are those of the authors' code. The head is what makes logits of the pooled last stage.
+A stage ends with the last map of each resolution, but not inside a block. ResNet and ConvNeXt have the points of the
+authors' code. The head computes logits from the pooled last stage.
 """
 
 import math
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from interpretable_training.attribution.core.feature_grids import find_grid
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model
 
-# By the name of the class; the first list whose modules all exist. After the stem's pooling and each stage; ConvNeXt:
-# what stages 1, 2 and 3 receive and what the last returns, torchvision and timm.
+# By the name of the class: the first list whose modules all exist. ResNet: after the stem's pooling and each stage.
+# ConvNeXt: inputs of stages 1, 2 and 3 and output of the last, in torchvision and timm.
 OFFICIAL: dict[str, list[tuple[str, ...]]] = {
     "ResNet": [("maxpool", "layer1", "layer2", "layer3", "layer4")],
     "ConvNeXt": [
@@ -29,8 +29,8 @@ OFFICIAL: dict[str, list[tuple[str, ...]]] = {
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
-class Ran(NamedTuple):
-    """A module that ran, with its first input and its output."""
+class ModuleRun(NamedTuple):
+    """One run of a module, with its first input and its output."""
 
     name: str
     module: nn.Module
@@ -40,11 +40,12 @@ class Ran(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """What follows the pooling.
+    """Part of a backbone after the pooling.
 
-    name: the module that makes logits of pooled maps; "" where the backbone's own `forward_head` (timm) does.
-    cells: how many pooled cells it reads side by side as (B, d * cells); 0 where it reads maps (B, d, h, w).
-    modules: the names of all modules that run in it.
+    Attributes:
+        name: Module that computes logits from pooled maps; "" where the backbone's `forward_head` (timm) does.
+        cells: Number of pooled cells that it reads as (B, d * cells); 0 where it reads maps (B, d, h, w).
+        modules: Names of all modules that run in it.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Head:
     modules: frozenset[str] = frozenset()
 
     def __call__(self, backbone: nn.Module, q: Tensor) -> Tensor:
-        """Logits of q (B, d): those of a map that is q everywhere."""
+        """Return logits of q (B, d), those of a map that is q everywhere."""
         if not self.name:
             return backbone.forward_head(q[:, :, None, None])  # type: ignore[operator]
         module = backbone.get_submodule(self.name)
@@ -63,10 +64,15 @@ class Head:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The stages of a backbone with their channels, its head, and how many classes it knows.
+    """Stages of a backbone with their channels, its head, and its number of classes.
 
-    taps: the modules around or behind the stages that are the last to return the same maps.
-    runs: how often each tap runs in one pass.
+    Attributes:
+        stages: Names of the modules that return the maps of each stage.
+        taps: Names of the last modules that return the same maps.
+        runs: Number of runs of each tap in one pass.
+        dims: Channels of each stage.
+        head: Part after the pooling.
+        num_classes: Number of logits.
     """
 
     stages: tuple[str, ...]
@@ -83,33 +89,33 @@ def dissect(
     head: str | nn.Module | None = None,
     image_size: int | None = None,
 ) -> Anatomy:
-    """Look at what runs for one image; the backbone stays as it is."""
+    """Return stages and head from the modules that run for one image; the backbone does not change."""
     with prepare_model(backbone) as prepared, torch.no_grad():
-        images = prepare(prepared, probe_image(backbone, image_size))
-        ran, logits = record(backbone, images)
+        images = prepare(prepared, _probe_image(backbone, image_size))
+        ran, logits = _run_modules(backbone, images)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
-                f"expected a backbone that returns logits (B, N), got {came} from {type(backbone).__name__}; "
+                f"expected a backbone that returns logits (B, N), got {got} from {type(backbone).__name__}; "
                 "build it with its classifier."
             )
-        maps = maps_of(ran, images)
-        names = find_stages(backbone, maps, images) if stages is None else check_stages(backbone, stages, maps, ran)
+        maps = _feature_maps(ran, images)
+        names = _find_stages(backbone, maps, images) if stages is None else _check_stages(backbone, stages, maps, ran)
         made = {r.name: r for r in ran}
         last = made[names[-1]]
-        found = find_head(backbone, head, ran, logits, last)
-        check_pooling(backbone, found, last, made[found.name].input if found.name else None, logits)
-        modules, _ = record(backbone, last.output.mean((2, 3)), found)
-        check_linear(backbone, modules)
-        found = Head(found.name, found.cells, frozenset(r.name for r in modules))
+        part = _find_head(backbone, head, ran, logits, last)
+        _check_pooling(backbone, part, last, made[part.name].input if part.name else None, logits)
+        modules, _ = _run_modules(backbone, last.output.mean((2, 3)), part)
+        _check_linear(backbone, modules)
+        part = Head(part.name, part.cells, frozenset(r.name for r in modules))
     taps = tuple(next(r.name for r in reversed(ran) if r.output is made[name].output) for name in names)
     runs = tuple(sum(r.name == tap for r in ran) for tap in taps)
     dims = tuple(made[name].output.shape[1] for name in names)
-    return Anatomy(names, taps, runs, dims, found, logits.shape[1])
+    return Anatomy(names, taps, runs, dims, part, logits.shape[1])
 
 
-def probe_image(backbone: nn.Module, image_size: int | None) -> Tensor:
-    """One image (1, C, H, W) as the backbone's configuration says, else of 224 x 224 pixels."""
+def _probe_image(backbone: nn.Module, image_size: int | None) -> Tensor:
+    """Return an image (1, C, H, W) in the size of the backbone's configuration, by default 224 x 224."""
     config = getattr(backbone, "pretrained_cfg", None)
     size = (config.get("input_size") if isinstance(config, dict) else None) or (3, 224, 224)
     side = size[1:] if image_size is None else (image_size, image_size)
@@ -128,12 +134,12 @@ def probe_image(backbone: nn.Module, image_size: int | None) -> Tensor:
     return image.to(weight.device, weight.dtype)
 
 
-def record(backbone: nn.Module, x: Tensor, head: Head | None = None) -> tuple[list[Ran], Any]:
-    """The modules in the order in which they finish, and what the backbone, or its head, returns."""
-    ran: list[Ran] = []
+def _run_modules(backbone: nn.Module, x: Tensor, head: Head | None = None) -> tuple[list[ModuleRun], Any]:
+    """Return the modules in the order in which they finish, and the output of the backbone or of its head."""
+    ran: list[ModuleRun] = []
 
     def keep(name: str) -> Any:
-        return lambda module, args, output: ran.append(Ran(name, module, args[0] if args else None, output))
+        return lambda module, args, output: ran.append(ModuleRun(name, module, args[0] if args else None, output))
 
     handles = [module.register_forward_hook(keep(name)) for name, module in backbone.named_modules() if name]
     try:
@@ -149,62 +155,68 @@ def record(backbone: nn.Module, x: Tensor, head: Head | None = None) -> tuple[li
             handle.remove()
 
 
-def maps_of(ran: Sequence[Ran], images: Tensor) -> dict[str, Ran]:
-    """The modules that return feature maps (B, d, h, w) of more than one cell."""
-    found = {}
+def _feature_maps(ran: Sequence[ModuleRun], images: Tensor) -> dict[str, ModuleRun]:
+    """Return the modules that return feature maps (B, d, h, w) of more than one cell."""
+    maps = {}
     for r in ran:
         shape = r.output.shape if isinstance(r.output, Tensor) and r.output.ndim == 4 else (0,)
         grid = find_grid(shape, images.shape[2:], strict=False)
         if grid is not None and grid.layout == "first" and math.prod(grid.shape) > 1:
-            found[r.name] = r
-    return found
+            maps[r.name] = r
+    return maps
 
 
-def find_stages(backbone: nn.Module, maps: dict[str, Ran], images: Tensor) -> tuple[str, ...]:
-    """The names of the modules whose output ends a stage, in the order in which they run."""
+def _find_stages(backbone: nn.Module, maps: dict[str, ModuleRun], images: Tensor) -> tuple[str, ...]:
+    """Return the names of the modules whose output ends a stage, in the order in which they run."""
     for prefix, module in backbone.named_modules():
         for names in OFFICIAL.get(type(module).__name__, []):
             full = tuple(f"{prefix}.{name}" if prefix else name for name in names)
             if all(name in maps for name in full):
                 return full
-    found: list[Ran] = []
+    ends: list[ModuleRun] = []
     for r in reversed(list(maps.values())):
-        larger = not found or area(r) > 2 * area(found[-1])  # convolutions without padding only lose a border
-        if larger and r.output.shape[1] > images.shape[1] and not isinstance(r.module, PASSING) and whole(r, maps):
-            found.append(r)
-    if not found:
+        larger = not ends or _cells(r) > 2 * _cells(ends[-1])  # convolutions without padding remove only a border
+        if (
+            larger
+            and r.output.shape[1] > images.shape[1]
+            and not isinstance(r.module, PASSING)
+            and _ends_block(r, maps)
+        ):
+            ends.append(r)
+    if not ends:
         raise ValueError(
             f"expected a backbone with stages, modules that return feature maps (B, d, h, w) of more than one cell, "
-            f"found none in {type(backbone).__name__}; pass a convolutional network, or stages= with their names."
+            f"got {type(backbone).__name__} without any; pass a convolutional network, or stages= with their names."
         )
-    return tuple(r.name for r in reversed(found))
+    return tuple(r.name for r in reversed(ends))
 
 
-def area(r: Ran) -> int:
-    """How many cells its maps have."""
+def _cells(r: ModuleRun) -> int:
+    """Return the number of cells of the maps of a module."""
     return r.output.shape[2] * r.output.shape[3]
 
 
-def whole(r: Ran, maps: dict[str, Ran]) -> bool:
-    """Whether no block around the module goes on to another resolution; plain sequences are no blocks."""
+def _ends_block(r: ModuleRun, maps: dict[str, ModuleRun]) -> bool:
+    """Whether no block that contains the module continues with another resolution; plain sequences are not blocks."""
     parts = r.name.split(".")
     around = [maps[name] for name in (".".join(parts[:i]) for i in range(1, len(parts))) if name in maps]
     return all(type(a.module) is nn.Sequential or a.output.shape[2:] == r.output.shape[2:] for a in around)
 
 
-def check_stages(
-    backbone: nn.Module, stages: Sequence[str], maps: dict[str, Ran], ran: Sequence[Ran]
+def _check_stages(
+    backbone: nn.Module, stages: Sequence[str], maps: dict[str, ModuleRun], ran: Sequence[ModuleRun]
 ) -> tuple[str, ...]:
-    """Given names, refused where they are no stages."""
+    """Return the given names; raise ValueError where they are not stages in order."""
     if isinstance(stages, str) or not stages:
         raise ValueError(f"expected stages as a list of names, got {stages!r}; for one stage pass [name].")
     for name in stages:
         if name not in maps:
-            did = {r.name for r in ran}
-            why = "no map of more than one cell" if name in did else "no module that runs"
+            names = {r.name for r in ran}
+            why = "no map of more than one cell" if name in names else "no module that runs"
             raise ValueError(
                 f"expected names of modules of {type(backbone).__name__} that return feature maps, got {name!r}, "
-                f"which is {why}; closest: {get_close_matches(name, list(maps), cutoff=0.3)}. There are: {outer(maps)}."
+                f"which is {why}; closest: {get_close_matches(name, list(maps), cutoff=0.3)}. "
+                f"Available: {_outermost(maps)}."
             )
     order = list(maps)
     if sorted(stages, key=order.index) != list(stages) or len(set(stages)) < len(stages):
@@ -212,18 +224,18 @@ def check_stages(
     return tuple(stages)
 
 
-def outer(maps: dict[str, Any], most: int = 40) -> list[str]:
-    """The names of the least nested modules among them."""
+def _outermost(maps: dict[str, Any], most: int = 40) -> list[str]:
+    """Return the names of the least nested modules."""
     depth = 1
     while depth < 4 and sum(name.count(".") < depth for name in maps) < 4:
         depth += 1
     return [name for name in maps if name.count(".") < depth][:most]
 
 
-def find_head(
-    backbone: nn.Module, given: str | nn.Module | None, ran: Sequence[Ran], logits: Tensor, last: Ran
+def _find_head(
+    backbone: nn.Module, given: str | nn.Module | None, ran: Sequence[ModuleRun], logits: Tensor, last: ModuleRun
 ) -> Head:
-    """What makes logits of the pooled last stage: as told, timm's `forward_head`, or a module by what it returns."""
+    """Return the head: the given one, timm's `forward_head`, or the module that returns the logits."""
     if given is None and hasattr(backbone, "forward_head"):
         return Head("", 0)
     made = [r for r in ran if r.output is logits and not f"{last.name}.".startswith(f"{r.name}.")]
@@ -245,8 +257,8 @@ def find_head(
     return Head(made[-1].name, cells if received.ndim == 2 else 0)
 
 
-def check_pooling(backbone: nn.Module, head: Head, last: Ran, received: Any, logits: Tensor) -> None:
-    """Refuse a backbone that does more between the last stage and the head than to pool by the average."""
+def _check_pooling(backbone: nn.Module, head: Head, last: ModuleRun, received: Any, logits: Tensor) -> None:
+    """Raise ValueError if the head does not read the averages of the last stage."""
     why = "other features"
     if head.name:
         size = received.shape[2:] if received.ndim == 4 else (round(head.cells**0.5),) * 2
@@ -255,7 +267,7 @@ def check_pooling(backbone: nn.Module, head: Head, last: Ran, received: Any, log
         one, other = logits[:0], logits
         try:
             one = backbone.forward_head(last.output)  # type: ignore[operator]
-        except Exception as error:  # whatever a head says of maps that are not for it
+        except Exception as error:  # heads raise many types for maps of another stage
             why = f"{type(error).__name__}: {error}"
     if one.shape != other.shape or not (one.is_meta or torch.allclose(one, other, rtol=1e-2, atol=1e-3)):
         what = repr(head.name) if head.name else "forward_head"
@@ -266,14 +278,14 @@ def check_pooling(backbone: nn.Module, head: Head, last: Ran, received: Any, log
         )
 
 
-def check_linear(backbone: nn.Module, ran: Sequence[Ran]) -> None:
-    """Refuse a head whose last step is not linear."""
+def _check_linear(backbone: nn.Module, ran: Sequence[ModuleRun]) -> None:
+    """Raise ValueError if the last step of the head is not linear."""
     weighted = [r.module for r in ran if next(r.module.parameters(recurse=False), None) is not None]
     module = weighted[-1] if weighted else None
     if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
         return
-    came = "nothing that is learned" if module is None else type(module).__name__
+    got = "no learned module" if module is None else type(module).__name__
     raise ValueError(
         f"expected a head of {type(backbone).__name__} that ends in a linear classifier, nn.Linear or a convolution of "
-        f"1 x 1, got {came}; pass head= with the name of its classifier."
+        f"1 x 1, got {got}; pass head= with the name of its classifier."
     )

@@ -1,20 +1,23 @@
-"""Tiny networks that learn generated shapes in a minute on a CPU."""
+"""Tiny networks, which learn generated shapes in a minute on a CPU."""
 
 import torch
 from torch import Tensor, nn
 
 
-def conv_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
-    """Convolution, batch norm, ReLU."""
+def _conv_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+    """Return a convolution, batch norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
-        nn.ReLU(),  # not in place: hooks that read what comes in here find it unchanged
+        nn.ReLU(),  # not in place, so that hooks can read its input
     )
 
 
 class TinyCNN(nn.Module):
     """Convolutional network whose last map, 1/8 of the image's side, is averaged and classified by one linear layer.
+
+    >>> TinyCNN(num_classes=5)(torch.randn(2, 3, 64, 64)).shape
+    torch.Size([2, 5])
 
     Args:
         num_classes: Number of outputs.
@@ -24,10 +27,10 @@ class TinyCNN(nn.Module):
 
     def __init__(self, num_classes: int, channels: int = 3, width: int = 16) -> None:
         super().__init__()
-        self.stem = conv_block(channels, width, stride=2)
-        self.stage1 = conv_block(width, 2 * width, stride=1)
-        self.stage2 = nn.Sequential(conv_block(2 * width, 4 * width, 2), conv_block(4 * width, 4 * width, 1))
-        self.stage3 = nn.Sequential(conv_block(4 * width, 4 * width, 2), conv_block(4 * width, 4 * width, 1))
+        self.stem = _conv_block(channels, width, stride=2)
+        self.stage1 = _conv_block(width, 2 * width, stride=1)
+        self.stage2 = nn.Sequential(_conv_block(2 * width, 4 * width, 2), _conv_block(4 * width, 4 * width, 1))
+        self.stage3 = nn.Sequential(_conv_block(4 * width, 4 * width, 2), _conv_block(4 * width, 4 * width, 1))
         self.head = nn.Linear(4 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ class TinyCNN(nn.Module):
         return self.head(A.mean((2, 3)))
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Multi-head self-attention; the output of `softmax` is the attention (B, heads, T, T)."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -51,12 +54,12 @@ class Attention(nn.Module):
         return self.proj((attention @ v).transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a layer norm and beside a shortcut."""
+class TransformerBlock(nn.Module):
+    """Self-attention and a two-layer perceptron, each after a layer norm and with a shortcut."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm1, self.attn = nn.LayerNorm(dim), SelfAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
@@ -66,7 +69,10 @@ class Block(nn.Module):
 
 
 class TinyViT(nn.Module):
-    """Vision transformer with a class token; modules are named as in timm.
+    """Vision transformer with a class token; modules have timm's names.
+
+    >>> TinyViT(num_classes=5, image_size=64)(torch.randn(2, 3, 64, 64)).shape
+    torch.Size([2, 5])
 
     Args:
         num_classes: Number of outputs.
@@ -102,7 +108,7 @@ class TinyViT(nn.Module):
         self.patch_embed = nn.Conv2d(channels, dim, patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + self.grid_size[0] * self.grid_size[1], dim))
-        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(dim, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
 

@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 from interpretable_training.batches.read import pick
 from interpretable_training.models import CAStream, build_network
 
+from ._compat import INSTANTIATOR, attached_trainer
 from .checks import check_num_classes, check_range
 from .classifier import Classifier, build_metrics
 from .plain_module import SchedulerCallable, name_of_object, refuse_names_of_objects
@@ -84,7 +85,7 @@ class CAStreamClassifier(Classifier):
                 "expected class_specific=False with multilabel=True, got both: one image has one first query, that of "
                 "its class; pass class_specific=False."
             )
-        if "_instantiator" not in self.hparams:  # from the command line all arguments are plain values
+        if INSTANTIATOR not in self.hparams:  # from the command line all arguments are plain values
             named = network if isinstance(network, str) else name_of_object(network)
             self.save_hyperparameters({"network": named})
         self.hparams["pretrained"] = pretrained  # unlike other checkpoints, ours does not hold the backbone's weights
@@ -116,7 +117,7 @@ class CAStreamClassifier(Classifier):
         """Log the metrics of the stream and of average pooling, and entropy and coverage of the attention."""
         images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
-        seen = self.network.look(images)
+        seen = self.network.forward_with_gap(images)
         loss = self.criterion(seen.logits, target, batch_idx)
         self.log_step(metrics, seen.logits, target, loss)
         gap_metrics.update(seen.gap, target)
@@ -144,7 +145,7 @@ class CAStreamClassifier(Classifier):
         """Return the optimizer of the trainable parameters, its learning rate scaled to the global batch."""
         self.network.seal()
         optimizer = self.unscaled([parameter for parameter in parameters if parameter.requires_grad])
-        trainer = self._trainer
+        trainer = attached_trainer(self)
         if self.reference_batch is None or trainer is None:
             return optimizer
         size = batch_size(trainer)

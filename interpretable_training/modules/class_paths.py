@@ -1,8 +1,8 @@
-"""Class paths that files name: what they lead to is looked at before anything is called.
+"""Checks of the class paths in files, before anything is called.
 
-A configuration is what a user runs, so it may name any class, and a function that declares the class it returns. A
-checkpoint comes from anywhere, so it may name networks, optimizers and the like, and nothing is imported for it but
-what this package is built on.
+Users run their configurations, so these may name any class, and functions that declare the class they return.
+Checkpoints come from anywhere, so they may name networks, losses, optimizers, schedulers and metrics only, and no
+module is imported for them except those of the packages in `KNOWN`.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
@@ -23,71 +23,87 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.regularization import GuidedGradientRegularizer
 
-# What the hyper-parameters of a module consist of, beside plain values. Metrics are modules, too.
+from ._compat import INSTANTIATOR
+
+# Hyper-parameters of a module are plain values and these. Metrics are modules, too.
 KINDS = (nn.Module, Optimizer, LRScheduler, ReduceLROnPlateau, Attribution, GuidedGradientRegularizer)
-CALLED = ("optimizer", "scheduler")  # a function that is named here would be called at once, with what the file says
+CALLED = (
+    "optimizer",
+    "scheduler",
+)  # jsonargparse calls a function that is named here at once, with arguments of the file
 KNOWN = ("torch", "torchvision", "timm", "torchmetrics", "lightning", "interpretable_training")
 BUILDERS = ("torchvision.models", "timm.models")  # of functions that return networks
 DOWNLOADS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")  # timm reads further files for these
 HARMLESS = ("datetime",)  # of the standard library
+IN_CHECKPOINT = (
+    "a checkpoint may name classes of modules that are imported already. If you trust the module, import it first "
+    "(explain: --import MODULE, other commands: name the class in the configuration, too), or pass the object itself "
+    "to load_from_checkpoint."
+)
+IN_CONFIGURATION = (
+    "name a class, or a function that declares the class it returns, of a package outside of Python itself."
+)
 
 
-def check_hyper_parameters(values: Any, own: Sequence[Any] = ()) -> None:
-    """Refuse hyper-parameters of a checkpoint that lead to anything but plain values and what `KINDS` names.
+def check_hyper_parameters(values: Any, configured: Sequence[Any] = ()) -> None:
+    """Raise for hyper-parameters of a checkpoint that lead to anything but plain values and classes of `KINDS`.
 
     Args:
         values: The hyper-parameters.
-        own: Class paths with their arguments that the command line itself names.
+        configured: Class paths with their arguments that the configuration of the command names, too.
     """
     for key, value, parent in walk(values):
         if isinstance(value, str) and is_mapping(value):
-            refuse(key, "a plain value, no text of YAML or JSON", value)
+            _raise(key, "a plain value, no text of YAML or JSON", value, IN_CHECKPOINT)
         if key in DOWNLOADS and "class_path" not in parent:
-            refuse(key, "no further file or address that is to be read", value)
+            _raise(key, "no further file or address to read", value, IN_CHECKPOINT)
         if key in ("class_path", "_class_path"):
-            if parent in own or (isinstance(value, str) and value.isidentifier()):
+            if parent in configured or (isinstance(value, str) and value.isidentifier()):
                 continue  # jsonargparse looks up short names among the subclasses of what it expects
-            found = loaded(value)
-            if not allowed_in_checkpoint(found):
-                refuse(value, "the class path of an imported network, loss, optimizer, scheduler or metric", value)
-        elif isinstance(value, str) and key != "_instantiator" and "." in value:
-            found = loaded(value)
-            if (found is not None and is_unsafe(found)) or (found is None and is_importable(value)):
-                refuse(key, "a plain value or an imported class", value)
-        refuse_function(key, value)
+            target = loaded(value)
+            if not allowed_in_checkpoint(target):
+                kinds = "network, loss, optimizer, scheduler or metric"
+                _raise(key, f"the class path of an imported {kinds}", value, IN_CHECKPOINT)
+        elif isinstance(value, str) and key != INSTANTIATOR and "." in value:
+            target = loaded(value)
+            if (target is not None and is_unsafe(target)) or (target is None and is_importable(value)):
+                _raise(key, "a plain value or an imported class", value, IN_CHECKPOINT)
+        _refuse_function(key, value, IN_CHECKPOINT)
 
 
 def is_mapping(text: str) -> bool:
-    """Whether jsonargparse would read a text as a tree with keys, and call the class paths in it."""
+    """Whether jsonargparse would read a text as a mapping, and call the class paths in it."""
     try:  # events, as they do not follow aliases
         return any(isinstance(event, yaml.MappingStartEvent) for event in yaml.parse(text, yaml.SafeLoader))
     except yaml.YAMLError:
         return text.lstrip().startswith(("{", "["))
 
 
-def refuse_function(key: str, value: Any) -> None:
-    """Refuse a function where it would be called at once with the values of the file."""
+def _refuse_function(key: str, value: Any, advice: str) -> None:
+    """Raise for a function in a place where jsonargparse calls it at once with the arguments of the file."""
     if key in CALLED and isinstance(value, (dict, Namespace)):
         path = value.get("class_path")
-        found = loaded(path) if isinstance(path, str) else None
-        if found is not None and not isinstance(found, type):
-            refuse(key, f"the class of an {key}" if key == "optimizer" else f"the class of a {key}", path)
+        target = loaded(path) if isinstance(path, str) else None
+        if target is not None and not isinstance(target, type):
+            _raise(key, f"the class of an {key}" if key == "optimizer" else f"the class of a {key}", path, advice)
 
 
 def check_configuration(config: Any) -> None:
-    """Refuse a parsed configuration that leads to a function which does not say what it builds, or out of Python."""
+    """Raise for a parsed configuration that names the standard library, or functions that declare no class."""
     for key, value, _ in walk(config):
-        refuse_function(key, value)
+        _refuse_function(key, value, IN_CONFIGURATION)
         if key == "class_path" and isinstance(value, str) and "." in value:
-            found = loaded(value)
-            if found is None or is_unsafe(found):
-                refuse(value, "a class, or a function that declares which class it returns", value)
+            target = loaded(value)
+            if target is None or is_unsafe(target):
+                _raise(key, "a class, or a function that declares which class it returns", value, IN_CONFIGURATION)
         elif callable(value) and not isinstance(value, (type, nn.Module)) and is_standard(value):
-            refuse(key, "a function of a package for this purpose", getattr(value, "__qualname__", value))
+            _raise(
+                key, "a function of no part of Python itself", getattr(value, "__qualname__", value), IN_CONFIGURATION
+            )
 
 
 def walk(value: Any, key: str = "", parent: Any = ()) -> Iterator[tuple[str, Any, Any]]:
-    """All that is in a tree, with its name and what it stands in."""
+    """Yield name, value and parent of everything in a tree."""
     yield key, value, parent
     if isinstance(value, Namespace):
         value = vars(value)
@@ -100,7 +116,7 @@ def walk(value: Any, key: str = "", parent: Any = ()) -> Iterator[tuple[str, Any
 
 
 def loaded(path: Any) -> Any:
-    """The object at a dotted path among the imported modules, or None; only `KNOWN` packages are imported for it."""
+    """Return the object at a dotted path among the imported modules, or None; import those of `KNOWN` packages."""
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
         return None
     parts = path.split(".")
@@ -109,15 +125,15 @@ def loaded(path: Any) -> Any:
         if name not in sys.modules and parts[0] in KNOWN and is_importable(f"{name}.x"):
             importlib.import_module(name)
         if name in sys.modules:
-            found: Any = sys.modules[name]
+            target: Any = sys.modules[name]
             for part in parts[end:]:
-                found = getattr(found, part, None)
-            return found
+                target = getattr(target, part, None)
+            return target
     return None
 
 
 def is_importable(path: str) -> bool:
-    """Whether a dotted path leads into a file of Python, which is not read."""
+    """Whether a dotted path leads into a Python file, which is not executed."""
     places, spec = None, None
     for part in path.split(".")[:-1]:
         spec = PathFinder.find_spec(part, places)
@@ -129,42 +145,38 @@ def is_importable(path: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def allowed_in_checkpoint(found: Any) -> bool:
+def allowed_in_checkpoint(target: Any) -> bool:
     """Whether a checkpoint may name it."""
-    if isinstance(found, type):
-        return issubclass(found, KINDS)
-    return str(getattr(found, "__module__", "")).startswith(BUILDERS) and issubclass(returned(found), KINDS)
+    if isinstance(target, type):
+        return issubclass(target, KINDS)
+    return str(getattr(target, "__module__", "")).startswith(BUILDERS) and issubclass(returned(target), KINDS)
 
 
-def is_unsafe(found: Any) -> bool:
-    """Whether it is of the standard library, or a function that does not declare a class of ours or of torch."""
-    if isinstance(found, type):
-        return is_standard(found)
-    return callable(found) and (is_standard(found) or is_standard(returned(found)))
+def is_unsafe(target: Any) -> bool:
+    """Whether it is of the standard library, or a function that declares no class outside of it."""
+    if isinstance(target, type):
+        return is_standard(target)
+    return callable(target) and (is_standard(target) or is_standard(returned(target)))
 
 
-def is_standard(found: Any) -> bool:
-    """Whether an object was defined in the standard library, or calls what was."""
-    while isinstance(found, partial):
-        found = found.func
-    module = getattr(found, "__module__", None) or type(found).__module__
+def is_standard(target: Any) -> bool:
+    """Whether an object was defined in the standard library, or is a partial of one that was."""
+    while isinstance(target, partial):
+        target = target.func
+    module = getattr(target, "__module__", None) or type(target).__module__
     root = module.partition(".")[0]
     return root in sys.stdlib_module_names and root not in HARMLESS
 
 
 def returned(function: Any) -> type:
-    """The class that a function declares to return; `object` if it does not say."""
+    """Return the class that a function declares to return; `object` if it declares none."""
     try:
-        found = typing.get_type_hints(function).get("return") if inspect.isfunction(function) else None
+        target = typing.get_type_hints(function).get("return") if inspect.isfunction(function) else None
     except (NameError, TypeError):
-        found = None
-    return found if isinstance(found, type) else object
+        target = None
+    return target if isinstance(target, type) else object
 
 
-def refuse(place: str, expected: str, value: Any) -> None:
-    """Say what a file may not name."""
-    raise ValueError(
-        f"expected {expected} at {place!r}, got {value!r}. Files name classes, and functions only where "
-        "they declare which; a checkpoint names what is imported by then: import it first, or pass the object itself "
-        "to load_from_checkpoint."
-    )
+def _raise(key: str, expected: str, value: Any, advice: str) -> NoReturn:
+    """Raise for a value that a file may not hold at a key."""
+    raise ValueError(f"expected {expected} at {key!r}, got {value!r}; {advice}")

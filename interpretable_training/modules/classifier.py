@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePre
 from interpretable_training.batches.read import pick
 from interpretable_training.models import build_network
 
+from ._compat import attached_trainer
 from .checks import check_datamodule, check_logits, check_num_classes, check_range, check_target_shape
 from .plain_module import PlainModule, SchedulerCallable
 
@@ -98,7 +99,7 @@ class Classifier(PlainModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # `interpretable-training explain` prepares pictures by these facts.
-        data = getattr(self._trainer, "datamodule", None)
+        data = getattr(attached_trainer(self), "datamodule", None)
         known = {name: getattr(data, name, None) for name in ("class_names", "mean", "std")}
         facts = {name: list(values) for name, values in known.items() if values is not None}
         shape = None if self.image_shape is None else list(self.image_shape)

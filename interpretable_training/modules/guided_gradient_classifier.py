@@ -19,6 +19,7 @@ from interpretable_training.regularization.monitoring import (
 )
 from interpretable_training.regularization.regularizer import mean_norm
 
+from ._compat import INSTANTIATOR, attached_trainer
 from .classifier import Classifier
 from .plain_module import name_of_object, refuse_names_of_objects
 
@@ -53,7 +54,7 @@ class GuidedGradientClassifier(Classifier):
         if isinstance(regularizer, dict):  # from a checkpoint
             regularizer = GuidedGradientRegularizer(**regularizer)
         self.regularizer = regularizer
-        if "_instantiator" not in self.hparams:  # from the command line all arguments are plain values
+        if INSTANTIATOR not in self.hparams:  # from the command line all arguments are plain values
             plain = isinstance(regularizer.error, str)
             self.save_hyperparameters({"regularizer": asdict(regularizer) if plain else name_of_object(regularizer)})
         self.reported = False
@@ -62,7 +63,7 @@ class GuidedGradientClassifier(Classifier):
         images, target = pick(batch, strict=True).pair()
         self.image_shape = tuple(images.shape[1:])
         criterion = partial(self.criterion, batch_idx=batch_idx)
-        options: dict[str, Any] = {"step": self.global_step, "scale": grad_scale(self._trainer)}
+        options: dict[str, Any] = {"step": self.global_step, "scale": grad_scale(attached_trainer(self))}
         loss, parts = self.regularizer(self.network, images, target, criterion, **options)
         self.log_step(self.train_metrics, parts.output, target, parts.classification)
         log_parts(self, parts, len(images))

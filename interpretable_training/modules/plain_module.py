@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.utilities.cloud_io import _load
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from lightning.pytorch.core.saving import CHECKPOINT_PAST_HPARAMS_KEYS, load_hparams_from_tags_csv
-from lightning.pytorch.core.saving import load_hparams_from_yaml as load_yaml
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
+from ._compat import INSTANTIATOR, attached_trainer, saved_hyper_parameters
 from .class_paths import check_hyper_parameters
 
 OBJECT = "object of class "  # how checkpoints name objects that they cannot rebuild
@@ -40,17 +38,9 @@ class PlainModule(L.LightningModule):
     ) -> Any:
         weights_only = True if weights_only is None else weights_only  # Lightning's default depends on the address
         if weights_only:  # without it the caller trusts the file to execute code
-            checkpoint = _load(checkpoint_path, map_location="cpu", weights_only=True)
-            if hasattr(checkpoint_path, "seek"):
-                checkpoint_path.seek(0)
-            keys = (*CHECKPOINT_PAST_HPARAMS_KEYS, cls.CHECKPOINT_HYPER_PARAMS_KEY)
-            sources = [checkpoint.get(key) for key in keys]
-            if hparams_file is not None:
-                csv = str(hparams_file).lower().endswith("csv")
-                sources.append(load_hparams_from_tags_csv(hparams_file) if csv else load_yaml(hparams_file))
-            for values in sources:
+            for values in saved_hyper_parameters(cls, checkpoint_path, hparams_file):
                 # Arguments of the caller replace those of the file.
-                check_hyper_parameters({key: value for key, value in (values or {}).items() if key not in kwargs})
+                check_hyper_parameters({key: value for key, value in values.items() if key not in kwargs})
         load = super().load_from_checkpoint
         return load(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
 
@@ -64,7 +54,7 @@ class PlainModule(L.LightningModule):
         assert frame is not None  # CPython has frames
         objects = {name: value for name, value in arguments.items() if isinstance(value, nn.Module)}
         self.save_hyperparameters(ignore=["optimizer", "scheduler", *objects], frame=frame.f_back)
-        if "_instantiator" in self.hparams:  # from the command line all arguments are plain values
+        if INSTANTIATOR in self.hparams:  # from the command line all arguments are plain values
             self.save_hyperparameters(frame=frame.f_back)
         else:
             self.save_hyperparameters({name: name_of_object(value) for name, value in objects.items()})
@@ -74,8 +64,8 @@ class PlainModule(L.LightningModule):
         optimizer = self.optimizer(self.parameters())
         configs: list[dict[str, Any]] = []
         if self.scheduler is not None:
-            options = {"T_max": self._number_of_epochs()} if lacks_epochs(self.scheduler) else {}
-            scheduler: Any = self.scheduler(optimizer, **options)
+            build: Callable[..., Any] = self.scheduler
+            scheduler = build(optimizer, T_max=self._number_of_epochs()) if lacks_epochs(build) else build(optimizer)
             configs.append({"scheduler": scheduler, "interval": "epoch"})
             if isinstance(scheduler, ReduceLROnPlateau):
                 configs[0]["monitor"] = scheduler.monitor
@@ -86,7 +76,8 @@ class PlainModule(L.LightningModule):
 
     def _number_of_epochs(self) -> int:
         """Return max_epochs of the trainer, at which the schedule ends."""
-        epochs = None if self._trainer is None else self._trainer.max_epochs
+        trainer = attached_trainer(self)
+        epochs = None if trainer is None else trainer.max_epochs
         if epochs is None or epochs < 1:
             raise ValueError(
                 f"expected a number of epochs for the scheduler of {type(self).__name__}, got max_epochs={epochs}; "

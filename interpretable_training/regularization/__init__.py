@@ -1,10 +1,7 @@
-"""Guided-gradient regularization: the gradient of the images is pulled towards their guided gradient in training.
-
-loss, parts = GuidedGradientRegularizer(weight=7.5e-3)(model, images, target)
-"""
+"""Guided-gradient regularization: training aligns the gradient of the images with their guided gradient."""
 
 from .errors import cosine, histogram, mae, mse, printed_histogram
-from .gradients import both_gradients, guided_gradient, input_gradient
+from .gradients import both_gradients, guided_loss_gradient, loss_gradient
 from .regularizer import GuidedGradientRegularizer, Parts
 
 __all__ = [
@@ -12,9 +9,9 @@ __all__ = [
     "Parts",
     "both_gradients",
     "cosine",
-    "guided_gradient",
+    "guided_loss_gradient",
     "histogram",
-    "input_gradient",
+    "loss_gradient",
     "mae",
     "mse",
     "printed_histogram",

@@ -32,8 +32,8 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As `F.batch_norm`."""
-    single = x.numel() == x.shape[1]  # which torch refuses, in its own words
+    """Return `F.batch_norm`."""
+    single = x.numel() == x.shape[1]  # torch raises an error for it
     if not training or single:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     y = BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
@@ -42,7 +42,7 @@ def batch_norm(
 
 
 class BatchNorm(torch.autograd.Function):
-    """Output of batch norm."""
+    """Compute the output of batch norm."""
 
     @staticmethod
     def forward(
@@ -61,17 +61,17 @@ class BatchNorm(torch.autograd.Function):
 
 
 class BatchNormBackward(torch.autograd.Function):
-    """(1), (2) and their derivatives."""
+    """Compute (1), (2) and their derivatives."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, weight: Any, mu: Tensor, inverse: Tensor, eps: float) -> Any:
         ctx.set_materialize_grads(False)
         mask = [True, True, True]
-        found = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mu, inverse, True, eps, mask)
-        _, dgamma, dbeta = found
+        gradients = torch.ops.aten.native_batch_norm_backward(g, x, weight, None, None, mu, inverse, True, eps, mask)
+        _, dgamma, dbeta = gradients
         ctx.save_for_backward(g, x, weight, mu, inverse, dgamma, dbeta)
         ctx.eps = eps
-        return found
+        return gradients
 
     @staticmethod
     def backward(ctx: Any, v: Any, v_gamma: Any, v_beta: Any) -> Any:
@@ -79,24 +79,24 @@ class BatchNormBackward(torch.autograd.Function):
         M, dims = x.numel() // x.shape[1], [0, *range(2, x.ndim)]
         dtype = mu.dtype  # float32 at least, also in mixed precision
 
-        def each(channel: Tensor) -> Tensor:  # (C,) beside (B, C, ...)
+        def per_channel(channel: Tensor) -> Tensor:  # (C,) in the shape of (B, C, ...)
             return channel.to(dtype).view(-1, *[1] * (x.ndim - 2))
 
         def mean(tensor: Tensor) -> Tensor:
-            return each(tensor.sum(dims) / M)
+            return per_channel(tensor.sum(dims) / M)
 
         if torch.is_grad_enabled():  # to be differentiated again: nothing may be constant
             x32, g32 = x.to(dtype), g.to(dtype)
             inverse = (x32.var(dims, correction=0) + ctx.eps).rsqrt()
-            hat = (x32 - mean(x32)) * each(inverse)
-            sigma_inverse, b, mean_g = each(inverse), mean(g32 * hat), mean(g32)
+            hat = (x32 - mean(x32)) * per_channel(inverse)
+            sigma_inverse, b, mean_g = per_channel(inverse), mean(g32 * hat), mean(g32)
         else:
-            sigma_inverse, b, mean_g = each(inverse), each(dgamma / M), each(dbeta / M)
-            hat = (x.to(dtype) - each(mu)).mul_(sigma_inverse)
-        gamma = 1.0 if weight is None else each(weight)
+            sigma_inverse, b, mean_g = per_channel(inverse), per_channel(dgamma / M), per_channel(dbeta / M)
+            hat = (x.to(dtype) - per_channel(mu)).mul_(sigma_inverse)
+        gamma = 1.0 if weight is None else per_channel(weight)
         v = torch.zeros_like(g, dtype=dtype) if v is None else v.to(dtype)
-        v_gamma = 0.0 if v_gamma is None else each(v_gamma)
-        v_beta = 0.0 if v_beta is None else each(v_beta)
+        v_gamma = 0.0 if v_gamma is None else per_channel(v_gamma)
+        v_beta = 0.0 if v_beta is None else per_channel(v_beta)
         mean_v, a = mean(v), mean(v * hat)
         q = mean(v * g) - mean_v * mean_g - a * b
         alpha = gamma * sigma_inverse

@@ -1,4 +1,4 @@
-"""Convolution whose second derivative is made of convolutions and gradients of convolutions only.
+"""Convolution with a second derivative that consists of convolutions and gradients of convolutions.
 
     dx = x~(g, w),  dw = w~(g, x),  db = sum g                                (1)
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class Geometry(NamedTuple):
-    """How the kernel moves, as torch's operators take it."""
+    """Geometry of a convolution, in the order of torch's operators."""
 
     stride: Any
     padding: Any
@@ -31,13 +31,13 @@ class Geometry(NamedTuple):
 
 
 class Switch:
-    """Tells a backward pass that is under way what it is for."""
+    """Switch for the running backward pass."""
 
-    inputs_only = False  # no gradient of a weight or bias is wanted
+    inputs_only = False  # whether gradients of weights and biases are skipped
 
 
 class Convolution(torch.autograd.Function):
-    """Output of a convolution."""
+    """Compute the output of a convolution."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, switch: Switch) -> Tensor:
@@ -54,7 +54,7 @@ class Convolution(torch.autograd.Function):
 
 
 class ConvolutionBackward(torch.autograd.Function):
-    """(1) and its derivatives."""
+    """Compute (1) and its derivatives."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, geometry: Geometry, mask: list[bool]) -> Any:

@@ -1,4 +1,4 @@
-"""How far two gradient images are apart. Torres, thesis, chapter 4 ("A learning paradigm for interpretable gradients").
+"""Errors of two gradients of images. Torres, thesis, chapter 4 ("A learning paradigm for interpretable gradients").
 
     E_MAE = 1/p ||d - d'||_1                                         (4.5)
     E_MSE = 1/p ||d - d'||_2^2                                       (4.6)
@@ -7,8 +7,8 @@
 
 d, d': gradients of one image, of p numbers each. All functions take (B, ...) and return (B,).
 
-Differs from the thesis: (4.8) is printed with min(|d_i|, |d'_i|) / (||d||_1 ||d'||_1), which is no similarity: it
-changes with the scale of the loss and is -1 / ||d||_1 for equal images. `printed_histogram` is that form.
+Differs from the thesis: (4.8) is printed with min(|d_i|, |d'_i|) / (||d||_1 ||d'||_1), which is not a similarity:
+it changes with the scale of the loss and is -1 / ||d||_1 for equal images. `printed_histogram` is that form.
 """
 
 from collections.abc import Callable
@@ -16,43 +16,43 @@ from collections.abc import Callable
 from torch import Tensor
 
 Error = Callable[[Tensor, Tensor], Tensor]
-SMALLEST = 1e-12  # norms below it belong to images without gradient, whose similarity is 0
+SMALLEST = 1e-12  # images with a norm below it have no gradient; their similarity is 0
 
 
 def mae(d: Tensor, d2: Tensor) -> Tensor:
-    """Mean absolute error."""
+    """Return the mean absolute error."""
     return (d - d2).abs().flatten(1).mean(1)  # (4.5)
 
 
 def mse(d: Tensor, d2: Tensor) -> Tensor:
-    """Mean squared error."""
+    """Return the mean squared error."""
     return (d - d2).square().flatten(1).mean(1)  # (4.6)
 
 
 def cosine(d: Tensor, d2: Tensor) -> Tensor:
-    """Negative cosine similarity, in [-1, 1]."""
-    d, d2 = unit(d, 2), unit(d2, 2)
+    """Return the negative cosine similarity, in [-1, 1]."""
+    d, d2 = _unit(d, 2), _unit(d2, 2)
     return -(d * d2).sum(1)  # (4.7)
 
 
 def histogram(d: Tensor, d2: Tensor) -> Tensor:
-    """Negative intersection of the two histograms of magnitudes, in [-1, 0]."""
-    return -unit(d, 1).abs().minimum(unit(d2, 1).abs()).sum(1)  # (4.8)
+    """Return the negative intersection of the two histograms of magnitudes, in [-1, 0]."""
+    return -_unit(d, 1).abs().minimum(_unit(d2, 1).abs()).sum(1)  # (4.8)
 
 
 def printed_histogram(d: Tensor, d2: Tensor) -> Tensor:
-    """Negative histogram intersection as the thesis prints it."""
+    """Return the negative histogram intersection as the thesis prints it."""
     low = d.abs().minimum(d2.abs()).flatten(1).sum(1)
     norms = d.abs().flatten(1).sum(1) * d2.abs().flatten(1).sum(1)
     return -low / norms.clamp(min=SMALLEST)
 
 
-def unit(d: Tensor, p: int) -> Tensor:
-    """Each image as a vector (B, p) divided by its p-norm; zero where that is as good as zero."""
+def _unit(d: Tensor, p: int) -> Tensor:
+    """Return each image as a vector (B, p) of p-norm 1, or of zeros where it has no gradient."""
     d = d.flatten(1)
-    some = d.detach().norm(p, 1, keepdim=True) >= SMALLEST
-    d = d.where(some, 0.0)
-    return d / d.norm(p, 1, keepdim=True).where(some, 1.0)
+    has_gradient = d.detach().norm(p, 1, keepdim=True) >= SMALLEST
+    d = d.where(has_gradient, 0.0)
+    return d / d.norm(p, 1, keepdim=True).where(has_gradient, 1.0)
 
 
 ERRORS: dict[str, Error] = {"cosine": cosine, "mae": mae, "mse": mse, "histogram": histogram}

@@ -1,12 +1,11 @@
 """The gradient of a loss with respect to images, plain and guided, both of one forward pass.
 
     d  = dL/dx                                                              (1)
-    d' = dL/dx, where each activation lets pass positive values only      (2)
+    d' = dL/dx, where each activation passes positive gradients only        (2)
 
-x: images (B, C, H, W), or the output of a layer. L: loss of a batch. The rule of (2) is `attribution.rules`'.
+x: images (B, C, H, W), or the output of a layer. L: loss of a batch. Rule of (2): `core.activation_gates`.
 """
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -22,33 +21,38 @@ from interpretable_training.attribution.core.capture import ran, tap
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model, unwrap
 from interpretable_training.attribution.core.state import same_state
 
+from ._compat import call_after_backward, dynamo_is_loaded, is_compiled
 from .quick import Quick
 
 Criterion = Callable[[Any, Any], Tensor]
 INSTEAD = "Pass scope='all', take the gradient at an earlier layer, or train without this regularizer."
 
 
-class Run:
-    """A forward pass that was run inside `record`, whose loss can be differentiated by both rules, and again."""
+class RecordedForward:
+    """Forward pass inside `record_forward`; its loss can be differentiated by both rules, and again."""
 
-    def __init__(self, model: nn.Module, mode: Gates, quick: Quick, at: str, kept: dict[str, Any]) -> None:
-        self.model, self.gates, self.quick, self.at, self.kept = model, mode, quick, at, kept
+    def __init__(self, model: nn.Module, mode: Gates, quick: Quick, at: str, outputs: dict[str, Any]) -> None:
+        self.model, self.gates, self.quick, self.at, self.outputs = model, mode, quick, at, outputs
+        self.x: Tensor | None = None  # images to differentiate with respect to
 
     def leaf(self, images: Tensor) -> Tensor:
-        """A copy of images, to differentiate with respect to; the images themselves where a layer's output is asked."""
+        """Return a differentiable copy of images; the images themselves where `at` is a layer."""
         if not images.is_floating_point():
-            raise TypeError(f"expected floating point images, normalized as in training, got {images.dtype}.")
+            raise TypeError(
+                f"expected floating point images, normalized as in training, got {images.dtype}; call images.float()."
+            )
         if self.at != "input":
             return images
         self.x = images.detach().requires_grad_()
         return self.x.clone()  # the first layer may work in place
 
     def gradient(self, loss: Tensor, guided: bool, keep: bool = True, create_graph: bool = False) -> Tensor:
-        """(1) or (2), float32 at least, for which the graph is kept unless it is the last."""
-        x = self.x if self.at == "input" else ran(self.kept, self.at)[-1]
+        """Return (1) or (2), in float32 at least; pass `keep=False` in the last call to free the graph."""
+        x = self.x if self.at == "input" else ran(self.outputs, self.at)[-1]
+        assert x is not None, "call leaf first"
         self.gates.on, self.gates.fired, self.quick.switch.inputs_only = guided, 0, True
-        # Checkpointed parts run again in each pass back: as they ran at first, and their statistics do not count.
-        guard = same_state(unwrap(self.model)) if self.quick.watched else nullcontext()
+        # Checkpointed parts run again in each backward pass: as in the forward pass, and without updating statistics.
+        guard = same_state(unwrap(self.model)) if self.quick.checkpointed else nullcontext()
         try:
             with guard, sdpa_kernel(SDPBackend.MATH):
                 d = torch.autograd.grad(loss, x, retain_graph=keep, create_graph=create_graph, allow_unused=True)[0]
@@ -61,49 +65,49 @@ class Run:
             )
         if guided and self.gates.fired == 0:
             raise ValueError(no_gates("guided", self.gates.scope, self.model, INSTEAD))
-        if create_graph and self.quick.watched:
-            d.register_hook(attend_by_math)
+        if create_graph and self.quick.checkpointed:
+            d.register_hook(_keep_math_attention)
         return d.float() if d.dtype in (torch.float16, torch.bfloat16) else d
 
 
 @contextmanager
-def record(model: nn.Module, at: str = "input", scope: Scope = "all") -> Iterator[Run]:
-    """Run the forward pass of `model` inside, and the loss inside or later.
+def record_forward(model: nn.Module, at: str = "input", scope: Scope = "all") -> Iterator[RecordedForward]:
+    """Record the forward pass of `model` that runs inside the block; compute the loss inside or later.
 
     Args:
-        at: "input" for gradients with respect to what `Run.leaf` returned, or the dotted name of a layer of `model`.
-        scope: guide "all" activations that run or only registered "modules".
+        at: "input" for gradients with respect to the result of `leaf`, or the dotted name of a layer of `model`.
+        scope: Guide "all" activations that run or only registered "modules".
     """
-    say_eager(model)
+    _warn_compiled(model)
     with ExitStack() as stack:
         mode = stack.enter_context(gates("guided", scope, model, INSTEAD))
         assert mode is not None
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled
+        if dynamo_is_loaded():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the other kernels have no second derivative
-        kept = {} if at == "input" else stack.enter_context(tap(unwrap(model), [at]))
+        outputs = {} if at == "input" else stack.enter_context(tap(unwrap(model), [at]))
         quick = stack.enter_context(Quick())
         stack.enter_context(mode)
-        yield Run(model, mode, quick, at, kept)
+        yield RecordedForward(model, mode, quick, at, outputs)
 
 
-def attend_by_math(_: Tensor) -> None:
-    """Hook of d: until the end of the backward pass that it belongs to, checkpointed attention runs again as before."""
+def _keep_math_attention(_: Tensor) -> None:
+    """Hook of d: use the same attention kernel when checkpointed attention runs again in the backward pass."""
     stack = ExitStack()
     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-    torch.autograd.Variable._execution_engine.queue_callback(stack.close)
+    call_after_backward(stack.close)
 
 
 def run_eagerly(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function that is not compiled, even where what calls it is."""
-    if "torch._dynamo" not in sys.modules:
+    """Call a function outside of torch's compiler, even where its caller is compiled."""
+    if not dynamo_is_loaded():
         return function(*args)
     return torch.compiler.disable(function)(*args)
 
 
-def say_eager(model: nn.Module) -> None:
-    """Warn, once, that compiled modules do not run compiled here."""
-    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+def _warn_compiled(model: nn.Module) -> None:
+    """Warn once that compiled modules run eagerly."""
+    if any(is_compiled(module) for module in model.modules()):
         warnings.warn(
             f"{type(unwrap(model)).__name__} is compiled, and compiled modules cannot be differentiated twice: steps "
             "with guided gradients run eagerly",
@@ -111,7 +115,7 @@ def say_eager(model: nn.Module) -> None:
         )
 
 
-def input_gradient(
+def loss_gradient(
     model: nn.Module,
     images: Tensor,
     target: Any,
@@ -120,19 +124,22 @@ def input_gradient(
     at: str = "input",
     create_graph: bool = False,
 ) -> Tensor:
-    """(1), of the shape of images (B, C, H, W) or of the output of the layer `at`.
+    """Return (1), in the shape of images (B, C, H, W) or of the output of the layer `at`.
 
-    The model runs in the mode that it is in, and is left as it came: buffers and random generators, too.
+    The model runs in its present mode; its buffers and the random generators do not change.
+
+    >>> loss_gradient(network, images, target).shape
+    torch.Size([4, 3, 16, 16])
 
     Args:
-        target: second argument of the criterion.
-        criterion: function of what the model returns and the target.
-        create_graph: make the gradient differentiable with respect to the parameters.
+        target: Second argument of the criterion.
+        criterion: Function of the model's output and the target.
+        create_graph: Make the gradient differentiable with respect to the parameters.
     """
     return _gradients(model, images, target, criterion, at, "all", create_graph, guided=(False,))[0]
 
 
-def guided_gradient(
+def guided_loss_gradient(
     model: nn.Module,
     images: Tensor,
     target: Any,
@@ -142,7 +149,11 @@ def guided_gradient(
     scope: Scope = "all",
     create_graph: bool = False,
 ) -> Tensor:
-    """(2), like `input_gradient`; which activations were positive is constant where it is differentiated."""
+    """Return (2), like `loss_gradient`; its derivative treats the signs of activations as constants.
+
+    >>> guided_loss_gradient(network, images, target).shape
+    torch.Size([4, 3, 16, 16])
+    """
     return _gradients(model, images, target, criterion, at, scope, create_graph, guided=(True,))[0]
 
 
@@ -155,7 +166,11 @@ def both_gradients(
     at: str = "input",
     scope: Scope = "all",
 ) -> tuple[Tensor, Tensor]:
-    """(1) and (2) of one forward pass, without graph."""
+    """Return (1) and (2) of one forward pass, without graph.
+
+    >>> [d.shape for d in both_gradients(network, images, target)]
+    [torch.Size([4, 3, 16, 16]), torch.Size([4, 3, 16, 16])]
+    """
     d, d2 = _gradients(model, images, target, criterion, at, scope, False, guided=(False, True))
     return d, d2
 
@@ -172,12 +187,12 @@ def _gradients(
 ) -> list[Tensor]:
     with prepare_model(model, keep_mode=True, create_graph=create_graph) as prepared:
         if isinstance(target, Tensor):
-            target = target.clone()  # of validation, made under inference mode
-        with record(prepared.module, at, scope) as run:
-            output = prepared.run(run.leaf(prepare(prepared, images)))
+            target = target.clone()  # targets of validation are made under inference mode
+        with record_forward(prepared.module, at, scope) as recorded:
+            output = prepared.run(recorded.leaf(prepare(prepared, images)))
         loss = criterion(output, target)
         last = len(guided) - 1
         return [
-            run.gradient(loss, which, keep=create_graph or i < last, create_graph=create_graph)
+            recorded.gradient(loss, which, keep=create_graph or i < last, create_graph=create_graph)
             for i, which in enumerate(guided)
         ]

@@ -1,4 +1,4 @@
-"""Second derivatives that cost what they must: our convolution and batch norm stand in for torch's, without surgery."""
+"""Faster second derivatives: replace torch's convolution and batch norm while a mode is active."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ._compat import saved_tensors_are_hooked
 from .batch_norm import batch_norm
 from .convolution import Convolution, Geometry, Switch
 
@@ -14,28 +15,27 @@ DIMENSIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 
 
 class Quick(TorchFunctionMode):
-    """While active, convolutions and batch norm compute what they always do, and their second derivatives sooner."""
+    """While active, convolutions and batch norm give the same results, with faster second derivatives."""
 
     def __init__(self) -> None:
         super().__init__()
         self.switch = Switch()
-        self.watched = False  # whether parts of the forward pass are checkpointed
+        self.checkpointed = False  # whether parts of the forward pass are checkpointed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         x = args[0] if args else kwargs.get("input")
-        # Whoever watches saved tensors (activation checkpointing) runs the forward pass again, outside of our mode, and
-        # expects the same tensors then.
-        watched = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        self.watched |= watched
-        ours = (func in DIMENSIONS or func is F.batch_norm) and not watched
+        # Activation checkpointing runs the forward pass again outside of this mode, and expects the same saved tensors.
+        checkpointed = saved_tensors_are_hooked()
+        self.checkpointed |= checkpointed
+        ours = (func in DIMENSIONS or func is F.batch_norm) and not checkpointed
         if ours and isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             if func is F.batch_norm:
                 return batch_norm(*args, **kwargs)
-            return self.convolve(DIMENSIONS[func], *args, **kwargs)
+            return self._convolve(DIMENSIONS[func], *args, **kwargs)
         return func(*args, **kwargs)
 
-    def convolve(
+    def _convolve(
         self,
         n: int,
         input: Tensor,
@@ -46,7 +46,7 @@ class Quick(TorchFunctionMode):
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        """As `F.conv1d`, `F.conv2d` or `F.conv3d`, of n dimensions."""
+        """Return `F.conv1d`, `F.conv2d` or `F.conv3d`, of n dimensions."""
         if isinstance(padding, str) or input.ndim != n + 2:
             return (F.conv1d, F.conv2d, F.conv3d)[n - 1](input, weight, bias, stride, padding, dilation, groups)
         x, w, b, device = input, weight, bias, input.device.type

@@ -5,9 +5,9 @@
     L_R = 1/n sum over i of E(d_i, d'_i)        (4.3)
     L   = L_C + lambda L_R                      (4.4)
 
-x, t: images and target. E: an error of `errors.py`. d_G: guided backpropagation (`attribution.rules`). Both gradients
-come from one forward pass, and L is differentiated through d. A step so costs a forward pass, two passes back to the
-images, and a backward pass through all of it but the guided one: 7 forward passes where a plain step takes 3.
+x, t: images and target. E: an error of `errors.py`. d_G: guided backpropagation (`attribution.core.activation_gates`).
+Both gradients come from one forward pass, and L is differentiated through d. A step costs a forward pass, two backward
+passes to the images, and a backward pass through all of it except the guided one: 7 F, where a plain step costs 3 F.
 """
 
 import math
@@ -23,15 +23,22 @@ from interpretable_training.attribution.core.prepared_model import unwrap
 from interpretable_training.attribution.core.state import same_state
 
 from .errors import ERRORS, Error, cosine
-from .gradients import Criterion, Run, record, run_eagerly
+from .gradients import Criterion, RecordedForward, record_forward, run_eagerly
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the loss of a batch is made of; in a step without regularization only `output` and `classification`.
+    """Parts of the loss of a batch; steps without regularization have only `output` and `classification`.
 
-    output: of the model. classification: L_C, and regularization: L_R, with graph. weight: lambda in this step.
-    similarity: mean cosine of d and d'. norm, guided_norm: their mean norms. gated: number of guided activations.
+    Attributes:
+        output: Output of the model.
+        classification: L_C, with graph.
+        weight: lambda in this step.
+        regularization: L_R, with graph.
+        similarity: Mean cosine of d and d'.
+        norm: Mean norm of d.
+        guided_norm: Mean norm of d'.
+        gated: Number of guided activations.
     """
 
     output: Any
@@ -45,7 +52,7 @@ class Parts:
 
     @property
     def total(self) -> Tensor:
-        """L."""
+        """L, with graph."""
         if self.regularization is None:
             return self.classification
         return self.classification + self.weight * self.regularization  # (4.4)
@@ -53,24 +60,28 @@ class Parts:
 
 @dataclass(frozen=True)
 class GuidedGradientRegularizer:
-    """Pulls the gradient of the images towards their guided gradient.
+    """Loss that aligns the gradient of the images with their guided gradient.
 
-    `loss, parts = regularizer(model, images, target, criterion)` stands where `loss = criterion(model(images), target)`
-    stood. With `weight=0` both are the same, to the bit.
+    Replace `loss = criterion(model(images), target)` by a call of the regularizer. With `weight=0` both are equal to
+    the bit.
+
+    >>> loss, parts = GuidedGradientRegularizer(weight=7.5e-3)(network, images, target)
+    >>> loss.backward()
+    >>> parts.similarity.shape, parts.gated
+    (torch.Size([]), 1)
 
     Args:
         error: "cosine", "mae", "mse", "histogram", or a function of both gradients (B, ...) to (B,).
         weight: lambda of (4.4).
-        every_n_steps: regularize one step in so many.
-        rescale: multiply the weight by `every_n_steps`, so that the sum over the steps stays.
-        fraction: share of each batch that is regularized, its first images: they take a second forward pass of their
-            own, in which batch norm uses their statistics and leaves the running ones as they are.
-        at: differentiate with respect to the "input", or to the output of the layer with this dotted name.
-        scope: guide "all" activations that run, or only those of registered "modules", as libraries that replace
-            modules do.
-        grad_of: differentiate the "mean" of the losses of a batch, as the thesis does, or their "sum", which makes
-            "mae" and "mse" independent of the size of the batch.
-        warmup_steps: raise the weight linearly over so many steps.
+        every_n_steps: Regularize one step in this many.
+        rescale: Multiply the weight by `every_n_steps`, so that the sum over all steps stays the same.
+        fraction: Share of each batch that is regularized, its first images. They take a forward pass of their own, in
+            which batch norm uses their statistics and does not update its running statistics.
+        at: Differentiate with respect to the "input", or to the output of the layer with this dotted name.
+        scope: Guide "all" activations that run, or only registered "modules", as libraries do that replace modules.
+        grad_of: Differentiate the "mean" of the losses of a batch, as the thesis does, or their "sum", which makes
+            "mae" and "mse" independent of the batch size.
+        warmup_steps: Raise the weight linearly over this many steps.
     """
 
     error: Literal["cosine", "mae", "mse", "histogram"] | Error = "cosine"
@@ -111,41 +122,41 @@ class GuidedGradientRegularizer:
         step: int | None = None,
         scale: float = 1.0,
     ) -> tuple[Tensor, Parts]:
-        """The total loss L (4.4) and its parts.
+        """Return the total loss L (4.4) and its parts.
 
         Args:
-            criterion: Function of what the model returns and the target, a mean over images.
+            criterion: Function of the model's output and the target, a mean over images.
             step: Number of the step from 0 on; needed with `every_n_steps` and `warmup_steps`.
-            scale: Factor that keeps gradients in range, that of the `GradScaler` in float16. It changes no result.
+            scale: Factor of the `GradScaler`, which keeps gradients in the range of float16. It changes no result.
         """
         weight = self.weight_at(step)
         if not weight:
             output = model(images)
             parts = Parts(output, criterion(output, target))
         else:
-            parts = run_eagerly(self.regularized, model, images, target, criterion, weight, scale)
+            parts = run_eagerly(self._regularized, model, images, target, criterion, weight, scale)
         return parts.total, parts
 
-    def regularized(
+    def _regularized(
         self, model: nn.Module, images: Tensor, target: Any, criterion: Criterion, weight: float, scale: float
     ) -> Parts:
-        """The parts of a step whose weight is not 0."""
+        """Return the parts of a step with regularization."""
         if self.fraction == 1:
-            with record(model, self.at, self.scope) as run:
-                output = model(run.leaf(images))
-            return self.compare(run, output, criterion(output, target), len(images), weight, scale)
+            with record_forward(model, self.at, self.scope) as recorded:
+                output = model(recorded.leaf(images))
+            return self.compare(recorded, output, criterion(output, target), len(images), weight, scale)
         output = model(images)
         loss = criterion(output, target)
         part = self.compare_part(model, images, target, criterion, weight, scale)
         return replace(part, output=output, classification=loss)
 
     def weight_at(self, step: int | None) -> float:
-        """lambda in a step; 0 in those that are not regularized."""
+        """Return lambda in a step; 0 in steps without regularization."""
         if step is None:
             if self.every_n_steps > 1 or self.warmup_steps:
                 raise ValueError(
-                    f"expected step=..., which every_n_steps={self.every_n_steps} and warmup_steps={self.warmup_steps} "
-                    "count, got none; pass trainer.global_step."
+                    f"expected step=... because of every_n_steps={self.every_n_steps} and warmup_steps="
+                    f"{self.warmup_steps}, got none; pass step=trainer.global_step."
                 )
             step = 0
         if step % self.every_n_steps:
@@ -153,13 +164,15 @@ class GuidedGradientRegularizer:
         weight = self.weight * (self.every_n_steps if self.rescale else 1)
         return weight * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else weight
 
-    def compare(self, run: Run, output: Any, loss: Tensor, n: int, weight: float, scale: float = 1.0) -> Parts:
-        """The parts of the loss L_C of n images whose forward pass was recorded."""
+    def compare(
+        self, recorded: RecordedForward, output: Any, loss: Tensor, n: int, weight: float, scale: float = 1.0
+    ) -> Parts:
+        """Return the parts of the loss L_C of n images from their recorded forward pass."""
         scaled = loss if scale == 1 else loss * scale
         factor = (n if self.grad_of == "sum" else 1) / scale
-        d2 = run.gradient(scaled, guided=True).detach() * factor
-        gated = run.gates.fired
-        d = run.gradient(scaled, guided=False, create_graph=True) * factor
+        d2 = recorded.gradient(scaled, guided=True).detach() * factor
+        gated = recorded.gates.fired
+        d = recorded.gradient(scaled, guided=False, create_graph=True) * factor
         error = self.error if callable(self.error) else ERRORS[self.error]
         with torch.no_grad():
             similarity, norm, guided_norm = -cosine(d, d2).mean(), mean_norm(d), mean_norm(d2)
@@ -168,13 +181,13 @@ class GuidedGradientRegularizer:
     def compare_part(
         self, model: nn.Module, images: Tensor, target: Any, criterion: Criterion, weight: float, scale: float = 1.0
     ) -> Parts:
-        """The parts of the loss of the first images of a batch, in a forward pass that leaves no trace in buffers."""
+        """Return the parts of the loss of the first images of a batch, in a forward pass that changes no buffer."""
         model, n = unwrap(model), math.ceil(self.fraction * len(images))
-        with same_state(model), record(model, self.at, self.scope) as run:
-            output = model(run.leaf(images[:n]))
-        return self.compare(run, output, criterion(output, target[:n]), n, weight, scale)
+        with same_state(model), record_forward(model, self.at, self.scope) as recorded:
+            output = model(recorded.leaf(images[:n]))
+        return self.compare(recorded, output, criterion(output, target[:n]), n, weight, scale)
 
 
 def mean_norm(d: Tensor) -> Tensor:
-    """Mean over images of the Euclidean norm."""
+    """Return the mean Euclidean norm over images."""
     return d.flatten(1).norm(dim=1).mean()

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from .journal import JournalRun, Line
-from .parts import Axis, during_training, rounded
+from .parts import Axis, during_training, round_for_page
 
 SIDE = 224  # pixels of a picture on the page
 EXACT = 96  # pictures up to this size are stored without loss
@@ -61,7 +61,7 @@ class Film:
                 continue
             key = (line.get("epoch"), line.get("step"), line.get("stage", "fit"), axis(line))
             self.events.setdefault(key, []).append(line)
-        self.kept = list(self.events)
+        self.shown = list(self.events)
         lines = (line for lines in self.events.values() for line in lines)
         self.tracks = list(dict.fromkeys((str(line["method"]), str(line["view"])) for line in lines))
 
@@ -70,8 +70,8 @@ class Film:
         return self.tracks.index((str(line["method"]), str(line["view"])))
 
     def size(self) -> int:
-        """Return the bytes that the kept steps and their pictures take in the page."""
-        return sum(map(self._size_of, self.kept)) + self.pictures.size(set(self.ids()) - self.free)
+        """Return the bytes that the shown steps and their pictures take in the page."""
+        return sum(map(self._size_of, self.shown)) + self.pictures.size(set(self.ids()) - self.free)
 
     def _size_of(self, event: Event) -> int:
         rows = sum(120 + 12 * len(str(row["id"])) for line in self.events[event] for row in line["rows"])
@@ -83,13 +83,13 @@ class Film:
         events, fits, too_many = list(self.events), 0, len(self.events) + 1
         while too_many - fits > 1:
             count = too_many - 1 if too_many > len(events) else (fits + too_many) // 2
-            self.kept = [events[i] for i in evenly(len(events), count)]
+            self.shown = [events[i] for i in evenly(len(events), count)]
             fits, too_many = (count, too_many) if self.size() <= room else (fits, count)
-        self.kept = [events[i] for i in evenly(len(events), fits)]
+        self.shown = [events[i] for i in evenly(len(events), fits)]
 
     def ids(self) -> list[str]:
-        """Return the images of the kept steps, in order."""
-        rows = (row for event in self.kept for line in self.events[event] for row in line["rows"])
+        """Return the images of the shown steps, in order."""
+        rows = (row for event in self.shown for line in self.events[event] for row in line["rows"])
         return list(dict.fromkeys(str(row["id"]) for row in rows))
 
     def scales(self) -> dict[int, tuple[float, float]]:
@@ -108,7 +108,7 @@ class Film:
         events = [
             dict(zip(("epoch", "step", "stage", "x"), event))
             | {"strips": {self.track(line): _strip(line) for line in self.events[event]}}
-            for event in self.kept
+            for event in self.shown
         ]
         counts = {"total": len(self.events), "lost": self.lost}
         return {"events": events, "tracks": self.tracks, "scales": self.scales(), **counts}
@@ -129,11 +129,11 @@ def _strip(line: Line) -> dict[str, Any]:
     """Return a strip of maps with the numbers of each map, column by column."""
     rows = line["rows"]
     columns: dict[str, Sequence[Any]] = {"id": [str(row["id"]) for row in rows]}
-    columns |= {end: [rounded(row.get(end)) or 0.0 for row in rows] for end in ("lo", "hi")}
+    columns |= {end: [round_for_page(row.get(end)) or 0.0 for row in rows] for end in ("lo", "hi")}
     for name in COLUMNS:
         values = [row.get(name) for row in rows]
         if any(value is not None for value in values):
-            columns[name] = values if name in INTEGERS else [rounded(value, 4) for value in values]
+            columns[name] = values if name in INTEGERS else [round_for_page(value, 4) for value in values]
     facts = {"h": line["h"], "w": line["w"], "weights": line.get("weights", "raw")}
     return {"src": _data_url(Path(line["file"]).read_bytes()), **facts, "rows": columns}
 

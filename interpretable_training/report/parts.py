@@ -16,7 +16,7 @@ Points = list[tuple[float, float | None]]
 Part = dict[str, Any]
 
 
-def rounded(value: float | None, digits: int = 5) -> float | None:
+def round_for_page(value: float | None, digits: int = 5) -> float | None:
     """Return a number with as many digits as the page shows."""
     return None if value is None else float(f"{value:.{digits}g}")
 
@@ -51,7 +51,7 @@ def curves(lines: Iterable[Line], axis: Axis) -> dict[str, Points]:
         x = axis(line)
         if x is not None and during_training(line):
             for key, value in line["values"].items():
-                values.setdefault(key, {})[x] = rounded(value)  # the last value at a position counts
+                values.setdefault(key, {})[x] = round_for_page(value)  # the last value at a position counts
     return {
         key: sorted(points.items()) for key, points in values.items() if any(y is not None for _, y in points.items())
     }
@@ -128,14 +128,14 @@ def alarms(run: JournalRun, axis: Axis) -> list[Part]:
     for metric, by_name in raised.items():
         pairs = [(names[key][0], points) for key, points in known.items() if key in names and names[key][1] == metric]
         values = {
-            name: [(x, rounded(line["value"])) for line in by if (x := axis(line)) is not None]
+            name: [(x, round_for_page(line["value"])) for line in by if (x := axis(line)) is not None]
             for name, by in by_name.items()
         }
         limits = [line.get("threshold") for by in by_name.values() for line in by[-1:]]
         chart = {
             "title": metric.removeprefix("alarm/"),
             "lines": [{"label": label, "points": points} for label, points in pairs or values.items()],
-            "thresholds": [rounded(limit) for limit in dict.fromkeys(limits) if limit is not None],
+            "thresholds": [round_for_page(limit) for limit in dict.fromkeys(limits) if limit is not None],
         }
         messages = [
             {
@@ -163,9 +163,9 @@ def drift(run: JournalRun, axis: Axis) -> tuple[list[Part], Part]:
                     title = f"{DRIFT.get(key, key)} {against}"
                     sums.setdefault((title, line["method"]), {}).setdefault(x, []).append(value)
                     image = images.setdefault(line["method"], {}).setdefault(str(row["id"]), {})
-                    image.setdefault(title, []).append((x, rounded(value, 3)))
+                    image.setdefault(title, []).append((x, round_for_page(value, 3)))
     pairs = (
-        (title, method, [(x, rounded(sum(values) / len(values))) for x, values in sorted(points.items())])
+        (title, method, [(x, round_for_page(sum(values) / len(values))) for x, values in sorted(points.items())])
         for (title, method), points in sums.items()
     )
     return sorted(chart_per_title(pairs), key=lambda chart: chart["title"]), images
@@ -179,7 +179,7 @@ def final_tables(run: JournalRun) -> list[Part]:
             continue
         for key, (method, metric) in split_keys(run, line["values"]).items():
             values = stages.setdefault(line["stage"], {}).setdefault(method, {})
-            values[metric] = rounded(line["values"][key], 4)
+            values[metric] = round_for_page(line["values"][key], 4)
     tables = []
     for stage, rows in stages.items():
         metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
@@ -203,19 +203,24 @@ def costs(run: JournalRun, axis: Axis) -> Part:
         )
         sums["megabytes"] += line["values"].get("xai/megabytes") or 0
         if (x := axis(line)) is not None:
-            points.setdefault(line["callback"], []).append((x, rounded(seconds)))
+            points.setdefault(line["callback"], []).append((x, round_for_page(seconds)))
     if not total:
         return {}
     time = max(sums["time"] for sums in total.values())
     seconds = sum(sums["seconds"] for sums in total.values())
     rows = [
-        [name, rounded(sums["seconds"], 3), _percent(sums["seconds"], time), rounded(sums["megabytes"], 3)]
+        [
+            name,
+            round_for_page(sums["seconds"], 3),
+            _percent(sums["seconds"], time),
+            round_for_page(sums["megabytes"], 3),
+        ]
         for name, sums in total.items()
     ]
     return {
         "head": ["callback", "seconds", "share of training time", "MB on disk"],
         "rows": rows,
-        "seconds": rounded(seconds, 3),
+        "seconds": round_for_page(seconds, 3),
         "share": _percent(seconds, time),
         "charts": chart_per_title(("seconds", name, line) for name, line in points.items()),
     }
@@ -242,7 +247,7 @@ def randomization(run: JournalRun) -> list[list[Any]]:
     return [
         [
             row["method"],
-            ", ".join(f"{name} {rounded(value, 3)}" for name, value in (row.get("similarity") or {}).items()),
+            ", ".join(f"{name} {round_for_page(value, 3)}" for name, value in (row.get("similarity") or {}).items()),
             {True: "passed", False: "not passed", None: "undecided"}[row["passed"]],
             row.get("rule", ""),
         ]

@@ -1,4 +1,4 @@
-"""The metrics of a Lightning run, written where a local sweep reads them."""
+"""Callback that writes the metrics of a Lightning run for a local sweep."""
 
 import json
 import os
@@ -12,10 +12,13 @@ from .metric import FILE
 
 
 class SweepReport(L.Callback):
-    """Writes what was logged after each validation; does nothing where no sweep started the run.
+    """Write logged metrics after each validation; do nothing where no sweep started the run.
 
-    `interpretable-training fit` has it by itself. Metrics whose names begin with "train", and all where nothing is
-    validated, are written at the end of the epoch.
+    >>> SweepReport().path is None  # outside of a sweep
+    True
+
+    `interpretable-training fit` adds it by itself. Metrics whose names begin with "train" are written at the end of the
+    epoch, and so are all metrics of an epoch without validation.
     """
 
     def __init__(self) -> None:
@@ -37,10 +40,10 @@ class SweepReport(L.Callback):
         self.write(trainer, lambda name: True)
 
     def write(self, trainer: L.Trainer, wanted: Callable[[str], bool]) -> None:
-        """Add a line."""
+        """Append the wanted metrics as a line."""
         if not self.path:
             return
-        logged = trainer.callback_metrics  # asked for by all ranks, because they may have to sync
+        logged = trainer.callback_metrics  # read on all ranks, because metrics may have to sync
         row = {k: v.item() for k, v in logged.items() if isinstance(v, torch.Tensor) and v.numel() == 1 and wanted(k)}
         if row and trainer.is_global_zero:
             with Path(self.path).open("a", encoding="utf-8") as file:

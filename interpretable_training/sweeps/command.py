@@ -1,4 +1,4 @@
-"""The command line of a run, from the macros of a sweep file: what `wandb agent` makes of them."""
+"""Command line of a run: the macros of a sweep file, expanded as by `wandb agent`."""
 
 import json
 import os
@@ -13,7 +13,7 @@ MACRO = re.compile(r"\$\{(\w+)\}")
 
 
 def argument_macros(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The parameters of a run in each of the forms that a command can ask for.
+    """Return the parameters of a run in each form that a command can contain.
 
     Args:
         values: Parameter -> value.
@@ -35,13 +35,13 @@ def argument_macros(values: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def command_line(command: Sequence[Any], program: str, values: Mapping[str, Any], json_file: Path) -> list[str]:
-    """The words of a run's command.
+    """Return the words of a run's command.
 
     Args:
         command: Words and macros, as in the file.
-        program: What stands for `${program}`.
+        program: Replacement of `${program}`.
         values: Parameter -> value.
-        json_file: What stands for `${args_json_file}`.
+        json_file: Replacement of `${args_json_file}`.
     """
     macros = argument_macros(values)
     macros |= {
@@ -53,20 +53,20 @@ def command_line(command: Sequence[Any], program: str, values: Mapping[str, Any]
     words: list[str] = []
     for chunk in command:
         word = VARIABLE.sub(variable, str(chunk))
-        found = MACRO.fullmatch(word)
-        if found and found[1] not in macros:
-            raise ValueError(f"expected a macro of {sorted(macros)}, got {word!r} in the command; mend it.")
-        if not found and (inside := [name for name in MACRO.findall(word) if name in macros]):
+        macro = MACRO.fullmatch(word)
+        if macro and macro[1] not in macros:
+            raise ValueError(f"expected a macro of {sorted(macros)}, got {word!r} in the command; write one of these.")
+        if not macro and (inside := [name for name in MACRO.findall(word) if name in macros]):
             raise ValueError(
-                f"expected the macro ${{{inside[0]}}} as a word of its own, got {word!r}, which `wandb agent` leaves "
+                f"expected the macro ${{{inside[0]}}} as a separate word, got {word!r}, which `wandb agent` leaves "
                 "as it is; split it."
             )
-        words += macros[found[1]] if found else [word]
+        words += macros[macro[1]] if macro else [word]
     return words
 
 
-def variable(found: re.Match[str]) -> str:
-    """The value of an environment variable."""
-    if found[1] not in os.environ:
-        raise ValueError(f"expected the environment variable {found[1]!r}, which the command names, got none; set it.")
-    return os.environ[found[1]]
+def variable(match: re.Match[str]) -> str:
+    """Return the value of an environment variable."""
+    if match[1] not in os.environ:
+        raise ValueError(f"expected the environment variable {match[1]!r}, which the command names, got none; set it.")
+    return os.environ[match[1]]

@@ -1,4 +1,4 @@
-"""A run of a sweep: a program of any kind in a process of its own, started as `wandb agent` would start it."""
+"""A run of a sweep: any program in a process of its own, started as by `wandb agent`."""
 
 import json
 import math
@@ -24,8 +24,8 @@ PATIENCE = 30  # seconds between SIGTERM and SIGKILL
 
 
 @dataclass
-class Run:
-    """A program at work; all that it and we write is in `folder`."""
+class SweepRun:
+    """A program that runs; its files are in `folder`."""
 
     trial: Trial
     values: dict[str, Any]
@@ -34,17 +34,17 @@ class Run:
     sweep_id: str
     process: "subprocess.Popen[bytes] | None" = None
     reports: Reports = field(init=False)
-    asked: float | None = None  # when it was asked to stop
+    asked: float | None = None  # time of the request to stop
     began: float = field(default_factory=time.monotonic)
     error: str = ""
 
     @property
     def run_id(self) -> str:
-        """The name that W&B gives it."""
+        """Return the run's id for W&B."""
         return f"{self.sweep_id}-{self.trial.number}"
 
     def start(self) -> list[str]:
-        """Write down the parameters and start the program; return its command line."""
+        """Write the parameters, and start the program; return its command line."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.reports = Reports(self.folder / "metrics.jsonl", self.sweep.metric)
         parameters = {name: {"value": value} for name, value in self.values.items()}  # what wandb.init reads
@@ -70,7 +70,7 @@ class Run:
         return words
 
     def environment(self) -> dict[str, str]:
-        """What an agent sets, with W&B offline and its files in the folder of the run."""
+        """Return the variables of W&B's agent, with W&B offline and its files in the folder of the run."""
         env = {**os.environ, "WANDB_SWEEP_ID": self.sweep_id, "WANDB_RUN_ID": self.run_id}
         env.pop("WANDB_SERVICE", None)  # as the agent does; it belongs to a run of this process
         if env.get("WANDB_MODE") != "disabled":
@@ -80,13 +80,13 @@ class Run:
             "WANDB_SWEEP_PARAM_PATH": str(self.folder.absolute() / "parameters.yaml"),
             "WANDB_DIR": str(self.folder.absolute()),
             FILE: str(self.folder.absolute() / "metrics.jsonl"),
-            "PYTHONUNBUFFERED": "1",  # so that the log tells how far it is
+            "PYTHONUNBUFFERED": "1",  # so that the log is up to date
             # The commands of this environment, also where it was not activated.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)]),
         }
 
     def is_over(self) -> bool:
-        """Whether the program has ended; one that was asked to and does not is killed."""
+        """Whether the program has ended; kill it if it did not end in time after a request."""
         if self.process is None:
             return True
         if self.process.poll() is None:
@@ -94,11 +94,11 @@ class Run:
                 self.send(signal.SIGKILL)
             return False
         if self.asked is not None:
-            self.send(signal.SIGKILL)  # what it started and left behind
+            self.send(signal.SIGKILL)  # processes that it started and left behind
         return True
 
     def stop(self) -> None:
-        """Ask the program to end, and all that it started; one that has ended already is not called stopped."""
+        """Request the program and its children to end, if it runs."""
         if self.asked is None and self.process is not None and self.process.poll() is None:
             self.asked = time.monotonic()
             self.send(signal.SIGTERM)
@@ -106,11 +106,11 @@ class Run:
     def send(self, number: int) -> None:
         """Send a signal to the program's group."""
         assert self.process is not None
-        with suppress(ProcessLookupError, PermissionError):  # nobody is left (macOS says it in the second way)
+        with suppress(ProcessLookupError, PermissionError):  # all processes ended (the second error is that of macOS)
             os.killpg(self.process.pid, number)
 
     def outcome(self) -> tuple[TrialState, float | None]:
-        """How it ended, and its last value; the reason of a failure is left in `error`."""
+        """Return how the run ended and its last value; store the reason of a failure in `error`."""
         code = None if self.process is None else self.process.returncode
         if self.asked is not None:
             return TrialState.PRUNED, None
@@ -118,7 +118,7 @@ class Run:
             self.error = self.error or f"ended with {f'signal {-code}' if code and code < 0 else f'exit code {code}'}"
             return TrialState.FAIL, None
         if not self.sweep.metric:
-            return TrialState.COMPLETE, 0.0  # Optuna wants one
+            return TrialState.COMPLETE, 0.0  # Optuna needs a value
         if not self.reports.values:
             self.reports.read_wandb([self.folder, Path()], self.run_id)
         values = self.reports.values
@@ -129,15 +129,15 @@ class Run:
         return TrialState.FAIL, None
 
     def log_tail(self, lines: int = 8) -> str:
-        """The end of what it printed."""
+        """Return the last printed lines."""
         with (self.folder / "log.txt").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 10000))
             text = file.read().decode(errors="replace")
         return "\n".join(text.replace("\r", "\n").rstrip().splitlines()[-lines:])
 
 
-def stop_all(runs: list[Run], patience: float = 10) -> None:
-    """End runs now, patiently at first."""
+def stop_all(runs: list[SweepRun], patience: float = 10) -> None:
+    """End runs: request it first, kill them after `patience` seconds."""
     for run in runs:
         run.stop()
     end = time.monotonic() + patience

@@ -1,7 +1,7 @@
-"""A sweep as a study of Optuna in a file that several processes, also of several machines, may share.
+"""A sweep as a study of Optuna in a file that processes of several machines may share.
 
-Which run comes next is decided under a lock. A run that was under way when its process was killed goes back to the
-queue with the same parameters; in the study the first attempt stays as failed, and is not counted.
+A lock guards the choice of the next run. A run whose process was killed goes back to the queue with the same
+parameters; the study keeps the first attempt as failed, and does not count it.
 """
 
 import json
@@ -21,22 +21,23 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from .file import Choice, Parameter, Sweep
+from ._compat import LINE_START, grid_point, is_end_of_grid
+from .file import Sweep
+from .parameters import Choice, Parameter
 from .workers import Worker, end_orphan
 
 AGAIN = "again"  # of a trial that repeats another: the number of that one
 JOURNAL = "study.journal"
-BEGIN = b'{"op_code"'  # of each of its lines
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-class Study:
-    """The runs of a sweep.
+class SweepStudy:
+    """Runs of a sweep.
 
     Args:
-        sweep: What is varied.
-        seed: Of the values that are drawn.
-        folder: Where the study is kept; without one it is forgotten.
+        sweep: The sweep file.
+        seed: Seed of the values that are drawn.
+        folder: Folder of the study; without one it is kept in memory.
     """
 
     def __init__(self, sweep: Sweep, seed: int, folder: Path | None = None) -> None:
@@ -44,7 +45,7 @@ class Study:
         self.worker: Worker | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the commands report in their own words
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # the command prints its own messages
         with self.lock():
             with self.readable():
                 self.study = optuna.create_study(
@@ -63,7 +64,7 @@ class Study:
 
     @contextmanager
     def readable(self) -> Iterator[None]:
-        """Name the file where it cannot be read as a study, whatever Optuna makes of it."""
+        """Raise an error that names the file where Optuna cannot read it."""
         try:
             yield
         except Exception as error:
@@ -77,7 +78,7 @@ class Study:
             ) from error
 
     def check(self) -> None:
-        """Only what is the same sweep goes on."""
+        """Raise where the folder holds another sweep."""
         mine = {"definition": self.sweep.definition, "seed": self.seed}
         theirs = self.study.user_attrs
         for key, value in mine.items():
@@ -94,7 +95,7 @@ class Study:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One process at a time; a lock whose owner was killed is broken after half a minute."""
+        """Hold the lock of all processes; one whose owner was killed is broken after half a minute."""
         if self.folder is None:
             yield
             return
@@ -107,23 +108,23 @@ class Study:
                 lock.release()
 
     def beat(self) -> None:
-        """Show others that this process lives."""
+        """Show other processes that this one is alive."""
         if self.worker is not None:
             self.worker.beat()
 
     def leave(self) -> None:
-        """What is unfinished may be run by others."""
+        """Leave unfinished runs to other processes."""
         if self.worker is not None:
             self.worker.leave()
 
     def trials(self) -> list[FrozenTrial]:
-        """All runs but the attempts that were repeated."""
+        """Return all runs except attempts that were repeated."""
         trials = self.study.get_trials(deepcopy=False)
         repeated = {trial.user_attrs.get(AGAIN) for trial in trials}
         return [trial for trial in trials if trial.number not in repeated]
 
     def recover(self, failed: bool = False) -> int:
-        """Queue the runs of processes that are gone once more, and failed ones if that is wanted."""
+        """Queue the runs of processes that ended, and failed ones if `failed`; return their number."""
         with self.lock():
             trials = self.study.get_trials(deepcopy=False)
             lost = [t for t in trials if t.state == TrialState.RUNNING and not self.is_watched(t)]
@@ -134,16 +135,16 @@ class Study:
                     self.study.add_trial(copy(trial))
                 if trial.state == TrialState.RUNNING:
                     assert self.folder is not None
-                    end_orphan(run_folder(self.folder, trial.number) / "process.json")
-                    self.tell(trial.number, TrialState.FAIL)
+                    end_orphan(sweep_run_folder(self.folder, trial.number) / "process.json")
+                    self.finish(trial.number, TrialState.FAIL)
             return len(lost) + len(wanted)
 
     def is_watched(self, trial: FrozenTrial) -> bool:
-        """Whether the process that started a run still lives."""
+        """Whether the process that started a run is alive."""
         return self.worker is not None and self.worker.is_alive(trial.user_attrs.get("worker"))
 
     def next(self, total: float) -> Trial | None:
-        """Start the next run, unless there are as many as wanted."""
+        """Return the next run; None if `total` runs exist."""
         with self.lock():
             trials = self.trials()
             if not any(trial.state == TrialState.WAITING for trial in trials) and len(trials) >= total:
@@ -151,33 +152,33 @@ class Study:
             # Drawn from seed and number: a sweep that went on is the same as one that was never stopped, and
             # processes that share it draw different values.
             self.study.sampler = sampler(self.sweep, self.seed, len(self.study.get_trials(deepcopy=False)))
-            trial = self.study.ask({p.name: distribution(p) for p in self.sweep.parameters})
+            trial = self.study.ask({p.name: optuna_distribution(p) for p in self.sweep.parameters})
             if self.worker is not None:
                 trial.set_user_attr("worker", self.worker.name)
             return trial
 
     def flat(self, trial: Trial | FrozenTrial) -> dict[str, Any]:
-        """The parameters of a run by their dotted names, as far as they are drawn."""
+        """Return the drawn parameters of a run by their dotted names."""
         drawn = trial.params
         return {p.name: decode(p, drawn[p.name]) for p in self.sweep.parameters if p.name in drawn}
 
     def values(self, trial: Trial | FrozenTrial) -> dict[str, Any]:
-        """What a run's program gets: parameter -> value, nested ones in mappings."""
-        flat, found = self.flat(trial), dict[str, Any]()
+        """Return the parameters for a run's program: parameter -> value, nested ones in mappings."""
+        flat, values = self.flat(trial), dict[str, Any]()
         for parameter in self.sweep.parameters:
-            place = found
+            parent = values
             for name in parameter.path[:-1]:
-                place = place.setdefault(name, {})
-            place[parameter.path[-1]] = flat[parameter.name]
-        return found
+                parent = parent.setdefault(name, {})
+            parent[parameter.path[-1]] = flat[parameter.name]
+        return values
 
     def report(self, trial: Trial, values: list[float], before: int) -> bool:
-        """Hand on what a run wrote, and ask whether it is to be stopped.
+        """Record the values that a run wrote; return whether to stop it.
 
         Args:
             trial: The run.
             values: New values of the metric.
-            before: How many it had written before them.
+            before: Number of earlier values.
         """
         halving = self.sweep.halving
         try:
@@ -189,14 +190,14 @@ class Study:
             return True
         return False
 
-    def tell(self, number: int, state: TrialState, value: float | None = None) -> bool:
-        """Write down how a run ended; False if another process took it over meanwhile."""
+    def finish(self, number: int, state: TrialState, value: float | None = None) -> bool:
+        """Record how a run ended; return False if another process took it over meanwhile."""
         try:
             self.study.tell(number, value, state)
         except RuntimeError as error:
             if isinstance(error, UpdateFinishedTrialError):
                 return False
-            if "Study.stop" not in str(error):  # a grid wants to end a loop that is not Optuna's; the state is written
+            if not is_end_of_grid(error):
                 raise
         except ValueError:  # "Cannot tell a FAIL trial"
             return False
@@ -204,49 +205,49 @@ class Study:
 
 
 def open_storage(journal: Path) -> BaseStorage:
-    """The storage in a file, which is made if it is not there."""
+    """Return the storage in a file, which is created if it does not exist."""
     if journal.exists() and not journal.is_file():
-        raise OSError("this is no file")
+        raise OSError("not a file")
     lock = JournalFileOpenLock(str(journal))
     mend(journal, lock)
     for number, line in enumerate(journal.read_bytes().splitlines() if journal.exists() else (), 1):
-        if not line.startswith(BEGIN):  # before Optuna adds lines of its own to it
-            raise ValueError(f"line {number} is none of Optuna's")
+        if not line.startswith(LINE_START):  # before Optuna appends to it
+            raise ValueError(f"line {number} is not Optuna's")
         json.loads(line)
     return JournalStorage(JournalFileBackend(str(journal), lock))
 
 
 def mend(journal: Path, lock: JournalFileOpenLock) -> None:
-    """Cut off half a line at the end, which a process leaves that is killed while it writes; nothing else is cut."""
+    """Cut off half a line at the end, which a process leaves that is killed while it writes."""
     lock.acquire()
     try:
         content = journal.read_bytes() if journal.exists() else b""
         start = content.rfind(b"\n") + 1
-        if content[start : start + len(BEGIN)] == BEGIN[: len(content) - start] and start < len(content):
+        if content[start : start + len(LINE_START)] == LINE_START[: len(content) - start] and start < len(content):
             with journal.open("r+b") as file:
                 file.truncate(start)
     finally:
         lock.release()
 
 
-def run_folder(folder: Path, number: int) -> Path:
-    """Where the files of a run are."""
+def sweep_run_folder(folder: Path, number: int) -> Path:
+    """Return the folder of a run."""
     return folder / f"run_{number:04d}"
 
 
 def copy(trial: FrozenTrial) -> FrozenTrial:
-    """The same parameters, waiting to be run; the place on the grid is kept."""
+    """Return a waiting trial with the same parameters and the same point on the grid."""
     return create_trial(
         state=TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
         user_attrs={AGAIN: trial.number},
-        system_attrs={key: value for key, value in trial.system_attrs.items() if key in ("grid_id", "search_space")},
+        system_attrs=grid_point(trial.system_attrs),
     )
 
 
 def sampler(sweep: Sweep, seed: int, number: int) -> BaseSampler:
-    """What draws the values of a run."""
+    """Return the sampler of a run's values."""
     if sweep.method == "grid":
         return GridSampler({p.name: choices(p) for p in sweep.parameters}, seed=seed)
     drawn = zlib.crc32(f"{seed}/{number}".encode())
@@ -254,7 +255,7 @@ def sampler(sweep: Sweep, seed: int, number: int) -> BaseSampler:
 
 
 def pruner(sweep: Sweep) -> HyperbandPruner | None:
-    """W&B's hyperband is Hyperband with a single bracket, which is what equal resources make here."""
+    """Return the pruner: W&B's hyperband is Hyperband with a single bracket, as equal resources give it."""
     if sweep.halving is None:
         return None
     first = sweep.halving.first
@@ -262,13 +263,13 @@ def pruner(sweep: Sweep) -> HyperbandPruner | None:
 
 
 def choices(parameter: Parameter) -> list[str | int | float | bool | None]:
-    """Values as Optuna can keep them: lists and mappings as text."""
+    """Return the values as Optuna stores them: lists and mappings as text."""
     assert isinstance(parameter.domain, Choice)
     return [json.dumps(value) if isinstance(value, (list, dict)) else value for value in parameter.domain.values]
 
 
-def distribution(parameter: Parameter) -> BaseDistribution:
-    """A parameter for Optuna."""
+def optuna_distribution(parameter: Parameter) -> BaseDistribution:
+    """Return the distribution of a parameter for Optuna."""
     domain = parameter.domain
     if isinstance(domain, Choice):
         return CategoricalDistribution(choices(parameter))
@@ -280,7 +281,7 @@ def distribution(parameter: Parameter) -> BaseDistribution:
 
 
 def decode(parameter: Parameter, value: Any) -> Any:
-    """What a value of Optuna means."""
+    """Return the value of a parameter for a value of Optuna."""
     domain = parameter.domain
     if isinstance(domain, Choice):
         return domain.values[choices(parameter).index(value)]

@@ -1,4 +1,4 @@
-"""Which processes still work on a sweep, so that the runs of one that was killed can be told from those under way."""
+"""Processes that work on a sweep: which of them are alive, and which left unfinished runs."""
 
 import json
 import os
@@ -8,19 +8,19 @@ import time
 import uuid
 from pathlib import Path
 
-STALE = 300  # seconds without a sign of life, after which a process of another machine counts as gone
+STALE = 300  # seconds after which a process of another machine that does not touch its file counts as ended
 BEAT = 10
 PROC = Path("/proc")
 
 
 def host() -> str:
-    """This machine; processes of containers that share its name do not see each other."""
+    """Return a name of this machine; containers with the same name have their own."""
     space = PROC / "self" / "ns" / "pid"
     return f"{platform.node()}/{space.stat().st_ino}" if space.exists() else platform.node()
 
 
 def born(pid: int) -> str | None:
-    """When a process began, in the system's own count; None where it is gone, "" where the system does not tell."""
+    """Return when a process began, in the system's count; None if it ended, "" if the system has no such count."""
     if not (PROC / "self").exists():  # macOS
         try:
             os.kill(pid, 0)
@@ -37,15 +37,15 @@ def born(pid: int) -> str | None:
 
 
 def identity(pid: int) -> dict[str, str | int | None]:
-    """What tells a process from all others."""
+    """Return values that no other process has."""
     return {"host": host(), "pid": pid, "born": born(pid)}
 
 
 class Worker:
-    """This process, among those that share a sweep.
+    """This process, one of those that share a sweep.
 
     Args:
-        folder: Each process has a file in it, which it touches as long as it lives.
+        folder: Folder in which each process touches a file of its own while it is alive.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,21 +56,21 @@ class Worker:
         self.last = time.monotonic()
 
     def beat(self) -> None:
-        """Give a sign of life, if it is time."""
+        """Touch the file, if the last time was long ago."""
         if time.monotonic() - self.last > BEAT:
             self.path.touch()
             self.last = time.monotonic()
 
     def leave(self) -> None:
-        """What this process did not finish may be run by others."""
+        """Leave unfinished runs to other processes."""
         self.path.unlink(missing_ok=True)
 
     def is_alive(self, name: str | None) -> bool:
-        """Whether the process of this name still works; one that was killed before it gave its name does not."""
+        """Whether the process of this name is alive; False without a name."""
         try:
             path = self.path.with_name(name or "")
             other = json.loads(path.read_text())
-        except (OSError, ValueError):  # left in peace, or never came to write it
+        except (OSError, ValueError):  # the process left, or was killed before it wrote the file
             return False
         if other["host"] == host() and (now := born(other["pid"])) != "":
             return now is not None and now == other["born"]
@@ -79,26 +79,26 @@ class Worker:
 
 
 def end_orphan(path: Path, patience: float = 10) -> bool:
-    """End a run that outlived the process that watched it, if it is one of this machine; return whether it was.
+    """End a run of this machine that outlived the process that watched it; return whether it did.
 
     Args:
-        path: The file in which its identity was written.
-        patience: Seconds before it is killed.
+        path: File with the identity of the run's process.
+        patience: Seconds before the run is killed.
     """
     try:
         process = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
 
-    def lives() -> bool:
+    def is_alive() -> bool:
         return bool(process["born"]) and process["host"] == host() and born(process["pid"]) == process["born"]
 
-    if not lives():
+    if not is_alive():
         return False
     os.killpg(process["pid"], signal.SIGTERM)
     end = time.monotonic() + patience
-    while lives() and time.monotonic() < end:
+    while is_alive() and time.monotonic() < end:
         time.sleep(0.05)
-    if lives():
+    if is_alive():
         os.killpg(process["pid"], signal.SIGKILL)
     return True

@@ -110,19 +110,19 @@ def find_colors(
         raise ValueError(f"expected mean and std together, got mean={mean}, std={std}; pass both or neither.")
     if mean is not None and std is not None:
         return Colors(_floats(mean), _floats(std), "given")
-    found = _mean_and_std(data)
-    if found is not None:
-        return Colors(*found, f"mean and std of {type(data).__name__}")
+    normalization = _mean_and_std(data)
+    if normalization is not None:
+        return Colors(*normalization, f"mean and std of {type(data).__name__}")
     for holder in (dataset, data):
-        for normalization in _normalizations(holder):
-            return Colors(*normalization, f"Normalize of {type(holder).__name__}")
+        for values in _normalizations(holder):
+            return Colors(*values, f"Normalize of {type(holder).__name__}")
     if _within(images):
         return Colors(None, None, "images lie in [0, 1]")
     for part in module.modules() if module is not None else []:
         config = getattr(part, "pretrained_cfg", None)
-        found = _mean_and_std(config) if type(part).__name__ != "Normalize" else _mean_and_std(part)
-        if found is not None and _plausible(images, found):
-            return Colors(*found, f"mean and std of {type(part).__name__}")
+        normalization = _mean_and_std(config) if type(part).__name__ != "Normalize" else _mean_and_std(part)
+        if normalization is not None and _plausible(images, normalization):
+            return Colors(*normalization, f"mean and std of {type(part).__name__}")
     return Colors(None, None, "not found: each image on its own scale", guessed=True)
 
 
@@ -132,9 +132,9 @@ def _normalizations(
     """Yield mean and std of each `Normalize` among the transforms of a data set or data module."""
     if root is None or depth == 0 or id(root) in seen or isinstance(root, (str, Tensor, type)):
         return
-    found = _mean_and_std(root) if type(root).__name__ == "Normalize" else None
-    if found is not None:
-        yield found
+    normalization = _mean_and_std(root) if type(root).__name__ == "Normalize" else None
+    if normalization is not None:
+        yield normalization
     inside = list(root)[:50] if isinstance(root, (list, tuple, nn.Sequential)) else []
     for part in [*inside, *(getattr(root, name, None) for name in HOLDERS)]:
         yield from _normalizations(part, depth - 1, seen | {id(root)})

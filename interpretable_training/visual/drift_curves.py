@@ -21,7 +21,7 @@ def draw_drift(history: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> 
         history: One entry per explanation step, with `step` and `values` named `xai/<method>/<kind>_<reference>`.
         methods: Names of the methods.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, because it takes a second
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported late, because it takes a second
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained", dpi=120)

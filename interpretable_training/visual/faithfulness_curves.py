@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from interpretable_training.files import save_figure
 
 if TYPE_CHECKING:
-    from interpretable_training.metrics import Table
+    from interpretable_training.evaluation import Table
 
 MANY = 10  # lines whose names no longer fit into the axes
 
@@ -22,7 +22,7 @@ def draw_faithfulness(table: Table, path: str | Path) -> None:
     >>> from interpretable_training.metrics import Insertion, evaluate
     >>> draw_faithfulness(evaluate(network, [GradCAM()], [Insertion(steps=4)], [(images, target)]), "curves.png")
     """
-    from matplotlib.figure import Figure  # here, because it takes a second; Figure has no global state
+    from matplotlib.figure import Figure  # imported late, because it takes a second; Figure has no global state
 
     first = next(iter(table.curves.values()))
     panels = [(metric, kind) for metric, kinds in first.items() for kind in kinds]

@@ -18,7 +18,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         rows: One per epoch, with the keys `epoch` and `split/name`; keys may be absent.
         path: File to write.
     """
-    from matplotlib.figure import Figure  # here, because it takes a second; Figure has no global state
+    from matplotlib.figure import Figure  # imported late, because it takes a second; Figure has no global state
 
     logged = {key for row in rows for key in row}
     names = [name for name in ("loss", "accuracy", "mAP") if any(f"{split}/{name}" in logged for split in SPLITS)]

@@ -26,7 +26,7 @@ def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 @functools.cache
 def color_table() -> Tensor:
     """Return the colors of the levels, from dark to bright: (256, 3) in [0, 1]."""
-    from matplotlib import colormaps  # here, because it takes a second
+    from matplotlib import colormaps  # imported late, because it takes a second
 
     return torch.from_numpy(colormaps["inferno"](range(256))[:, :3]).float()
 

@@ -47,7 +47,7 @@ def draw_series(
         known_name: Name of this bar.
         order: Channels to draw, from top to bottom; by default all.
     """
-    from matplotlib.figure import Figure  # here, because it takes a second; Figure has no global state
+    from matplotlib.figure import Figure  # imported late, because it takes a second; Figure has no global state
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     strips = {"map": maps} if isinstance(maps, Tensor) else dict(maps)

@@ -48,7 +48,7 @@ def draw_sweep(
         metric: Name of the metric.
         path: File to write.
     """
-    from matplotlib.figure import Figure  # here, because it takes a second; Figure has no global state
+    from matplotlib.figure import Figure  # imported late, because it takes a second; Figure has no global state
 
     if len(scales) > 2:
         figure = Figure(figsize=(1.6 * len(scales) + 2.4, 4.2), layout="constrained")

@@ -222,7 +222,7 @@ def test_grad_cam_of_two_layers_refuses_unknown_options(option):
 
 def test_auto_layer_error_names_network_without_grid():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 24, 4))
-    with pytest.raises(ValueError, match="found none in Sequential"):
+    with pytest.raises(ValueError, match="got none in Sequential"):
         GradCAM()(net, toy_images())
     with pytest.raises(ValueError, match="no layer with such a grid"):
         GradCAM(layer="1")(net, toy_images())

@@ -169,7 +169,7 @@ def test_a_sampler_of_some_images_gives_these_in_order():
     assert BatchSource(empty).plan == []
 
 
-def test_loaders_that_do_not_tell_their_images_are_read_as_they_come():
+def test_loaders_with_unknown_indices_are_read_in_their_order():
     for loader in (
         Reversed(DATA, batch_size=4),
         DataLoader(DATA, sampler=WeightedRandomSampler([1.0] * N, 3)),
@@ -201,7 +201,7 @@ def test_wanted_batches_keep_their_numbers_and_indices():
         assert [(number, indices) for number, indices, _, _ in read] == [(1, [2, 3]), (3, [6])]
 
 
-def test_images_alone_need_no_target_when_the_model_says_the_class(network):
+def test_images_alone_need_no_target_for_the_predicted_class(network):
     reference = measured(network, (X, Y), target="pred")
     sources = [X.split(3), [X[:4], X[4:]], TensorDataset(X), DataLoader(list(X), 2), [(X,)]]
     sources += [[{"image": X}], [{"picture": X}]]

@@ -69,7 +69,7 @@ def test_help_and_version_need_no_torch():
     assert all(command in done.stdout for command in ("fit", "validate", "test", "predict", "demo"))
 
 
-def test_options_of_the_shell_override_the_file(folder, monkeypatch):
+def test_options_override_the_configuration(folder, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "lightning.Trainer.fit", lambda trainer, model, datamodule, **_: seen.append((trainer, model, datamodule))
@@ -86,7 +86,7 @@ def test_options_of_the_shell_override_the_file(folder, monkeypatch):
     ["tiny_cnn", {"class_path": "TinyCNN", "init_args": {"num_classes": 6, "width": 4}}],
     ids=["name", "class"],
 )
-def test_checkpoints_rebuild_themselves_and_a_run_can_be_repeated(folder, network, capsys):
+def test_run_can_be_repeated_and_its_checkpoint_loaded(folder, network, capsys):
     config = yaml.safe_load(BASELINE.read_text())
     config["model"]["init_args"]["network"] = network
     config["trainer"]["logger"]["init_args"]["version"] = 0  # the same folder for both runs
@@ -127,7 +127,7 @@ def test_logs_go_to_runs_by_default(folder):
     ],
     ids=lambda value: value[-2:][0] if isinstance(value, list) else "",
 )
-def test_a_mistake_in_the_shell_is_one_paragraph(mistake, words, message):
+def test_mistake_in_options_is_one_paragraph(mistake, words, message):
     assert message in mistake("fit", "--config", BASELINE, *DRY, *words)
 
 
@@ -156,17 +156,17 @@ def test_a_mistake_in_the_shell_is_one_paragraph(mistake, words, message):
         ("seed_everything: 0", "seed_everything: [", "edited.yaml']: Problems parsing config: while parsing a flow"),
     ],
 )
-def test_a_mistake_in_the_file_is_one_paragraph(folder, mistake, old, new, message):
+def test_mistake_in_configuration_is_one_paragraph(folder, mistake, old, new, message):
     assert message in mistake("fit", "--config", edited(folder, old, new), *DRY)
 
 
-def test_a_missing_file_is_answered_with_its_neighbors(mistake):
+def test_missing_configuration_names_closest_files(mistake):
     message = mistake("fit", "--config", BASELINE.with_name("basline.yaml"))
     assert f"closest in '{BASELINE.parent}': ['baseline.yaml'" in message
 
 
 @pytest.mark.parametrize("command", ["fit", "demo"])
-def test_an_output_folder_below_a_file_is_found_out_before_training(folder, mistake, command):
+def test_output_folder_below_a_file_is_refused_before_training(folder, mistake, command):
     (folder / "file").write_text("")
     config = edited(folder, "save_dir: runs", "save_dir: file/x")
     words = ["--config", config, *TINY, *QUIET] if command == "fit" else ["--output", "file/x"]
@@ -181,11 +181,11 @@ def test_an_output_folder_below_a_file_is_found_out_before_training(folder, mist
         (["demo", "--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
         (["demo", "--epochs", "0"], "expected 1 epoch or more, got 0"),
         (["--foo"], "expected a command before '--foo'"),
-        (["fit"], "required: fit.data, fit.model; name them in a file"),
+        (["fit"], "expected fit.data, fit.model, got none; name them in a file"),
     ],
     ids=str,
 )
-def test_a_mistaken_command_is_one_paragraph(mistake, words, message):
+def test_mistaken_command_is_one_paragraph(mistake, words, message):
     assert message in mistake(*words)
 
 
@@ -198,14 +198,14 @@ def test_other_errors_keep_their_traceback(monkeypatch):
         main(["fit"])
 
 
-def test_debugging_shows_the_traceback_of_mistakes_too(monkeypatch):
+def test_debug_variable_shows_traceback_of_mistakes(monkeypatch):
     monkeypatch.setenv("INTERPRETABLE_TRAINING_DEBUG", "1")
     with pytest.raises(Exception, match="expected shortcut as a share") as caught:
         main(["fit", "--config", str(BASELINE), *DRY, "--data.shortcut", "1.5"])
     assert not isinstance(caught.value, SystemExit)
 
 
-def test_demo_prints_its_table_and_where_the_results_lie(folder, monkeypatch, capsys):
+def test_demo_prints_table_and_paths_of_results(folder, monkeypatch, capsys):
     small = partial(shortcut, image_size=16, n_train=24)
     monkeypatch.setattr("interpretable_training.cli.demo.shortcut", small)
     main(["demo", "--epochs", "1", "--output", "results"])

@@ -7,7 +7,7 @@ from interpretable_training.data.drawing import DISTRACTORS, REACH, SHAPES, cove
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_shape_has_the_area_of_the_unit_circle_and_stays_in_reach(name):
+def test_shapes_have_the_area_of_the_unit_circle_within_reach(name):
     size, scale, angle = (201, 201), torch.tensor([50.0]), torch.tensor([0.7])
     center = torch.tensor([[100.5, 100.5]])
     covered = cover([SHAPES[name]], torch.tensor([0]), center, scale, angle, size)[0]

@@ -3,6 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from interpretable_training.data import EnginesDataModule
+from interpretable_training.data.cmapss import Engine, Scaling, Windows
 
 SMALL = {"n_train": 12, "n_val": 3, "n_test": 20, "window": 20, "max_rul": 16, "annotations": True}
 
@@ -28,7 +29,7 @@ def test_wear_moves_the_telling_sensors_and_no_other():
     data = engines(n_train=100, stride=4)
     found = [item for item in items(data, "train") if item["target"] == 0]  # the last window of each engine
     moved = torch.stack([item["image"][:, -4:].mean(1) - item["image"][:, :4].mean(1) for item in found]).mean(0)
-    assert data.telling == [1, 4]
+    assert data.worn_sensors == [1, 4]
     assert moved[1] > 1.5
     assert moved[4] < -1.5
     assert moved[[0, 2, 3, 5, 6, 7]].abs().max() < 0.5
@@ -65,3 +66,33 @@ def test_batches_carry_what_metrics_of_regions_need():
 def test_there_is_at_least_one_engine():
     with pytest.raises(ValueError, match="n_train >= 1"):
         EnginesDataModule(n_train=0)
+
+
+# Engines that are stopped: what is known of their wear stays beside the cycles it belongs to.
+
+SIZES = {"n_train": 3, "n_val": 2, "n_test": 200, "window": 20, "max_rul": 16, "annotations": True}
+
+
+def test_stopped_engine_fills_a_window_at_any_time_of_its_wear():
+    """So no test window is padded; from the last cycle back to the first full window, all times occur."""
+    data = EnginesDataModule(**SIZES)
+    engines = data.engines("test")
+    lengths = torch.tensor([len(engine.sensors) for engine in engines])
+    lives = lengths + torch.tensor([engine.left for engine in engines])
+    assert lengths.min() >= 20
+    assert lengths.min() < 25
+    assert (lives - lengths).min() == 0
+    assert (lives - lengths > 16).float().mean() > 0.5  # most are stopped while they are sound
+    assert (lives >= 20 + 16).all()
+    assert (lives < 20 + 16 + 60).all()
+
+
+def test_the_mask_of_a_short_life_is_moved_with_its_cycles():
+    sensors = torch.arange(5.0, dtype=torch.float64)[:, None].expand(5, 21)
+    engine = Engine(1, torch.zeros(5, 3, dtype=torch.float64), sensors, 0, torch.tensor([0, 0, 0, 1, 1]).bool())
+    windows = Windows([engine], Scaling([engine], [2], False), 8, None, None, True)
+    item = windows[0]
+    assert item["mask"].tolist() == [False] * 6 + [True] * 2
+    assert item["cycle"] == 5
+    raw = item["image"][0] * sensors[:, 0].std(correction=0).float() + 2
+    torch.testing.assert_close(raw, torch.tensor([0.0, 0, 0, 0, 1, 2, 3, 4]))

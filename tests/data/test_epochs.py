@@ -56,7 +56,7 @@ def fit(folder, data, ckpt_path=None, **options):
 
 
 @pytest.mark.parametrize("make", [shapes, files])
-def test_a_training_sees_the_same_with_workers_and_where_epochs_are_cut_short(tmp_path, make):
+def test_workers_and_cut_epochs_do_not_change_training_images(tmp_path, make):
     whole, _ = fit(tmp_path, make(tmp_path), max_epochs=3, enable_checkpointing=False)
     assert whole[0] != whole[1] != whole[2]
     short = {"max_epochs": 3, "enable_checkpointing": False, "limit_train_batches": 2}
@@ -106,7 +106,7 @@ def test_reading_the_training_images_in_between_changes_nothing(tmp_path):
     assert read == whole
 
 
-def test_a_sampler_that_begins_at_zero_does_not_repeat_the_first_epoch_in_a_resumed_training(tmp_path):
+def test_resumed_distributed_training_does_not_repeat_an_epoch(tmp_path):
     """Lightning's, for several processes, is told the epoch only after the first batches were loaded."""
     data = files(tmp_path)
     data.setup("fit")

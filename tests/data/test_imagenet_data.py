@@ -73,7 +73,7 @@ def test_the_original_layout_of_validation(tmp_path):
 
 
 @pytest.mark.parametrize("sorted_into_folders", [False, True])
-def test_photographs_of_classes_that_training_does_not_have_are_left_out(tmp_path, sorted_into_folders):
+def test_photographs_of_unknown_classes_are_left_out(tmp_path, sorted_into_folders):
     if sorted_into_folders:
         imagenet(tmp_path)
     else:

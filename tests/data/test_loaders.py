@@ -20,7 +20,7 @@ def two_epochs(data: ShapesDataModule) -> Tensor:
     return torch.stack([torch.cat([images for images, _ in loader]) for _ in range(2)])
 
 
-def test_order_depends_on_the_seed_and_not_on_workers_or_global_state():
+def test_order_depends_on_the_seed_alone():
     torch.manual_seed(1)
     alone = two_epochs(shapes())
     torch.manual_seed(2)
@@ -31,7 +31,7 @@ def test_order_depends_on_the_seed_and_not_on_workers_or_global_state():
     assert not torch.equal(two_epochs(data), alone)
 
 
-def test_training_is_shuffled_anew_every_epoch_and_shows_every_image_once():
+def test_every_epoch_shows_every_image_once_in_a_new_order():
     data = shapes()
     stored = torch.stack([data.splits["train"][i][0] for i in range(24)]).flatten(1)
     first, second = two_epochs(data).flatten(2)
@@ -60,7 +60,7 @@ def test_evaluation_keeps_the_order_and_predicting_uses_the_test_split():
         assert loaded.tolist() == [data.splits[split][i][1] for i in range(12)]
 
 
-def test_setup_makes_what_the_stage_needs_and_keeps_what_is_there():
+def test_setup_makes_the_splits_of_the_stage_once():
     data = ShapesDataModule(16, n_train=6, n_val=6, n_test=6)
     data.setup("fit")
     assert set(data.splits) == {"train", "val"}

@@ -38,7 +38,7 @@ def test_objects_that_are_hard_to_see_count_where_wanted(tmp_path):
     assert [data.class_names[c] for c in item["box_target"]] == ["dog", "dog", "car"]
 
 
-def test_boxes_have_classes_and_their_corners_are_numbered_from_one(tmp_path):
+def test_boxes_have_classes_and_corners_count_from_one(tmp_path):
     data = module(voc(tmp_path), annotations=True, eval_transform=lambda *item: item)
     item = data.splits["val"][0]
     assert set(item) == {"image", "target", "boxes", "box_target"}
@@ -108,7 +108,7 @@ def test_training_images_can_be_set_apart(tmp_path):
     assert len(found[1]) == 1
 
 
-def test_missing_files_are_named_and_nothing_is_downloaded_unasked(tmp_path, monkeypatch):
+def test_missing_files_are_named_and_nothing_is_downloaded(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(VOCDetection, "__init__", lambda self, root, **options: asked.append((root, options)))
     data = PascalVOCDataModule(str(tmp_path))
@@ -126,7 +126,7 @@ def test_missing_files_are_named_and_nothing_is_downloaded_unasked(tmp_path, mon
 
 
 @pytest.mark.filterwarnings("ignore:expected a picture that can be read")
-def test_a_missing_xml_file_counts_as_a_picture_that_cannot_be_read(tmp_path):
+def test_missing_xml_file_counts_as_an_unreadable_picture(tmp_path):
     voc(tmp_path)
     (tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "2007_000027.xml").unlink()
     data = module(tmp_path, "fit")

@@ -75,7 +75,7 @@ def test_swapping_spares_the_training_images():
     assert_close(draw(shortcut=0.5, shortcut_val="swapped"), draw(shortcut=0.5), rtol=0, atol=0)
 
 
-def test_only_the_pixels_of_the_marks_differ_from_the_clean_images():
+def test_only_the_pixels_of_marks_differ_from_clean_images():
     clean = draw()
     some, more = draw(shortcut=0.3), draw(shortcut=0.7)
     for drawn in (some, more):
@@ -145,7 +145,7 @@ def accuracy(network: nn.Module, shortcut_val: str) -> float:
     return (network(images).argmax(1) == target).float().mean().item()
 
 
-def test_clever_hans_reads_the_mark_and_an_honest_network_does_not():
+def test_network_trained_with_marks_reads_them_another_does_not():
     hans = train(shortcut=1.0)
     assert accuracy(hans, "same") > 0.9
     assert accuracy(hans, "none") < 0.4

@@ -27,13 +27,13 @@ def with_blocks(*kinds):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", with_blocks("python"))
-def test_python_runs(page, small_training):
+def test_python_blocks_run(page, small_training):
     if pages.name_of(page) not in ELSEWHERE:
         pages.run(page, pages.prelude())
 
 
 @pytest.mark.parametrize("page", with_blocks("yaml"))
-def test_yaml_can_be_read(page):
+def test_yaml_blocks_are_valid(page):
     for _, code in pages.blocks(page, "yaml"):
         assert isinstance(yaml.safe_load(code), dict)
 
@@ -47,7 +47,7 @@ def commands(page):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", with_blocks("sh", "bash"))
-def test_commands_are_understood(page, monkeypatch, capsys):
+def test_command_blocks_are_valid(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for program, *words in commands(page):
         check = {"make": check_make, "interpretable-training": check_ours}.get(program.rsplit("/")[-1], check_python)
@@ -81,13 +81,13 @@ def check_ours(words):
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=pages.name_of(page)) for page in PAGES])
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     targets = [target.split("#")[0] for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text)]
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
 
 
-def test_reasons_are_given_where_a_block_does_not_run():
+def test_skipped_blocks_give_a_reason():
     """Another spelling of the comment would let the block run, or hide it from this test."""
     text = "\n".join(page.read_text() for page in PAGES)
     assert len(re.findall(r"^<!--[^>]*not run", text, re.MULTILINE)) == len(

@@ -34,7 +34,7 @@ def predefined():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_print_what_they_say(name, tmp_path, monkeypatch):
+def test_docstring_examples_give_their_output(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # some write a file
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

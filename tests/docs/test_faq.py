@@ -28,12 +28,12 @@ def messages():
     return found
 
 
-def test_there_are_quotes():
+def test_faq_quotes_error_texts():
     assert len(QUOTES) > 20
 
 
 @pytest.mark.parametrize("quote", QUOTES)
-def test_the_code_still_says_this(quote, messages):
+def test_faq_quotes_exist_in_the_code(quote, messages):
     parts = [re.escape(part) for part in quote.split("...") if part]
     pattern = re.compile(r"[^\n]*?".join(parts))
     assert any(pattern.search(message) for message in messages)

@@ -24,7 +24,7 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_nothing_is_fetched_from_elsewhere(site):
+def test_site_fetches_nothing_from_elsewhere(site):
     loading = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?(?:https?:)?//|<link\b[^>]*stylesheet[^>]*//")
     files = list(site.rglob("*.html"))
     assert len(files) > 20

@@ -25,7 +25,7 @@ def fell_for_it_and_was_mended(found):
     return before["same"] > 0.6 > before["none"] and before["swapped"] < 0.3 and min(after.values()) > 0.6
 
 
-def test_it_can_be_read_without_running():
+def test_tutorial_has_stored_outputs():
     assert fell_for_it_and_was_mended(cells())
     pictures = [
         o for cell in cells() for o in cell["outputs"] if any(k.startswith("image/") for k in o.get("data", {}))
@@ -36,7 +36,7 @@ def test_it_can_be_read_without_running():
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path, monkeypatch):
+def test_tutorial_runs(tmp_path, monkeypatch):
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))

@@ -113,8 +113,9 @@ def test_a_file_that_cannot_be_read_is_made_again(network, tmp_path, content):
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2] if content is None else content)
     (tmp_path / "part-000002.tmp").write_bytes(b"left by a crash")
-    with pytest.warns(UserWarning, match=r"part-000001\.pt cannot be read .* measured again"):
+    with pytest.warns(UserWarning, match=r"part-000001\.pt cannot be read .* measured again") as caught:
         same(evaluate(network, METHODS, METRICS, LOADER, cache=tmp_path, **OPTIONS), first)
+    assert {warning.filename for warning in caught if "cannot be read" in str(warning.message)} == {__file__}
     assert torch.load(part, weights_only=True)["number"] == 1
 
 

@@ -85,7 +85,7 @@ def test_methods_and_metrics_of_a_file_are_measured_and_written(folder, capsys):
     assert len((folder / "out" / "values.csv").read_text().splitlines()) == 1 + 12 * 4
 
 
-def test_by_default_five_methods_seven_metrics_and_a_folder_beside_the_logs(folder):
+def test_defaults_are_five_methods_and_seven_metrics(folder):
     words = ["--config", CONFIG, *TINY, *QUIET, "--data.n_val=2"]
     main(["evaluate", *words])
     table = read(folder / "runs" / "shortcut" / "version_0")
@@ -185,7 +185,7 @@ def test_a_mistake_is_one_paragraph(folder, mistake, words, message):
     assert message in mistake(*words)
 
 
-def test_a_folder_of_another_evaluation_is_refused_unless_nothing_was_done(folder, mistake):
+def test_folder_of_another_evaluation_is_refused_unless_empty(folder, mistake):
     mistake("--methods.mine.layer=network.stage4")
     assert run()["mine", "drop"]["n"] == "12"
     assert "network.stage2" in json.loads((folder / "out" / "passports.json").read_text())["evaluation"]["method mine"]

@@ -5,13 +5,18 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from jsonargparse import ArgumentParser
 from support.every_metric import MAKE, batch, same_sums, sums, where
 from torch import nn
 from torch.testing import assert_close
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
+import interpretable_training.metrics as metrics
+from interpretable_training.attribution import GradCAM
 from interpretable_training.metrics import AverageDrop, AverageDropInDeletion, AverageIncrease, Deletion
-from interpretable_training.metrics.core.base import ImageMetric
+from interpretable_training.metrics.core.base import ImageMetric, same_passport
 
 
 @pytest.fixture(params=MAKE)
@@ -134,7 +139,7 @@ def test_a_collection_gives_each_what_it_takes(whole):
         assert_close(values[name], updated(make, whole).compute())
 
 
-def test_a_collection_of_equal_states_and_unequal_options_updates_each():
+def test_collection_updates_metrics_of_unequal_options():
     """Both drops are 0 after the first batch; were they taken for one, the second would be wrong."""
     collection = MetricCollection(
         {
@@ -244,3 +249,141 @@ def test_the_direction_is_stated(name):
     errors = ("official_metric", "localization_error", "energy_localization_error", "saliency_metric")
     lower = ("average_drop", "deletion", "max_sensitivity", "complexity", *errors)
     assert metric.higher_is_better == (name not in lower)
+
+
+pytestmark = pytest.mark.slow  # each process imports torch
+
+PARTS = ([0, 1, 2], [3])  # as many images as it happens
+
+
+def network():
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 3, 2, 1)
+    return nn.Sequential(convolution, nn.ReLU(), *[nn.Identity()] * 2, nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU(), Pool())
+
+
+class Pool(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def facts(rows):
+    generator = torch.Generator().manual_seed(1)
+    images, S = torch.randn(4, 3, 12, 8, generator=generator), torch.rand(4, 12, 8, generator=generator)
+    S[1], S[3, 0, 0] = 0.5, torch.nan
+    return network().eval(), images[rows], S[rows], torch.tensor([0, 1, 2, 3])[rows]
+
+
+def work(rank, place, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    found = {}
+    for name, make in MAKE.items():
+        metric = make()
+        metric.update(**batch(metric, *facts(PARTS[rank])))
+        value = metric.compute()  # of both
+        metric.sync()
+        found[name] = (value.item(), {key: getattr(metric, key) for key in metric._defaults})
+        metric.unsync()
+        assert int(metric.count + metric.n_invalid) == len(PARTS[rank])
+    if rank == 0:
+        torch.save(found, results)
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves out")
+def test_two_processes_give_what_one_gives(tmp_path):
+    mp.spawn(work, (str(tmp_path / "meeting"), str(tmp_path / "found.pt")), nprocs=2)
+    found = torch.load(tmp_path / "found.pt")
+    for name, make in MAKE.items():
+        value, states = found[name]
+        metric, synced = make(), make()
+        metric.update(**batch(metric, *facts(slice(None))))
+        for key, state in states.items():
+            setattr(synced, key, state)
+        same_sums(synced, metric, atol=1e-6)
+        assert value == pytest.approx(metric.compute().item(), abs=1e-4), name
+
+
+NAMES = [name for name in metrics.__all__ if isinstance(getattr(metrics, name), type)]
+NAMES = [name for name in NAMES if issubclass(getattr(metrics, name), ImageMetric)]
+GRAD_CAM = {"class_path": "interpretable_training.attribution.GradCAM", "init_args": {"layer": "0"}}
+
+
+def build(name, base=Metric, **options):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--metric", type=base)
+    given = {"class_path": f"interpretable_training.metrics.{name}", "init_args": options}
+    return parser.instantiate_classes(parser.parse_object({"metric": given})).metric
+
+
+def test_every_metric_has_its_tests():
+    assert {type(make()).__name__ for make in MAKE.values()} <= set(NAMES)
+
+
+@pytest.mark.parametrize("base", [Metric, ImageMetric])
+@pytest.mark.parametrize("name", sorted({type(make()).__name__ for make in MAKE.values()}))
+def test_without_options(name, base):
+    built = build(name, base)
+    assert type(built) is getattr(metrics, name)
+    same_passport(built.passport(), getattr(metrics, name)().passport())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AverageDrop", {"space": "normalized", "relative": False, "topk": 20, "chunk_size": 4}),
+        ("AverageDrop", {"preset": "torchcam"}),
+        ("AverageIncrease", {"signed": True, "mean": [0.5], "std": [0.25]}),
+        ("AverageGain", {"preset": "adcc", "score": "sigmoid"}),
+        ("AverageDropInDeletion", {"clamp": True, "topk": 10.5}),
+        ("Insertion", {"steps": 28, "preset": "ca_stream", "ties": "random", "seed": 3}),
+        ("Deletion", {"substrate": "black", "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "x_axis": "fraction"}),
+        ("InsertionDeletion", {"substrate": "gaussian", "kernel": 5, "auc": "mean", "score": "logit"}),
+        ("AOPC", {"patch": 4, "steps": 3, "substrate": "uniform", "seed": 1}),
+        ("ROAD", {"percentages": [10, 50], "score": "accuracy", "noise": 0}),
+        ("Coherency", {"rescale": False, "space": "pixel", "mean": [0.5], "std": [0.5]}),
+        ("ADCC", {"average": "dataset", "topk": 10, "preset": "thesis"}),
+        ("MaxSensitivity", {"radius": 0.1, "n": 3, "raw": True}),
+        ("OfficialMetric", {"preset": "casme", "threshold": 0.7, "region": "mask"}),
+        ("LocalizationError", {"iou": True, "connectivity": 8, "upstream": True}),
+        ("EnergyLocalizationError", {"energy": 0.9, "region": "shortcut_mask"}),
+        ("BoxAccuracy", {"preset": "maxboxaccv2", "deltas": [0.5, 0.75]}),
+        ("PointingGame", {"ties": "fraction", "tolerance": 3, "region": "boxes"}),
+        ("EnergyPointingGame", {"region": "shortcut_mask"}),
+        ("PixelF1", {"per_box": True, "upstream": False}),
+        ("PxAP", {"steps": 50, "region": "boxes"}),
+        ("SaliencyMetric", {"p_on": "image", "score": "sigmoid", "chunk_size": 3}),
+    ],
+)
+def test_options_reach_the_metric(name, options):
+    same_passport(build(name, **options).passport(), getattr(metrics, name)(**options).passport())
+
+
+@pytest.mark.parametrize("name", ["Coherency", "ADCC", "MaxSensitivity"])
+def test_a_method_inside_a_metric(name):
+    assert build(name, attribution=GRAD_CAM).attribution == GradCAM(layer="0")
+
+
+@pytest.mark.parametrize("name", ["AverageDrop", "AverageGain", "Insertion", "ADCC", "Complexity"])
+def test_options_of_torchmetrics_reach_it(name):
+    assert build(name, compute_on_cpu=True).compute_on_cpu is True
+
+
+@pytest.mark.parametrize("name", ["AverageDrop", "Insertion", "ADCC"])
+def test_options_that_do_not_exist_are_refused(name):
+    with pytest.raises(Exception, match="spcae"):
+        build(name, spcae="pixel")
+    with pytest.raises((TypeError, ValueError), match="spcae"):
+        getattr(metrics, name)(spcae="pixel")
+
+
+def test_choices_are_checked_while_parsing():
+    with pytest.raises(Exception, match="thesi"):
+        build("AverageDrop", preset="thesi")
+
+
+def test_a_built_metric_measures():
+    metric = build("AverageDrop", relative=False)
+    metric.update(torch.tensor([0.8]), torch.tensor([0.5]))
+    assert metric.compute().item() == pytest.approx(30)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from support.every_metric import MAKE
+from support.every_metric import ALL_METRICS, MAKE
 from support.passport_cases import CASES, NORMAL, M, S
 
 from interpretable_training.attribution import ExpectedGradients
@@ -63,6 +63,10 @@ def test_passports_are_flat_and_can_be_written_down(metric, base, change):
     assert passport["metric"] == metric.__name__
     assert passport["direction"] in ("higher is better", "lower is better")
     assert {"formula", "range", "unit"} <= set(passport)
+
+
+def test_cases_and_cheap_forms_cover_all_metrics():
+    assert set(CASES) == set(ALL_METRICS.values()) == {type(make()) for make in MAKE.values()}
 
 
 @pytest.mark.parametrize("name", MAKE)

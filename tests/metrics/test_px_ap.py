@@ -35,7 +35,7 @@ def test_pixels_between_two_thresholds_are_equal():
     assert PxAP(4).measure(saliency=edge, mask=torch.tensor([[[0, 0, 1]]])).item() == pytest.approx(100 / 3)
 
 
-def test_a_map_that_is_the_object_has_all_and_a_constant_one_its_share():
+def test_px_ap_of_the_object_itself_and_of_a_constant_map():
     mask = torch.rand(3, 9, 7, generator=torch.Generator().manual_seed(0)) < 0.3
     assert PxAP()(saliency=mask.float(), mask=mask).item() == 100
     for value in (0.0, 0.37, 1.0):

@@ -89,7 +89,7 @@ def test_single_precision_is_enough():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_images_of_half_precision_are_imputed_as_well_as_they_are_known(dtype):
+def test_half_precision_images_are_imputed_as_well_as_known(dtype):
     coarse = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     x = torch.nn.functional.interpolate(coarse, scale_factor=5, mode="bilinear").to(dtype)
     missing = torch.rand(2, 40, 40, generator=torch.Generator().manual_seed(1)) < 0.9

@@ -22,7 +22,7 @@ def q():
     return torch.randn(2, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-def test_two_cells_by_hand():
+def test_cross_attention_of_two_cells_by_hand():
     """d = 4, F = (4, 0, 0, 0) and (0, 2, 0, 0), q = (log 3, 0, 0, 0): s = (2 log 3, 0), a = (9, 1) / 10."""
     step = block(4, 1, bias=False)
     step.out.weight.data = torch.tensor([[1.0, 10, 0, 0]]).double()
@@ -53,12 +53,12 @@ def by_loops(step, F, q, heads):
 @pytest.mark.parametrize("heads", [1, 2, 3])
 @pytest.mark.parametrize("projected", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
-def test_loops_over_cells_give_the_same(F, q, heads, projected, bias):
+def test_cross_attention_equals_loops_over_cells(F, q, heads, projected, bias):
     step = block(6, 5, heads, projected, bias)
     assert_close(step(F, q), by_loops(step, F, q, heads), rtol=0, atol=1e-12)
 
 
-def test_identical_projections_change_nothing(F, q):
+def test_identity_projections_change_nothing(F, q):
     """WK = WV = 1 without biases is the plain block."""
     projected, plain = block(6, 5, projected=True), block(6, 5)
     plain.load_state_dict(projected.state_dict(), strict=False)
@@ -68,7 +68,7 @@ def test_identical_projections_change_nothing(F, q):
     assert_close(projected(F, q), plain(F, q))
 
 
-def test_a_long_query_picks_the_cell_that_it_points_at():
+def test_long_query_selects_one_cell():
     """With orthogonal cells, q = t F[j] and t to infinity: a becomes 1 at j, CA becomes F[j]."""
     step = block(6, 6, bias=False)
     torch.nn.init.eye_(step.out.weight)
@@ -78,7 +78,7 @@ def test_a_long_query_picks_the_cell_that_it_points_at():
         assert_close(step(F, 200 * cells[j][None])[0], cells[j][None])
 
 
-def test_weights_and_offset_make_the_query_of_the_pooled_maps(F, q):
+def test_weights_and_offset_give_the_next_query(F, q):
     """q[l+1] = offset + sum over heads of W[h] (sum over i of a[h, i] F[i])."""
     for projected in (False, True):
         step = block(6, 5, heads=2, projected=projected)
@@ -88,7 +88,7 @@ def test_weights_and_offset_make_the_query_of_the_pooled_maps(F, q):
         assert_close(found, step.offset() + torch.einsum("bhd,hcd->bc", pooled, step.weights()))
 
 
-def test_one_query_serves_maps_of_more_images_than_it_was_made_of(F, q):
+def test_one_query_is_broadcast_to_all_images(F, q):
     step = block(6, 5)
     assert_close(step(F, q[:1])[0], step(F, q[:1].expand(2, -1))[0])
 
@@ -98,7 +98,7 @@ def test_channels_last_changes_nothing(F, q):
     assert_close(step(F.to(memory_format=torch.channels_last), q), step(F, q))
 
 
-def test_queries_per_class_that_are_equal_are_one_query(F):
+def test_stream_with_equal_class_queries_equals_one_query(F):
     torch.manual_seed(0)
     one, many = Stream([6]).double(), Stream([6], queries=4).double()
     one.initialize(False)
@@ -107,7 +107,7 @@ def test_queries_per_class_that_are_equal_are_one_query(F):
 
 
 @pytest.mark.parametrize("convnext", [True, False])
-def test_initialization_is_that_of_the_authors(convnext):
+def test_initialization_equals_the_authors(convnext):
     """Xavier: uniform within sqrt(6 / (in + out)), torch's biases; ConvNeXt: normal of 0.02 within 2, no biases."""
     torch.manual_seed(0)
     stream = Stream([200, 300, 400], queries=50)

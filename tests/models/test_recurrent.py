@@ -23,7 +23,7 @@ def series():
 
 
 @pytest.mark.parametrize("name", ["cnn_lstm", "cnn_bilstm"])
-def test_the_output_is_that_of_the_formulas(series, name):
+def test_cnn_lstm_equals_the_formulas(series, name):
     torch.manual_seed(0)
     net = build_network(name, 2, channels=4, width=6, hidden=5, kernel=3).double()
     net(series)  # statistics that are not those of a new batch norm
@@ -37,12 +37,12 @@ def test_the_output_is_that_of_the_formulas(series, name):
         assert_close(y, net.head.weight @ h + net.head.bias)
 
 
-def test_names_are_classes():
+def test_cnn_lstm_is_built_by_name():
     assert type(build_network("cnn_lstm", 1)) is CNNLSTM
     assert type(build_network("cnn_bilstm", 1)) is CNNBiLSTM
     assert CNNBiLSTM(1, dropout=0.25).dropout.p == 0.25
 
 
-def test_a_kernel_has_a_middle():
+def test_cnn_lstm_refuses_even_kernels():
     with pytest.raises(ValueError, match="odd kernel, whose middle is a time step, got 4"):
         CNNLSTM(1, kernel=4)

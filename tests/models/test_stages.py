@@ -47,14 +47,14 @@ def test_stages_of_a_regnet():
 @pytest.mark.parametrize(
     "name", ["resnet18", "seresnext26d_32x4d", "inception_v3", "densenet121", "regnety_002", "cspresnet50", "dla34"]
 )
-def test_stages_of_timm_are_those_that_it_names(name):
+def test_stages_of_timm_equal_its_feature_info(name):
     """As many channels as in `feature_info`, of which the first is read before or after the pooling of the stem."""
     model = on_meta(timm.create_model, name)
     info = getattr(model.feature_info, "info", model.feature_info)
     assert dissect(model).dims == tuple(stage["num_chs"] for stage in info)
 
 
-def test_convnext_of_timm_has_the_points_of_torchvision():
+def test_stages_of_timm_convnext_equal_torchvision():
     """What stages 1, 2 and 3 receive and what the last returns, and as many parameters."""
     counts = []
     for build, name in ((timm.create_model, "convnext_small"), (torchvision.models.get_model, "convnext_small")):
@@ -64,7 +64,7 @@ def test_convnext_of_timm_has_the_points_of_torchvision():
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "efficientnet_b0", "resnetv2_50", "convnextv2_atto"])
-def test_heads_of_timm_are_run_as_a_whole(name):
+def test_timm_heads_run_as_a_whole(name):
     """Uniform attention is average pooling, whatever lies between pooling and classifier."""
     torch.manual_seed(0)
     net = CAStream(timm.create_model(name, num_classes=5), start=len(dissect(timm.create_model(name)).stages) - 1)
@@ -73,11 +73,11 @@ def test_heads_of_timm_are_run_as_a_whole(name):
         net.stream.query.zero_()
         nn.init.eye_(step.out.weight)
         step.out.bias.zero_()
-    seen = net.look(torch.randn(2, 3, 96, 96))
+    seen = net.forward_with_gap(torch.randn(2, 3, 96, 96))
     torch.testing.assert_close(seen.logits, seen.gap, rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_inside_of_another_is_found():
+def test_stages_of_a_wrapped_network_are_found():
     class Normalized(nn.Module):
         def __init__(self):
             super().__init__()
@@ -91,20 +91,20 @@ def test_a_network_inside_of_another_is_found():
     assert found.head.name == "net.fc"
 
 
-def test_names_may_be_given():
+def test_stages_and_head_accept_names():
     net = CAStream(TinyCNN(3, width=4), stages=["stem", "stage2.0", "stage3.1"], head="head")
     assert net.stages == ("stem", "stage2.0", "stage3.1")
     assert [s.shape[1] for s in net.forward_with_attention(torch.randn(1, 3, 64, 64))[1]] == [32, 16, 8]
 
 
-def test_the_head_may_be_given_as_a_module():
+def test_head_accepts_a_module():
     backbone = TinyCNN(3, width=4)
     assert CAStream(backbone, stages=["stage3"], head=backbone.head).head.name == "head"
     with pytest.raises(ValueError, match=r"expected a head, a module of TinyCNN .* got Linear"):
         CAStream(backbone, stages=["stage3"], head=nn.Linear(16, 3))
 
 
-def test_looking_changes_nothing():
+def test_dissect_does_not_change_the_backbone():
     torch.manual_seed(0)
     backbone = TinyCNN(3, width=4).train()
     backbone.stage1[0].weight.requires_grad_(False)
@@ -137,14 +137,14 @@ class Strange(nn.Module):
         (
             nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten(), nn.Linear(4, 3)),
             {"image_size": 32},
-            "expected a backbone with stages, .* of more than one cell, found none in Sequential",
+            "expected a backbone with stages, .* of more than one cell, got Sequential",
         ),
         (TinyCNN(3).stage1, {}, r"expected a backbone that returns logits \(B, N\), got \(1, 32, 224, 224\)"),
         (TinyCNN(3), {"stages": ["stage2", "layer3"]}, r"got 'layer3', which is no module that runs; .*'stage3'"),
         (
             TinyCNN(3),
             {"stages": ["stage2", "head"]},
-            r"got 'head', which is no map of more than .* There are: \['stem'",
+            r"got 'head', which is no map of more than .* Available: \['stem'",
         ),
         (TinyCNN(3), {"stages": ["stage3", "stage2"]}, "in the order in which they run"),
         (TinyCNN(3), {"stages": "stage3"}, r"expected stages as a list of names, got 'stage3'"),
@@ -152,7 +152,7 @@ class Strange(nn.Module):
         (TinyCNN(3), {"stages": ["stage1", "stage2"]}, "head' of TinyCNN to read the averages .* 'stage2', got other"),
         (TinyCNN(3), {"stages": ["stem", "stage1"]}, "expected a head that reads the 32 channels .* reads"),
         (TinyCNN(3), {"head": "classifier"}, "expected a head, a module of TinyCNN .* got 'classifier'"),
-        (Strange(head=nn.Softmax(1)), {}, "ends in a linear classifier, .* got nothing that is learned"),
+        (Strange(head=nn.Softmax(1)), {}, "ends in a linear classifier, .* got no learned module"),
         (
             Strange(head=nn.Sequential(nn.Linear(6, 2), nn.PReLU())),
             {},
@@ -164,23 +164,23 @@ class Strange(nn.Module):
         (TinyCNN(3), {"heads": 5}, r"expected heads that divide the channels \[32, 64, 64\], got 5"),
     ],
 )
-def test_what_is_no_backbone_is_refused_with_the_reason(backbone, arguments, message):
+def test_ca_stream_refuses_unsuitable_backbones(backbone, arguments, message):
     with pytest.raises(ValueError, match=message):
         CAStream(backbone, **arguments)
 
 
-def test_no_module_is_refused():
+def test_ca_stream_refuses_objects_that_are_no_module():
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module as model, got str"):
         CAStream("resnet18")
 
 
-def test_a_network_for_images_of_one_size_says_which_argument_to_pass():
+def test_fixed_image_size_error_names_image_size():
     fixed = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten(), nn.Linear(4 * 16 * 16, 3))
     with pytest.raises(ValueError, match=r"expected Sequential to accept images \(1, 3, 224, 224\).*pass image_size="):
         CAStream(fixed)
 
 
-def test_maps_of_one_cell_are_refused():
+def test_ca_stream_refuses_maps_of_one_cell():
     net = CAStream(torchvision.models.resnet18(num_classes=2))
     with pytest.raises(ValueError, match="got 1 x 1 from stage 'layer4' for images 32 x 32; pass larger images"):
         net(torch.zeros(1, 3, 32, 32))

@@ -5,6 +5,7 @@ import lightning as L
 import pytest
 import timm
 import torch
+from support.trainers import quiet_trainer
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -12,16 +13,6 @@ from torch.utils.data import DataLoader
 from interpretable_training.models import CAStream, TinyCNN
 from interpretable_training.modules import CAStreamClassifier, Classifier
 from interpretable_training.modules.ca_stream_classifier import coverage, entropy
-
-
-def quiet_trainer(folder, **kwargs):
-    return L.Trainer(
-        **{"max_epochs": 1, "logger": False, "enable_checkpointing": False, **kwargs},
-        accelerator="cpu",
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def loader(n=8, batch_size=4, classes=3, multilabel=False):
@@ -49,7 +40,7 @@ class Meddle(L.Callback):
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}])
-def test_the_backbone_survives_a_fit_with_meddling_callbacks(tmp_path, options):
+def test_backbone_is_unchanged_by_callbacks_that_write(tmp_path, options):
     module = CAStreamClassifier(backbone(), 3)
     before = module.network.checksums()
     stream = module.network.stream.query.detach().clone()
@@ -71,12 +62,12 @@ class Drift(L.Callback):
         pl_module.network.backbone.stage1[1].running_var[0] += 1e-6
 
 
-def test_a_change_of_what_is_frozen_is_an_error_that_names_the_tensor(tmp_path):
+def test_change_of_frozen_tensor_is_an_error_with_its_name(tmp_path):
     with pytest.raises(RuntimeError, match=r"1 of its 38 tensors changed, the first is 'stage1.1.running_var'; remove"):
         quiet_trainer(tmp_path, callbacks=[Drift()]).fit(CAStreamClassifier(backbone(), 3), loader())
 
 
-def test_both_poolings_are_logged_of_the_same_pass(tmp_path):
+def test_both_poolings_are_logged_from_one_pass(tmp_path):
     """What the plain network gets is what a Classifier of it logs; what the stream gets is counted by hand."""
     plain, passes = backbone(), []
     module = CAStreamClassifier(plain, 3, stream={"start": 1})
@@ -118,7 +109,7 @@ def test_tests_log_both_poolings_too(tmp_path):
     assert {"test/accuracy", "test/gap_accuracy", "test/entropy_S0", "test/coverage_S2"} <= set(logged)
 
 
-def test_class_specific_queries_are_trained_by_the_label(tmp_path):
+def test_class_specific_queries_are_trained_with_labels(tmp_path):
     """Labels are 0 and 1 only: the query of class 2 gets no gradient."""
     options = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e3), "reference_batch": None}
     module = CAStreamClassifier(backbone(), 3, stream={"class_specific": True}, **options)
@@ -128,7 +119,7 @@ def test_class_specific_queries_are_trained_by_the_label(tmp_path):
     assert changed.tolist() == [True, True, False]
 
 
-def test_class_specific_queries_of_labels_out_of_range_are_refused():
+def test_class_specific_labels_out_of_range_are_refused():
     module = CAStreamClassifier(backbone(), 3, stream={"class_specific": True})
     with pytest.raises(ValueError, match=r"expected targets from 0 to 2 .* got 3"):
         module.training_step((torch.zeros(2, 3, 32, 32), torch.tensor([0, 3])), 5)
@@ -148,7 +139,7 @@ def test_the_defaults_are_the_papers_protocol():
     assert (scheduler.step_size, scheduler.gamma) == (30, 0.1)
 
 
-def test_only_the_stream_is_given_to_the_optimizer():
+def test_optimizer_gets_only_the_stream():
     module = CAStreamClassifier(backbone(), 3)
     module.requires_grad_(True)
     (optimizer,), _ = module.configure_optimizers()
@@ -156,7 +147,7 @@ def test_only_the_stream_is_given_to_the_optimizer():
     assert given == {id(p) for p in module.network.stream.parameters()}
 
 
-def test_the_learning_rate_is_scaled_with_the_global_batch_and_said_once(tmp_path, caplog):
+def test_learning_rate_scales_with_global_batch(tmp_path, caplog):
     """4 images x 2 accumulated batches are 8 of 256: 0.1 * 8 / 256."""
     trainer = quiet_trainer(tmp_path, accumulate_grad_batches=2)
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
@@ -203,7 +194,7 @@ def fitted(tmp_path):
     return fit
 
 
-def test_a_checkpoint_of_a_backbone_from_a_file_rebuilds_itself(tmp_path, fitted):
+def test_checkpoint_of_backbone_from_file_is_rebuilt(tmp_path, fitted):
     """First a Classifier learns the backbone, then the stream is learned beside it."""
     images = torch.randn(2, 3, 32, 32)
     small = {"network_kwargs": {"width": 4}}
@@ -212,7 +203,7 @@ def test_a_checkpoint_of_a_backbone_from_a_file_rebuilds_itself(tmp_path, fitted
     first.save_checkpoint(tmp_path / "backbone.ckpt")
     weights = str(tmp_path / "backbone.ckpt")
     module = CAStreamClassifier("tiny_cnn", 3, weights=weights, stream={"start": 1, "heads": 2}, **small)
-    assert_close(module.network.gap()(images), first.lightning_module.eval()(images))
+    assert_close(module.network.backbone(images), first.lightning_module.eval()(images))
     path = fitted(module)
     saved = torch.load(path, weights_only=True)
     assert {name.split(".")[1] for name in saved["state_dict"]} == {"stream", "_extra_state"}
@@ -222,12 +213,12 @@ def test_a_checkpoint_of_a_backbone_from_a_file_rebuilds_itself(tmp_path, fitted
     assert again.current_epoch == 2
 
 
-def test_a_checkpoint_of_an_object_wants_the_object_again(fitted):
+def test_checkpoint_of_object_needs_the_object(fitted):
     path = fitted(CAStreamClassifier(backbone(), 3, stream={"projected": True}))
     with pytest.raises(ValueError, match=r"expected network=.*object of class TinyCNN"):
         CAStreamClassifier.load_from_checkpoint(path)
     assert CAStreamClassifier.load_from_checkpoint(path, network=backbone()).network.stream.blocks[0].key is not None
-    with pytest.raises(RuntimeError, match="expected the backbone beside which this stream was learned"):
+    with pytest.raises(RuntimeError, match="expected the backbone with which this stream was trained"):
         CAStreamClassifier.load_from_checkpoint(path, network=backbone(seed=1))
 
 

@@ -42,7 +42,7 @@ def test_pretrained_weights_are_not_downloaded_again(tmp_path, monkeypatch):
     assert Classifier.load_from_checkpoint(path).num_classes == 3
 
 
-def test_an_object_has_to_be_passed_again(tmp_path):
+def test_network_object_must_be_passed_again(tmp_path):
     module = Classifier(TinyCNN(3, width=4), 3)
     path = saved(module, tmp_path)
     assert "TinyCNN" in torch.load(path, weights_only=True)["hyper_parameters"]["network"]
@@ -53,7 +53,7 @@ def test_an_object_has_to_be_passed_again(tmp_path):
     assert_same_weights(Classifier.load_from_checkpoint(path, network=TinyCNN(3, width=4)), module)
 
 
-def test_a_loss_given_as_an_object_has_to_be_passed_again(tmp_path):
+def test_loss_object_must_be_passed_again(tmp_path):
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
     path = saved(Classifier("tiny_cnn", 3, loss=loss), tmp_path)
     with pytest.raises(ValueError, match=r"expected loss=.*object of class CrossEntropyLoss"):

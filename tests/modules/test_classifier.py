@@ -2,21 +2,12 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
+from support.trainers import quiet_trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from interpretable_training.models import TinyCNN
 from interpretable_training.modules import Classifier
-
-
-def quiet_trainer(folder, **kwargs):
-    return L.Trainer(
-        **{"max_epochs": 1, "logger": False, "enable_checkpointing": False, **kwargs},
-        accelerator="cpu",
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def pairs(n=8, classes=3):
@@ -112,20 +103,20 @@ def test_a_wrong_batch_is_described(batch, found):
     ],
 )
 @pytest.mark.parametrize("batch_idx", [0, 7])
-def test_targets_and_logits_that_do_not_fit_are_named(module, target, message, batch_idx):
+def test_unfit_targets_and_logits_are_named(module, target, message, batch_idx):
     with pytest.raises(ValueError, match=message):
         module.training_step((torch.zeros(2, 3, 16, 16), target), batch_idx)
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
-def test_number_of_classes_is_compared_with_the_data(tmp_path, stage):
+def test_number_of_classes_must_equal_that_of_data(tmp_path, stage):
     data = L.LightningDataModule.from_datasets(*[pairs()] * 3, batch_size=4)
     data.num_classes = 5
     with pytest.raises(ValueError, match="expected num_classes=5, which is what LightningDataModule holds, got 3"):
         getattr(quiet_trainer(tmp_path), stage)(small(), datamodule=data)
 
 
-def test_arguments_of_a_named_network_are_refused_beside_an_object():
+def test_network_arguments_are_refused_with_an_object():
     with pytest.raises(ValueError, match="expected network as a name beside pretrained or network_kwargs, got TinyCNN"):
         Classifier(TinyCNN(3), 3, network_kwargs={"width": 4})
 

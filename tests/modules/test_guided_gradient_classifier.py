@@ -37,7 +37,7 @@ def small(regularizer=STRONG, cls=GuidedGradientClassifier, **kwargs):
     return cls("tiny_cnn", 2, network_kwargs={"width": 4}, **options, **kwargs)
 
 
-def test_a_step_is_that_of_the_regularizer_and_the_optimizer(tmp_path):
+def test_training_step_equals_regularizer_and_optimizer(tmp_path):
     module = small(optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1))
     hand = copy.deepcopy(module.network)
     trainer_in(tmp_path).fit(module, loader())
@@ -48,7 +48,7 @@ def test_a_step_is_that_of_the_regularizer_and_the_optimizer(tmp_path):
     torch.testing.assert_close(module.network.state_dict(), hand.state_dict(), rtol=0, atol=1e-6)
 
 
-def test_weight_zero_is_the_plain_classifier_to_the_bit(tmp_path):
+def test_weight_zero_equals_plain_classifier_exactly(tmp_path):
     found = []
     for module in (small(cls=Classifier), small(GuidedGradientRegularizer(weight=0.0))):
         trainer = trainer_in(tmp_path, max_epochs=2)
@@ -99,7 +99,7 @@ def test_validation_measures_and_changes_nothing(tmp_path, run):
     assert all(p.grad is None for p in module.parameters())
 
 
-def test_the_number_of_guided_activations_is_reported_once(tmp_path, caplog):
+def test_number_of_guided_activations_is_logged_once(tmp_path, caplog):
     with caplog.at_level("INFO"):
         trainer_in(tmp_path, max_epochs=2).fit(small(), loader())
     assert [r.message for r in caplog.records if "guided" in r.message] == ["6 activations of TinyCNN are guided"]
@@ -140,7 +140,7 @@ class Positive(nn.Module):
         return torch.cat([y, torch.zeros_like(y)], 1) / 100
 
 
-def test_a_network_whose_gradients_are_equal_is_reported_as_collapsed(tmp_path):
+def test_equal_gradients_are_reported_as_collapse(tmp_path):
     module = GuidedGradientClassifier(Positive(), 2, STRONG, optimizer=lambda p: torch.optim.SGD(p, 1e-6))
     data = DataLoader([(torch.randn(3, 16, 16), 1) for _ in range(8)], batch_size=4)
     with pytest.warns(UserWarning, match=r"expected train/similarity below 1, got 1\.000000"):
@@ -155,7 +155,7 @@ def test_a_network_whose_gradients_are_equal_is_reported_as_collapsed(tmp_path):
     ],
     ids=["plain", "function"],
 )
-def test_checkpoints_rebuild_what_is_plain_and_ask_for_the_rest(tmp_path, regularizer, again):
+def test_checkpoint_rebuilds_plain_values_and_asks_for_objects(tmp_path, regularizer, again):
     module, trainer = small(regularizer), trainer_in(tmp_path, limit_train_batches=1)
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "some.ckpt")
@@ -171,7 +171,7 @@ def test_checkpoints_rebuild_what_is_plain_and_ask_for_the_rest(tmp_path, regula
 
 
 @pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.01}], ids=str)
-def test_accumulated_and_clipped_gradients_are_those_of_the_total_loss(tmp_path, options):
+def test_accumulated_clipped_gradients_are_of_total_loss(tmp_path, options):
     module = small(optimizer=lambda parameters: torch.optim.SGD(parameters, 1.0))
     hand, batches = copy.deepcopy(module.network), [*loader()][:2]
     trainer_in(tmp_path, limit_train_batches=2, **options).fit(module, loader())
@@ -196,7 +196,7 @@ def test_multilabel_targets_have_their_own_criterion(tmp_path):
 
 
 @pytest.mark.parametrize("around", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_a_compiled_module_trains_eagerly_and_says_so(tmp_path, around):
+def test_compiled_module_trains_eagerly_with_warning(tmp_path, around):
     plain, module = small(), small()
     trainer_in(tmp_path).fit(plain, loader())
     if around:

@@ -11,7 +11,7 @@ def test_recipe_and_configuration_of_shapes_are_the_same_study(backbone, assert_
     assert_same_study(box_study(), "box_study_shapes")
 
 
-def test_recipe_and_configuration_of_imagenet_are_the_same_study(imagenet, assert_same_study):
+def test_recipe_and_yaml_of_imagenet_are_the_same_study(imagenet, assert_same_study):
     study = box_study_imagenet()
     assert_same_study(study, "box_study")
     assert imagenet == [("vgg16_bn.tv_in1k", True)] * 2
@@ -29,7 +29,7 @@ def test_the_rows_are_those_of_the_table(backbone):
     assert list(box_study().options["methods"]) == ["box", "outside the box", *rows]
 
 
-def test_a_map_that_is_one_nearly_everywhere_inside_of_the_box_is_the_box(backbone, tmp_path):
+def test_fakecam_inside_of_the_box_equals_the_box(backbone, tmp_path):
     """So it is in Table 2.5: Fake-CAM is 0 in one corner alone, where no box is."""
     study = box_study(image_size=32, max_images=6, output=str(tmp_path / "runs"))
     rows = ("box", "outside the box", "fakecam", "fakecam inside", "fakecam outside")

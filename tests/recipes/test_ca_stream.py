@@ -21,11 +21,11 @@ from interpretable_training.regularization import GuidedGradientRegularizer
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def test_recipe_and_configuration_of_shapes_are_the_same_experiment(backbone, assert_same_as_config):
+def test_recipe_and_yaml_of_shapes_are_the_same(backbone, assert_same_as_config):
     assert_same_as_config(ca_stream(), "ca_stream_shapes")
 
 
-def test_recipe_and_configuration_of_imagenet_are_the_same_experiment(tmp_path, monkeypatch, assert_same_as_config):
+def test_recipe_and_yaml_of_imagenet_are_the_same(tmp_path, monkeypatch, assert_same_as_config):
     monkeypatch.chdir(tmp_path)
     create = timm.create_model
 
@@ -45,7 +45,7 @@ def test_recipe_and_configuration_of_imagenet_are_the_same_experiment(tmp_path, 
         assert loader.dataset[0][0].shape == (3, 224, 224)
 
 
-def test_recipe_and_configuration_of_both_objectives_are_the_same_experiment(backbone, assert_same_as_config):
+def test_recipe_and_yaml_of_both_objectives_are_the_same(backbone, assert_same_as_config):
     torch.manual_seed(1)
     torch.save(build_network("tiny_cnn", 6).state_dict(), backbone.with_name("guided_tiny_cnn.pt"))
     assert_same_as_config(ca_stream(guided_weight=0.0075), "ca_stream_guided_gradient")
@@ -75,7 +75,7 @@ def test_both_objectives_are_pursued(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_callback_adds_the_second_objective_to_the_stream_itself(frozen):
+def test_callback_adds_the_second_objective_to_the_stream(frozen):
     """Guided gradients of the stream beside a frozen backbone, or of all, at once."""
     options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     found = []
@@ -161,4 +161,4 @@ def test_a_fine_tuned_backbone_follows_the_same_path(tmp_path, backbone):
     trainer.save_checkpoint(tmp_path / "voc.ckpt")
     stream = CAStreamClassifier("tiny_cnn", 6, weights=str(tmp_path / "voc.ckpt"), multilabel=True)
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(stream.network.gap()(images), module.eval()(images))
+    torch.testing.assert_close(stream.network.backbone(images), module.eval()(images))

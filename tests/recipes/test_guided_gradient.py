@@ -39,7 +39,7 @@ def test_digits_are_fitted_and_the_checkpoint_rebuilds_itself(tmp_path):
     torch.testing.assert_close(again.network.state_dict(), module.network.state_dict())
 
 
-def test_the_sweep_has_the_rows_of_the_tables_and_its_commands_parse(monkeypatch):
+def test_sweep_has_the_rows_of_the_tables_and_parses(monkeypatch):
     sweep = yaml.safe_load((Path(__file__).parents[2] / "configs" / "sweeps" / "guided_gradient.yaml").read_text())
     values = {name: parameter["values"] for name, parameter in sweep["parameters"].items()}
     assert set(values["model.regularizer.error"]) == set(ERRORS)

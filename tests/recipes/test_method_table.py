@@ -21,7 +21,7 @@ def test_every_method_of_the_room_is_in_the_table(backbone):
     assert of_vit == (of_cnn | ATTENTION) - {"CAM"}
 
 
-def test_the_shortcut_has_a_network_of_its_own_and_two_more_columns(backbone):
+def test_shortcut_has_another_network_and_two_more_columns(backbone):
     plain, marked = method_table("localization"), method_table("localization", shortcut=0.95)
     added = set(marked.options["metrics"]) - set(plain.options["metrics"])
     assert added == {"pointing_game_on_mark", "energy_on_mark"}

@@ -20,7 +20,7 @@ def test_recipe_and_configuration_of_shapes_are_the_same_study(backbone, assert_
         ("opti_cam_study_vit", "vit_base_patch16_224", "transformer"),
     ],
 )
-def test_recipe_and_configuration_of_imagenet_are_the_same_study(imagenet, assert_same_study, stem, network, kind):
+def test_recipe_and_yaml_of_imagenet_are_the_same_study(imagenet, assert_same_study, stem, network, kind):
     study = opti_cam_study_imagenet(network=network, kind=kind)
     assert_same_study(study, stem)
     assert imagenet == [(network, True)] * 2

@@ -1,15 +1,18 @@
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from interpretable_training.attribution import FakeCAM, FullGrad, GradCAM, Gradient, TGrad
-from interpretable_training.metrics import SanityTable
+from interpretable_training.metrics import DataRandomization, InputInvariance, ParameterRandomization, SanityTable
 from interpretable_training.metrics.sanity.checks import Check
 from interpretable_training.recipes import sanity_checks
 from interpretable_training.recipes.sanity_checks import (
     EXPECTED,
+    READ_BIASES,
     checked_methods,
     disagreement,
     run_checks,
@@ -24,7 +27,7 @@ def test_recipe_and_configuration_are_the_same_experiment(assert_same_as_config)
     assert_same_as_config(sanity_checks(), "sanity_checks")
 
 
-def test_what_the_literature_says_is_of_methods_that_are_checked():
+def test_expected_verdicts_are_of_checked_methods():
     assert {method for said in EXPECTED.values() for method in said} <= set(checked_methods())
     assert {verdict for said in EXPECTED.values() for verdict in said.values()} == {"pass", "fail"}
 
@@ -45,7 +48,7 @@ def test_all_checks_of_all_methods(small, tmp_path):
     torch.testing.assert_close(small.module.state_dict(), before, rtol=0, atol=0)
 
 
-def test_methods_that_read_biases_are_checked_with_the_shift_in_a_bias(small, monkeypatch):
+def test_bias_readers_are_checked_with_a_shift_in_a_bias(small, monkeypatch):
     chosen = {"gradient": Gradient(), "fullgrad": FullGrad(), "tgrad": TGrad()}
     monkeypatch.setattr(sys.modules[sanity_checks.__module__], "methods", lambda: chosen)
     table = run_checks(small, by_heart=12, explained=2)
@@ -73,7 +76,7 @@ def test_the_twin_is_another_network_and_the_generator_stays(small):
     assert twin is not small.module.network
 
 
-def test_a_disagreement_is_told_in_numbers():
+def test_disagreement_is_reported_in_numbers():
     found = Check("parameter randomization", "gradcam", {"ssim": 0.75}, False, "rule", "ssim", {"ssim": [0.9, 0.75]})
     table = SanityTable([found], EXPECTED)
     assert table.disagreements() == [found]
@@ -91,3 +94,58 @@ def test_methods_that_show_the_image_fail_and_gradients_pass(tmp_path):
     assert rows["gradient"].count("pass") == 3
     assert "fail" in rows["guidedbackprop"]
     assert rows["fakecam (control)"].count("fail") == 2
+
+
+# The pages that show the table of the sanity checks show that of the recipe.
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("make_sanity_table", DOCS / "make_sanity_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def between_marks(page, mark):
+    _, text, _ = (DOCS / page).read_text(encoding="utf-8").split(mark)
+    return text.strip()
+
+
+def test_pages_have_methods_checks_and_verdicts_of_the_recipe(script):
+    rows = [line.strip("| ").split(" | ") for line in between_marks("metrics.md", script.MARK).splitlines()]
+    table = {row[0]: row[1:] for row in rows[2 : 2 + len(checked_methods())]}
+    assert (
+        rows[0][-3:] == list(EXPECTED) == [c.name for c in (ParameterRandomization, DataRandomization, InputInvariance)]
+    )
+    assert list(table) == list(checked_methods())
+    lines = between_marks("recipes.md", script.MARK).splitlines()
+    text = {line.split("  ")[0]: line.split() for line in lines[2 : 2 + len(checked_methods())]}
+    for name, cells in table.items():
+        assert " ".join(text[name]).endswith(" ".join(cells))
+    for check, said in EXPECTED.items():  # a star where the cell says something else
+        for name, verdict in said.items():
+            cell = table[name][list(EXPECTED).index(check)]
+            assert ("*" in cell) == (not cell.startswith(verdict))
+
+
+def test_bias_readers_are_methods_that_split_the_score():
+    assert {name for name, method in checked_methods().items() if isinstance(method, READ_BIASES)} == {
+        "fullgrad",
+        "tgrad",
+    }
+
+
+def test_a_run_of_the_recipe_fills_both_pages_and_nothing_else(script, tmp_path, monkeypatch):
+    for page in ("metrics.md", "recipes.md"):
+        (tmp_path / page).write_text(f"a\n{script.MARK}\nold\n{script.MARK}\nb\n")
+    (tmp_path / "sanity.md").write_text("| table |\n")
+    (tmp_path / "sanity.txt").write_text("text ↓\n", encoding="utf-8")
+    monkeypatch.setattr(script, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["make_sanity_table.py", str(tmp_path)])
+    script.main()
+    assert (tmp_path / "metrics.md").read_text() == f"a\n{script.MARK}\n| table |\n{script.MARK}\nb\n"
+    filled = (tmp_path / "recipes.md").read_text(encoding="utf-8")
+    assert filled == f"a\n{script.MARK}\n```text\ntext ↓\n```\n{script.MARK}\nb\n"

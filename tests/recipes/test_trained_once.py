@@ -18,7 +18,7 @@ from interpretable_training.recipes.ca_stream import trained_backbone
 QUICK = {"image_size": 16, "n_train": 12, "max_epochs": 1}
 
 
-def test_a_network_that_was_trained_otherwise_is_read_with_a_warning(tmp_path):
+def test_network_trained_with_other_options_gives_a_warning(tmp_path):
     path = tmp_path / "runs" / "net.pt"
     net = trained_backbone(str(path), seed=3, **QUICK)
     with warnings.catch_warnings():
@@ -61,7 +61,7 @@ def test_weights_that_do_not_fit_are_named_with_what_to_do(tmp_path, spoil):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_half_trained_network_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_leaves_no_half_trained_network(tmp_path):
     command = [
         sys.executable,
         "-m",

@@ -23,30 +23,30 @@ def images(*values):
         (printed_histogram, (1.0, 1.0), (2.0, 0.0), -0.25),
     ],
 )
-def test_errors_by_hand(error, d, d2, expected):
+def test_gradient_errors_by_hand(error, d, d2, expected):
     assert error(images(d), images(d2)).item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("cosine", -1), ("histogram", -1), ("mae", 0), ("mse", 0)])
-def test_equal_gradients(name, expected):
+def test_gradient_errors_of_equal_gradients(name, expected):
     d = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(ERRORS[name](d, d), torch.full((5,), float(expected), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("error", [cosine, histogram])
 @pytest.mark.parametrize("factor", [1e-8, 1e6])
-def test_similarities_do_not_see_the_scale_of_the_loss(error, factor):
+def test_cosine_and_histogram_ignore_the_scale_of_the_loss(error, factor):
     d, d2 = torch.randn(2, 5, 3, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(error(factor * d, factor * d2), error(d, d2))
 
 
-def test_the_printed_histogram_does():
+def test_printed_histogram_depends_on_the_scale_of_the_loss():
     d, d2 = torch.rand(2, 5, 3, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(printed_histogram(10 * d, 10 * d2), printed_histogram(d, d2) / 10)
 
 
 @pytest.mark.parametrize("error", [cosine, histogram])
-def test_an_image_without_gradient_counts_zero_and_has_none(error):
+def test_image_without_gradient_has_error_and_gradient_zero(error):
     d = torch.cat([torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)]).requires_grad_()
     found = error(d, torch.ones(2, 3, 2, 2))
     torch.testing.assert_close(found, torch.tensor([0.0, -1.0]))

@@ -33,7 +33,7 @@ def quick(function):
 
 
 @pytest.mark.parametrize(("function", "size", "kernel", "options"), CONVOLUTIONS)
-def test_both_derivatives_of_convolutions_are_those_of_finite_differences(function, size, kernel, options):
+def test_convolution_derivatives_equal_finite_differences(function, size, kernel, options):
     inputs = numbers(*size), numbers(*kernel), numbers(kernel[0])
     run = quick(lambda x, w, b: function(x, w, b, **options))
     assert type(run(*inputs).grad_fn).__name__ == "ConvolutionBackward"
@@ -44,7 +44,7 @@ def test_both_derivatives_of_convolutions_are_those_of_finite_differences(functi
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_both_derivatives_of_batch_norm_are_those_of_finite_differences(shape):
+def test_batch_norm_derivatives_equal_finite_differences(shape):
     inputs = numbers(*shape, shift=5), numbers(3), numbers(3)
     run = quick(lambda x, *wb: F.batch_norm(x, None, None, *wb, training=True))
     assert type(run(*inputs).grad_fn).__name__ == "BatchNormBackward"
@@ -55,7 +55,7 @@ def test_both_derivatives_of_batch_norm_are_those_of_finite_differences(shape):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_network_and_its_statistics_are_as_without(training):
+def test_quick_mode_gives_the_same_derivatives_and_buffers(training):
     found = []
     for context in (Quick(), nullcontext()):
         torch.manual_seed(0)
@@ -69,12 +69,12 @@ def test_a_network_and_its_statistics_are_as_without(training):
     assert_close(*found)
 
 
-def test_one_number_per_channel_is_refused_as_by_torch():
+def test_quick_batch_norm_refuses_one_value_per_channel():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         quick(nn.BatchNorm1d(3))(torch.randn(1, 3, requires_grad=True))
 
 
-def test_autocast_computes_in_its_type_as_torch_does():
+def test_quick_convolution_equals_torch_under_autocast():
     conv, images = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         ours, theirs = quick(conv)(images), conv(images)
@@ -83,7 +83,7 @@ def test_autocast_computes_in_its_type_as_torch_does():
         assert_close(a, b, rtol=0, atol=0)
 
 
-def test_third_derivatives_are_those_of_finite_differences():
+def test_third_derivatives_equal_finite_differences():
     x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     for net in (nn.Conv2d(2, 2, 2).double(), nn.BatchNorm2d(2).double()):
         nn.init.normal_(net.weight)

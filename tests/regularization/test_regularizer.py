@@ -1,3 +1,5 @@
+"""The regularizer: numbers, options and errors."""
+
 import copy
 import gc
 import weakref
@@ -10,20 +12,22 @@ from support.regularized_nets import Residual, batch, naive, parameter_gradient,
 from torch import nn
 from torch.testing import assert_close
 
+from interpretable_training.models import TinyViT
 from interpretable_training.regularization import (
     GuidedGradientRegularizer,
     both_gradients,
-    guided_gradient,
-    input_gradient,
+    cosine,
+    guided_loss_gradient,
+    loss_gradient,
 )
 from interpretable_training.regularization.errors import ERRORS
-from interpretable_training.regularization.gradients import Run
+from interpretable_training.regularization.gradients import RecordedForward
 
 STRONG = GuidedGradientRegularizer(weight=1.0)
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_a_naive_version_with_two_networks_agrees_where_both_see_the_same_activations(error):
+def test_regularizer_equals_naive_version_with_two_networks(error):
     net, (images, target) = vgg().eval(), batch()
     regularizer = replace(STRONG, error=error)
     loss, parts = regularizer(net, images, target)
@@ -37,23 +41,23 @@ def test_a_naive_version_with_two_networks_agrees_where_both_see_the_same_activa
     assert parts.gated == 3
 
 
-def test_a_naive_version_misses_activations_made_inside_forward():
+def test_naive_version_misses_activations_inside_forward():
     net, (images, target) = Residual().eval(), batch()
     _, parts = STRONG(net, images, target)
     _, modules = replace(STRONG, scope="modules")(net, images, target)
     L_R, _, d2 = naive(net, images, target)
     assert (parts.gated, modules.gated) == (4, 2)
     assert_close(modules.regularization, L_R)
-    assert_close(guided_gradient(net, images, target, scope="modules"), d2)
+    assert_close(guided_loss_gradient(net, images, target, scope="modules"), d2)
     assert (parts.regularization - L_R).abs() > 0.01
 
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("make", [vgg, Residual])
-def test_parameter_gradient_is_that_of_finite_differences_with_the_guided_branch_frozen(make, error, monkeypatch):
+def test_parameter_gradient_equals_finite_differences(make, error, monkeypatch):
     """In training mode, so that each image's gradient goes through the statistics of all."""
     net, (images, target) = make(), batch()
-    gradient, frozen = Run.gradient, []
+    gradient, frozen = RecordedForward.gradient, []
 
     def freeze(run, loss, guided, **options):
         found = gradient(run, loss, guided, **options)
@@ -66,7 +70,7 @@ def test_parameter_gradient_is_that_of_finite_differences_with_the_guided_branch
         torch.manual_seed(3)  # the same dropout mask
         return replace(STRONG, error=error)(net, images, target)[1].regularization
 
-    monkeypatch.setattr(Run, "gradient", freeze)
+    monkeypatch.setattr(RecordedForward, "gradient", freeze)
     exact = parameter_gradient(evaluate(), net)
     parameters, eps = [*net.parameters()], 1e-7
     direction = [torch.randn_like(p) for p in parameters]
@@ -82,7 +86,7 @@ def test_parameter_gradient_is_that_of_finite_differences_with_the_guided_branch
 
 
 @pytest.mark.parametrize(("error", "expected"), [("cosine", -1), ("histogram", -1), ("mae", 0), ("mse", 0)])
-def test_where_all_evidence_is_positive_both_gradients_are_equal(error, expected):
+def test_positive_network_has_equal_gradients(error, expected):
     """y = (relu(U x), 0) with U > 0, of class 1: what comes back to the ReLU is the probability of class 0."""
     U = torch.rand(1, 3 * 16, dtype=torch.float64)
 
@@ -101,7 +105,7 @@ def test_where_all_evidence_is_positive_both_gradients_are_equal(error, expected
     assert parts.similarity.item() == pytest.approx(1)
 
 
-def test_two_layers_by_hand():
+def test_gradients_of_two_layers_by_hand():
     """y = W relu(U x): d = U^T (1[z > 0] * W^T p), d' the same with [W^T p]+; p = softmax(y) - t, divided by B."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 9, bias=False), nn.ReLU(), nn.Linear(9, 3, bias=False)).double()
@@ -110,13 +114,13 @@ def test_two_layers_by_hand():
     z = images.flatten(1) @ U.T
     p = ((z.relu() @ W.T).softmax(1) - F.one_hot(target, 3)) / 4
     d, d2 = (((z > 0) * g) @ U for g in (p @ W, (p @ W).relu()))
-    assert_close(input_gradient(net, images, target), d.view_as(images))
-    assert_close(guided_gradient(net, images, target), d2.view_as(images))
+    assert_close(loss_gradient(net, images, target), d.view_as(images))
+    assert_close(guided_loss_gradient(net, images, target), d2.view_as(images))
     expected = -sum(a @ b / (a.norm() * b.norm()) for a, b in zip(d, d2)) / 4
     assert_close(STRONG(net, images, target)[1].regularization, expected)
 
 
-def test_weight_zero_is_plain_training_to_the_bit():
+def test_weight_zero_equals_plain_training_to_the_bit():
     states = []
     for regularizer in (None, GuidedGradientRegularizer(weight=0.0)):
         net, (images, target) = vgg(), batch()
@@ -133,7 +137,7 @@ def test_weight_zero_is_plain_training_to_the_bit():
 
 
 @pytest.mark.parametrize("regularizer", [STRONG, replace(STRONG, fraction=0.5), replace(STRONG, at="3")])
-def test_classification_loss_and_statistics_are_those_of_one_forward_pass(regularizer):
+def test_loss_and_statistics_equal_one_forward_pass(regularizer):
     net, (images, target) = vgg(), batch()
     plain = copy.deepcopy(net)
     torch.manual_seed(2)
@@ -146,7 +150,7 @@ def test_classification_loss_and_statistics_are_those_of_one_forward_pass(regula
     assert images.grad is None
 
 
-def test_all_errors_but_mae_and_mse_are_free_of_the_scale_and_those_are_with_sums():
+def test_errors_do_not_depend_on_the_batch_size():
     """The mean loss of a batch seen twice has half the gradient per image."""
     net, (images, target) = vgg().eval(), batch()
     twice = images.repeat(2, 1, 1, 1), target.repeat(2)
@@ -164,7 +168,7 @@ def test_all_errors_but_mae_and_mse_are_free_of_the_scale_and_those_are_with_sum
     assert ratio(error="mse", grad_of="sum") == pytest.approx(1)
 
 
-def test_scale_changes_nothing():
+def test_loss_scale_changes_nothing():
     net, (images, target) = vgg().eval(), batch()
     for error in ERRORS:
         regularizer = replace(STRONG, error=error)
@@ -172,14 +176,14 @@ def test_scale_changes_nothing():
         assert_close(a, b)
 
 
-def test_a_function_may_be_the_error():
+def test_error_accepts_a_function():
     net, (images, target) = vgg().eval(), batch()
     _, parts = replace(STRONG, error=lambda d, d2: (d - d2).abs().flatten(1).amax(1))(net, images, target)
     d, d2 = both_gradients(net, images, target)
     assert_close(parts.regularization.detach(), (d - d2).abs().amax((1, 2, 3)).mean())
 
 
-def test_nothing_of_a_step_stays_behind():
+def test_step_leaves_no_tensor_hook_or_mode():
     net, (images, target) = vgg(), batch()
     gc.collect()
     gc.disable()
@@ -193,3 +197,124 @@ def test_nothing_of_a_step_stays_behind():
         gc.enable()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     assert torch._C._len_torch_function_stack() == 0
+
+
+def test_weight_at_follows_steps_and_warmup():
+    thinned = GuidedGradientRegularizer(weight=2.0, every_n_steps=3)
+    assert [thinned.weight_at(step) for step in range(5)] == [2, 0, 0, 2, 0]
+    assert replace(thinned, rescale=True).weight_at(3) == 6
+    assert [replace(STRONG, warmup_steps=4).weight_at(step) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1, 1]
+    net, (images, target) = vgg(), batch()
+    loss, parts = thinned(net, images, target, step=1)
+    assert parts.regularization is None
+    assert loss is parts.classification
+    with pytest.raises(ValueError, match=r"expected step=... because of every_n_steps=3 and warmup_steps=0, got none"):
+        thinned(net, images, target)
+
+
+def test_fraction_regularizes_the_first_images():
+    net, (images, target) = vgg(), batch()
+    net[7].p = 0.0
+    _, part = replace(STRONG, fraction=0.5)(net, images, target)
+    _, alone = STRONG(net, images[:3], target[:3])
+    assert_close(part.regularization, alone.regularization)
+    assert_close(parameter_gradient(part.regularization, net), parameter_gradient(alone.regularization, net))
+
+
+def test_at_layer_regularizes_the_rest_of_the_network():
+    """The gradient of the parameters before the layer comes through the layer's output alone."""
+    net, (images, target) = vgg().eval(), batch()
+    _, parts = replace(STRONG, at="3")(net, images, target)
+    A = net[:4](images)
+    x = A.detach().requires_grad_()
+    behind = net[4:]
+    L_R, d, d2 = naive(behind, x, target)
+    assert_close(parts.regularization, L_R)
+    assert parts.gated == 2
+    assert_close(loss_gradient(net, images, target, at="3"), d.detach())
+    assert_close(guided_loss_gradient(net, images, target, at="3"), d2)
+    assert_close(parameter_gradient(parts.regularization, behind), parameter_gradient(L_R, behind))
+    direct = torch.zeros_like(parameter_gradient(parts.regularization, net[:4]))
+    d_A = torch.autograd.grad(F.cross_entropy(behind(A), target), A, create_graph=True)[0]
+    L_A = cosine(d_A, d2).mean()
+    assert_close(parameter_gradient(parts.regularization, net[:4]), direct + parameter_gradient(L_A, net[:4]))
+
+
+def test_public_gradients_are_differentiable_and_change_nothing():
+    net, (images, target) = vgg(), batch()
+    before = copy.deepcopy(net.state_dict())
+    torch.manual_seed(0)
+    random = torch.get_rng_state()
+    d = loss_gradient(net, images, target, create_graph=True)
+    d2 = guided_loss_gradient(net, images, target, create_graph=True)
+    assert torch.equal(random, torch.get_rng_state())
+    assert_close(dict(net.state_dict()), dict(before), rtol=0, atol=0)
+    for gradient in (d, d2):
+        assert parameter_gradient(gradient.square().sum(), net).abs().sum() > 0
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert not guided_loss_gradient(net, images, target).requires_grad
+
+
+@pytest.mark.parametrize("psi", [nn.ReLU6(), nn.GELU(), nn.SiLU(inplace=True), nn.Hardswish()], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_other_activations_follow_the_guided_rule(psi):
+    """g_in = psi'(z) [g_out]+ 1[z > 0], in a perceptron of one hidden layer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), psi, nn.Linear(6, 3)).double()
+    images, target = 3 * torch.randn(4, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 2, 1, 0])
+    z = net[1](images.flatten(1)).detach().requires_grad_()
+    A = psi(z.clone())
+    slope = torch.autograd.grad(A.sum(), z)[0]
+    g = ((net[3](A).softmax(1) - F.one_hot(target, 3)) / 4).detach() @ net[3].weight.detach()
+    expected = (slope * g.relu() * (z > 0)) @ net[1].weight
+    assert_close(guided_loss_gradient(net, images, target), expected.detach().view_as(images))
+    assert STRONG(net, images, target)[1].gated == 1
+
+
+def test_network_without_activations_is_an_error():
+    images, target = batch()
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).double()
+    with pytest.raises(ValueError, match=r"none ran in Sequential with scope='all'.*train without this regularizer"):
+        STRONG(linear, images, target)
+    with pytest.raises(ValueError, match=r"none ran in Residual.*Pass scope='all', take .* at an earlier layer"):
+        replace(STRONG, at="head")(Residual(), images, target)
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_loss_that_ignores_the_images_is_an_error():
+    net, (images, target) = vgg(), batch()
+
+    class Detached(nn.Module):
+        def forward(self, x):
+            return net(x.detach())
+
+    with pytest.raises(ValueError, match=r"expected a loss that depends on the input of Detached"):
+        STRONG(Detached(), images, target)
+    with pytest.raises(TypeError, match=r"expected floating point images, .* got torch.uint8"):
+        STRONG(net, images.to(torch.uint8), target)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"error": "l1"}, r"expected error to be one of \['cosine', .* got 'l1'"),
+        ({"weight": -1.0}, "expected weight >= 0, got -1"),
+        ({"weight": float("nan")}, "expected weight >= 0, got nan"),
+        ({"fraction": 0.0}, r"expected fraction in \(0, 1\], got 0"),
+        ({"every_n_steps": 0}, "expected every_n_steps >= 1"),
+        ({"scope": "functions"}, r"expected scope to be one of .* got 'functions'"),
+        ({"grad_of": "max"}, r"expected grad_of to be one of .* got 'max'"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GuidedGradientRegularizer(**options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformer_with_class_token_is_regularized():
+    net = TinyViT(4, image_size=8, patch=4, dim=8, heads=2).double()
+    images, target = batch()
+    _, parts = STRONG(net, images, target)
+    assert parts.gated == 2
+    assert parameter_gradient(parts.regularization, net).abs().sum() > 0

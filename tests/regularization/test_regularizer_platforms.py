@@ -2,21 +2,17 @@ import copy
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support.regularized_nets import Residual, batch, parameter_gradient, vgg
+from support.regularized_nets import STRONG, Residual, batch, parameter_gradient, regularizers, vgg
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from interpretable_training.models import TinyCNN
-from interpretable_training.regularization import GuidedGradientRegularizer
-
-STRONG = GuidedGradientRegularizer(weight=1.0)
 
 
 def tiny():
@@ -34,7 +30,7 @@ def alike(a, b):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_mixed_precision_has_gradient_images_and_loss_in_float32(dtype):
+def test_mixed_precision_keeps_gradients_in_float32(dtype):
     images, target = batch(16, 16)
     images = images.float()
     exact, reference = gradient_of(tiny(), images, target)
@@ -45,7 +41,7 @@ def test_mixed_precision_has_gradient_images_and_loss_in_float32(dtype):
     assert alike(mixed, exact) > 0.98
 
 
-def test_the_scale_saves_small_gradients_in_float16():
+def test_loss_scale_keeps_small_gradients_in_float16():
     """Float16 ends near 6e-8; a loss times 1e-6 has a gradient of the images below, unless it is scaled."""
     images, target = batch(16, 16)
     found = []
@@ -58,7 +54,7 @@ def test_the_scale_saves_small_gradients_in_float16():
     assert scaled < 0.02 < unscaled
 
 
-def test_parameters_in_bfloat16_have_gradient_images_in_float32():
+def test_bfloat16_parameters_have_gradients_in_float32():
     net, (images, target) = tiny().bfloat16(), batch(8, 16)
     loss, parts = STRONG(net, images.bfloat16(), target)
     loss.backward()
@@ -87,7 +83,7 @@ class Attention(nn.Module):
         return self.head(F.scaled_dot_product_attention(q, k, v).relu().mean((1, 2)))
 
 
-def test_attention_takes_the_kernel_that_has_a_second_derivative():
+def test_attention_uses_the_twice_differentiable_kernel():
     net, (images, target) = Attention(), batch()
     found, _ = gradient_of(net, images.float(), target)
     assert torch.backends.cuda.flash_sdp_enabled()
@@ -110,7 +106,7 @@ class Checkpointed(nn.Module):
         return checkpoint(self.module, x, use_reentrant=self.reentrant)
 
 
-def test_checkpointing_changes_neither_the_gradient_nor_how_often_statistics_are_updated():
+def test_checkpointing_changes_no_gradient_or_statistics():
     """Batch norm counts a checkpointed step twice, here as in plain training: the passes to the images do not count."""
     found = []
     for wrap in (lambda module: module, Checkpointed):
@@ -125,7 +121,7 @@ def test_checkpointing_changes_neither_the_gradient_nor_how_often_statistics_are
     assert (net[0][1].num_batches_tracked, net[1].module[1].num_batches_tracked) == (1, 2)
 
 
-def test_attention_may_be_checkpointed():
+def test_checkpointed_attention_gives_the_same_gradient():
     images, target = batch()
     expected, _ = gradient_of(Attention(), images.float(), target)
     net = Checkpointed(Attention())
@@ -135,14 +131,14 @@ def test_attention_may_be_checkpointed():
     assert torch.backends.cuda.flash_sdp_enabled()
 
 
-def test_reentrant_checkpointing_says_what_to_do():
+def test_reentrant_checkpointing_error_says_what_to_do():
     net, (images, target) = nn.Sequential(vgg()[:4], Checkpointed(vgg()[4:], reentrant=True)), batch()
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         STRONG(net, images, target)
 
 
 @pytest.mark.parametrize("how", ["wrapped", "in place", "around"])
-def test_compiled_modules_run_eagerly_and_say_so_once(how):
+def test_compiled_modules_run_eagerly_and_warn_once(how):
     net, (images, target) = vgg(), batch()
     expected, _ = gradient_of(copy.deepcopy(net).eval(), images, target)
     net.eval()
@@ -165,9 +161,8 @@ def test_compiled_modules_run_eagerly_and_say_so_once(how):
 RANK = """
 import sys
 import torch, torch.distributed as dist
-sys.path[:0] = [{folder!r}, {folder!r} + "/.."]
-from support.regularized_nets import Residual, batch
-from test_regularizer_platforms import Step, regularizers
+sys.path[:0] = [{folder!r}]
+from support.regularized_nets import Residual, RegularizedStep, batch, regularizers
 from torch.nn.parallel import DistributedDataParallel as DDP
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
@@ -179,7 +174,7 @@ for regularizer in regularizers():
         net = Residual().eval()
         part = images[rank::2], target[rank::2]
         if inside:
-            model = DDP(Step(net, regularizer))
+            model = DDP(RegularizedStep(net, regularizer))
             loss = model(*part)
         else:
             model = DDP(net)
@@ -193,25 +188,10 @@ dist.destroy_process_group()
 """
 
 
-class Step(nn.Module):
-    """A step that runs inside of DistributedDataParallel, as Lightning's do."""
-
-    def __init__(self, net, regularizer):
-        super().__init__()
-        self.net, self.regularizer = net, regularizer
-
-    def forward(self, images, target):
-        return self.regularizer(self.net, images, target)[0]
-
-
-def regularizers():
-    return [STRONG, replace(STRONG, error="mae", grad_of="sum"), replace(STRONG, at="conv1")]
-
-
 def test_two_processes_equal_one(tmp_path):
     """Without statistics of the batch, which processes do not share, and with errors free of its size."""
     out = str(tmp_path / "found.pt")
-    code = RANK.format(folder=str(Path(__file__).parent), file=tmp_path / "meet", out=out)
+    code = RANK.format(folder=str(Path(__file__).parents[1]), file=tmp_path / "meet", out=out)
     ranks = [subprocess.Popen([sys.executable, "-c", code, str(rank)], stderr=subprocess.PIPE) for rank in range(2)]
     for rank in ranks:
         _, error = rank.communicate(timeout=120)

@@ -38,7 +38,7 @@ def journal(tmp_path):
     return Journal(tmp_path / "explanations")
 
 
-def test_what_is_written_is_read_in_order(journal):
+def test_journal_lines_are_read_in_order(journal):
     journal.write("run", classes=["a", "b"])
     journal.write("values", epoch=0, step=3, values={"x": 1})
     record = read_journal(journal.folder)
@@ -48,7 +48,7 @@ def test_what_is_written_is_read_in_order(journal):
     assert not record.missing
 
 
-def test_any_number_becomes_one_that_json_knows_and_any_object_becomes_text(journal):
+def test_journal_converts_values_to_json(journal):
     journal.write(
         "values",
         values={"nan": float("nan"), "inf": torch.tensor(-torch.inf), "half": torch.tensor(0.5, dtype=torch.bfloat16)},
@@ -65,12 +65,12 @@ def test_any_number_becomes_one_that_json_knows_and_any_object_becomes_text(jour
     assert line["pairs"] == {"1": [2.0, [3]]}
 
 
-def test_the_reader_refuses_a_folder_without_a_journal(tmp_path):
+def test_read_journal_refuses_a_folder_without_journal(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder with"):
         read_journal(tmp_path)
 
 
-def test_a_map_comes_back_between_its_own_ends(journal):
+def test_saved_maps_keep_their_values_within_half_a_level(journal):
     maps = (
         torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 10, 0.01])[:, None, None]
     )
@@ -85,7 +85,7 @@ def test_a_map_comes_back_between_its_own_ends(journal):
     assert (error <= (hi - lo).flatten() / 255 / 2 * 1.001).all()
 
 
-def test_large_maps_are_averaged_down_and_keep_their_shape(journal):
+def test_large_maps_are_averaged_down(journal):
     maps = torch.zeros(2, 112, 224)
     maps[0, 0, 0] = 16.0  # one pixel of the sixteen that become one
     file, scale = journal.save_maps("big", maps.to(torch.bfloat16))
@@ -95,7 +95,7 @@ def test_large_maps_are_averaged_down_and_keep_their_shape(journal):
     assert scale == [(0.0, 1.0), (0.0, 0.0)]
 
 
-def test_maps_that_are_not_finite_or_constant_are_black(journal):
+def test_infinite_and_constant_maps_are_black(journal):
     maps = torch.full((3, 8, 8), 5.0)
     maps[0, 0, 0], maps[1, 0, 0] = torch.nan, torch.inf
     file, scale = journal.save_maps("bad", maps)
@@ -105,7 +105,7 @@ def test_maps_that_are_not_finite_or_constant_are_black(journal):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_pictures_are_kept_once_as_they_are(journal, channels):
+def test_pictures_are_written_once_without_loss(journal, channels):
     picture = torch.rand(channels, 6, 9, generator=torch.Generator().manual_seed(1))
     for _ in range(3):
         journal.save_image("17", picture, label=torch.tensor(3))
@@ -117,7 +117,7 @@ def test_pictures_are_kept_once_as_they_are(journal, channels):
         assert_close(torch.from_numpy(np.array(kept)).permute(2, 0, 1), expected)
 
 
-def test_no_unsafe_id_reaches_a_file_name_and_none_collides(journal):
+def test_file_names_are_safe_and_unique(journal):
     names = [safe_name(name) for name in UNSAFE + SAFE]
     assert [name for name in SAFE if safe_name(name) != name] == []
     assert [name for name in UNSAFE if safe_name(name) == name] == []
@@ -138,7 +138,7 @@ def test_no_unsafe_id_reaches_a_file_name_and_none_collides(journal):
             assert kept.getpixel((0, 0))[0] == round(255 * index / 100)
 
 
-def test_nothing_that_exists_is_overwritten(tmp_path):
+def test_existing_files_are_not_overwritten(tmp_path):
     first, second = Journal(tmp_path), Journal(tmp_path)
     first.save_image("1", torch.zeros(3, 4, 4))
     second.save_image("1", torch.ones(3, 4, 4))
@@ -151,7 +151,7 @@ def test_nothing_that_exists_is_overwritten(tmp_path):
             assert kept.getpixel((0, 0)) == (value,) * 3
 
 
-def test_two_runs_in_one_folder_are_told_apart(tmp_path):
+def test_two_runs_in_one_folder_are_separated(tmp_path):
     first, second = Journal(tmp_path), Journal(tmp_path)
     for epoch in range(3):
         for name, journal in (("first", first), ("second", second)):
@@ -163,7 +163,7 @@ def test_two_runs_in_one_folder_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 20, -1])
-def test_a_line_that_was_cut_off_costs_itself_alone(journal, cut):
+def test_cut_off_line_is_skipped_alone(journal, cut):
     for step in range(3):
         journal.write("values", step=step, name="ä", values={})
     path = journal.folder / FILE
@@ -175,7 +175,7 @@ def test_a_line_that_was_cut_off_costs_itself_alone(journal, cut):
     assert record.missing == [f"1 broken lines of {path}"]
 
 
-def test_lines_that_are_no_objects_or_no_text_are_counted(journal):
+def test_invalid_lines_are_counted(journal):
     journal.write("run")
     with (journal.folder / FILE).open("ab") as file:
         file.write(b'[1]\n\xff\xfe\n{"no": "kind"}\n17\n\n')
@@ -185,7 +185,7 @@ def test_lines_that_are_no_objects_or_no_text_are_counted(journal):
     assert record.missing[0].startswith("4 broken lines")
 
 
-def test_a_full_disk_is_an_oserror_and_later_lines_stay_readable(journal):
+def test_full_disk_raises_and_later_lines_stay_readable(journal):
     journal.write("values", step=0, values={})
     size = (journal.folder / FILE).stat().st_size
     with files_of_at_most(size + 30):
@@ -211,7 +211,7 @@ def fill(journal):
         journal.write("maps", step=step)
 
 
-def test_a_small_tmpfs_that_is_full(tmp_path):
+def test_full_tmpfs_raises_and_later_lines_stay_readable(tmp_path):
     with small_disk(tmp_path / "small", "64k") as folder:
         journal = Journal(folder / "explanations")
         journal.write("run")
@@ -225,7 +225,7 @@ def test_a_small_tmpfs_that_is_full(tmp_path):
         assert kinds(read_journal(journal.folder))[:: len(read_journal(journal.folder).lines) - 1] == ["run", "values"]
 
 
-def test_bytes_written_are_those_on_disk(journal):
+def test_bytes_written_equal_those_on_disk(journal):
     journal.write("run", classes=["ä"])
     journal.save_image("1", torch.rand(3, 8, 8))
     journal.save_maps("m", torch.rand(2, 8, 8))
@@ -234,7 +234,7 @@ def test_bytes_written_are_those_on_disk(journal):
     assert journal.bytes_written == on_disk
 
 
-def test_a_resumed_run_supersedes_what_came_after_its_checkpoint(tmp_path):
+def test_resumed_run_replaces_lines_after_its_checkpoint(tmp_path):
     first = Journal(tmp_path)
     first.write("passport", metric="m", facts={})
     for step in (2, 4, 6):
@@ -248,7 +248,7 @@ def test_a_resumed_run_supersedes_what_came_after_its_checkpoint(tmp_path):
     assert [(line["step"], line["by"]) for line in record.of("values")] == [(2, "first"), (4, "first"), (6, "second")]
 
 
-def test_a_run_that_went_on_elsewhere_is_read_as_one(tmp_path):
+def test_run_resumed_in_another_folder_is_read_as_one(tmp_path):
     old, new = Journal(tmp_path / "version_0" / "explanations"), Journal(tmp_path / "version_1" / "explanations")
     new.run = old.run
     old.save_image("1", torch.rand(3, 4, 4))
@@ -267,7 +267,7 @@ def test_a_run_that_went_on_elsewhere_is_read_as_one(tmp_path):
     assert "of the resumed run" in record.missing[0]
 
 
-def test_runs_that_go_on_from_each_other_end(tmp_path):
+def test_runs_that_resume_each_other_are_read(tmp_path):
     one, two = Journal(tmp_path / "1"), Journal(tmp_path / "2")
     one.write("continued", folder="../2", step=9)
     two.write("continued", folder="../1", step=9)

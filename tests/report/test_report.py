@@ -1,3 +1,5 @@
+"""Data of the report page."""
+
 import base64
 import hashlib
 import itertools
@@ -33,7 +35,7 @@ def rich(tmp_path_factory):
     return (journal, *made(folder))
 
 
-def test_the_page_holds_all_that_the_journal_tells(rich):
+def test_page_has_all_data_of_the_journal(rich):
     journal, page, path = rich
     assert page["run"] == journal.run
     assert journal.run in path.read_text()[:2000]  # whose page it is, for those who look at the file
@@ -55,7 +57,7 @@ def test_the_page_holds_all_that_the_journal_tells(rich):
     assert (facts["epochs"], facts["panel images"], facts["failures"]) == ("6", "8", "2")
 
 
-def test_maps_and_scales_reach_the_page_as_they_were_kept(rich):
+def test_page_has_maps_and_scales_unchanged(rich):
     journal, page, _ = rich
     record = read_journal(journal.folder)
     lines = [line for line in record.of("maps") if line["group"] == "panel" and line["method"] == "layercam"]
@@ -67,7 +69,7 @@ def test_maps_and_scales_reach_the_page_as_they_were_kept(rich):
     assert "loss" not in page["films"]["panel"]["events"][5]["strips"]["1"]["rows"]  # that no row has
 
 
-def test_the_page_asks_no_network_and_lets_only_its_own_script_run(rich):
+def test_page_policy_forbids_network_and_other_scripts(rich):
     text = rich[2].read_text()
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -80,7 +82,7 @@ def test_the_page_asks_no_network_and_lets_only_its_own_script_run(rich):
     assert not re.search(r"<(link|script|img)[^>]*(src|href)=\"(?!data:)", text)
 
 
-def test_hostile_texts_are_data_and_nothing_else(tmp_path):
+def test_hostile_texts_stay_data(tmp_path):
     methods = {HOSTILE[0]: 0.0, HOSTILE[1]: 0.3}
     write_journal(tmp_path / "explanations", epochs=2, count=6, class_names=HOSTILE, methods=methods)
     page, path = made(tmp_path / "explanations")
@@ -94,7 +96,7 @@ def test_hostile_texts_are_data_and_nothing_else(tmp_path):
     assert [line["label"] for line in page["metrics"][0]["lines"]] == HOSTILE[:2]  # slashes in names of methods, too
 
 
-def test_a_run_without_something_has_no_part_about_it(tmp_path):
+def test_page_omits_parts_without_data(tmp_path):
     journal = Journal(tmp_path / "metrics" / "explanations")
     journal.write("values", epoch=0, step=5, values={"xai/gradcam/insertion": 50.0, "xai/gradcam/nan": float("nan")})
     page, _ = made(journal.folder)
@@ -124,7 +126,7 @@ def test_a_run_without_something_has_no_part_about_it(tmp_path):
     assert page["model"] == "A run"
 
 
-def test_files_that_are_gone_are_said_and_cost_only_themselves(tmp_path):
+def test_missing_files_are_reported_and_the_rest_is_shown(tmp_path):
     journal = write_journal(tmp_path / "explanations", epochs=3, count=6)
     (journal.folder / "images" / "2.png").unlink()
     (journal.folder / "images" / "3.png").write_bytes(b"no picture")
@@ -138,7 +140,7 @@ def test_files_that_are_gone_are_said_and_cost_only_themselves(tmp_path):
     assert "1 broken lines" in page["missing"][0]
 
 
-def test_another_run_in_the_folder_is_left_out_and_said(tmp_path):
+def test_other_run_in_the_folder_is_left_out_and_reported(tmp_path):
     first = write_journal(tmp_path / "explanations", epochs=2, count=6)
     Journal(tmp_path / "explanations").write("values", epoch=0, step=1, values={"xai/m/x": 1.0})
     page, _ = made(first.folder, run=first.run)
@@ -147,7 +149,7 @@ def test_another_run_in_the_folder_is_left_out_and_said(tmp_path):
     assert made(first.folder)[0]["films"]["panel"]["events"] == []
 
 
-def test_what_a_resumed_training_superseded_is_not_shown(tmp_path):
+def test_page_omits_lines_replaced_by_a_resumed_training(tmp_path):
     journal = write_journal(tmp_path / "explanations", epochs=5, count=6)
     journal.write("resume", step=2 * STEPS)
     page, _ = made(journal.folder)
@@ -155,7 +157,7 @@ def test_what_a_resumed_training_superseded_is_not_shown(tmp_path):
     assert [x for x, _ in page["training"][0]["lines"][0]["points"]] == [0, 1]
 
 
-def test_images_of_a_test_have_a_part_of_their_own(tmp_path):
+def test_test_images_have_their_own_part(tmp_path):
     journal = write_journal(tmp_path / "explanations", epochs=2, count=6)
     journal.save_image("test-1", torch.rand(3, 8, 8), 1)
     file, ((lo, hi),) = journal.save_maps("test", torch.rand(1, 8, 8))
@@ -167,7 +169,7 @@ def test_images_of_a_test_have_a_part_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize(("total", "count"), [(200, 200), (200, 137), (5, 2), (5, 1), (5, 0), (1, 1), (0, 0)])
-def test_a_film_is_thinned_evenly_from_the_first_to_the_last(total, count):
+def test_film_is_thinned_evenly_from_first_to_last(total, count):
     chosen = evenly(total, count)
     assert len(set(chosen)) == count
     assert chosen[-1:] == ([total - 1] if count else [])
@@ -177,18 +179,18 @@ def test_a_film_is_thinned_evenly_from_the_first_to_the_last(total, count):
     assert max(gaps, default=0) - min(gaps, default=0) <= 1
 
 
-def test_a_film_keeps_what_fits(tmp_path):
+def test_film_keeps_the_steps_that_fit(tmp_path):
     write_journal(tmp_path, epochs=9, count=6)
     record = read_journal(tmp_path)
     film = Film(record, "panel", parts.Axis(record), EmbeddedPictures(record))
     whole = film.size()
     film.thin(whole)
-    assert len(film.kept) == 9
+    assert len(film.shown) == 9
     film.thin(0.6 * whole)
     assert film.size() <= 0.6 * whole
-    assert [event[0] for event in film.kept][:: len(film.kept) - 1] == [0, 8]
+    assert [event[0] for event in film.shown][:: len(film.shown) - 1] == [0, 8]
     film.thin(0)
-    assert film.kept == []
+    assert film.shown == []
     assert film.part()["scales"].keys() == {0, 1}  # of the whole run, also where nothing is shown
 
 
@@ -214,7 +216,7 @@ def long_journal(folder, noise, epochs=200):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [False, True])
-def test_200_epochs_of_16_images_stay_below_30_megabytes(tmp_path, noise):
+def test_report_of_200_epochs_stays_below_30_megabytes(tmp_path, noise):
     journal = long_journal(tmp_path / "explanations", noise)
     page, path = made(journal.folder)
     assert path.stat().st_size < 30e6
@@ -228,5 +230,88 @@ def test_200_epochs_of_16_images_stay_below_30_megabytes(tmp_path, noise):
     assert len(page["films"]["worst"]["events"]) > 1
 
 
-def test_the_scripts_are_found_where_they_are_installed(rich):
+def test_page_contains_the_installed_scripts(rich):
     assert all(f"// {name}" in rich[2].read_text() for name in SCRIPTS)
+
+
+def test_axis_is_steps_for_several_explanations_per_epoch(tmp_path):
+    journal = Journal(tmp_path)
+    for step in (5, 10, 15):
+        journal.write("values", epoch=step // 10, step=step, stage="fit", values={"xai/m/x": float(step)})
+        journal.write("values", epoch=step // 10, step=step, stage="test", values={"test/xai/m/x": 7.0})
+    record = read_journal(tmp_path)
+    axis = parts.Axis(record)
+    assert axis.name == "step"
+    (chart,) = parts.metric_charts(record, axis)
+    assert chart["lines"] == [{"label": "m", "points": [(5, 5), (10, 10), (15, 15)]}]  # without those of the test
+    assert parts.final_tables(record) == [{"title": "test", "head": ["", "x"], "rows": [["m", 7.0]]}]
+
+
+def test_alarm_chart_has_all_methods_and_the_threshold(tmp_path):
+    journal = Journal(tmp_path)
+    for epoch, (a, b) in enumerate([(0.1, 0.2), (0.9, 0.3), (0.95, 0.4)]):
+        when = {"epoch": epoch, "step": epoch, "stage": "fit"}
+        values = {"xai/m/alarm/alike": a, "xai/n/alarm/alike": b, "xai/m/alarm/border": 0.1, "xai/m/insertion": 1.0}
+        journal.write("values", **when, callback="ExplanationAlarms", values=values)
+        if a > 0.8:
+            journal.write("alarm", **when, name="xai/m/alarm/alike", value=a, threshold=0.8, message=f"m: {a}")
+    record = read_journal(tmp_path)
+    (alarm,) = parts.alarms(record, parts.Axis(record))
+    assert alarm["raised"] == [{"message": "m: 0.95", "count": 2, "first": 1}]
+    lines = [
+        {"label": "m", "points": [(0, 0.1), (1, 0.9), (2, 0.95)]},
+        {"label": "n", "points": [(0, 0.2), (1, 0.3), (2, 0.4)]},
+    ]
+    assert alarm["chart"] == {"title": "alike", "lines": lines, "thresholds": [0.8]}
+    titles = [chart["title"] for chart in parts.metric_charts(record, parts.Axis(record))]
+    assert titles == ["alarm/border", "insertion"]  # the one that was raised is shown once
+
+
+def test_drift_is_averaged_and_costs_are_summed(tmp_path):
+    journal = Journal(tmp_path)
+    for epoch, value in enumerate((0.5, 1.0)):
+        rows = [
+            {"id": i, "previous": {"similarity": value - 0.1 * i} if epoch else None, "first": {}} for i in range(2)
+        ]
+        journal.write("drift", epoch=epoch, step=epoch, method="m", rows=rows)
+        for callback, seconds in (("A", 1.0), ("B", 3.0)):
+            values = {"xai/seconds": seconds, "xai/share_of_epoch": seconds / 40, "xai/megabytes": 0.25}
+            journal.write("values", epoch=epoch, step=epoch, callback=callback, values=values)
+    record = read_journal(tmp_path)
+    charts, own = parts.drift(record, parts.Axis(record))
+    title = "similarity to the previous"
+    assert charts == [{"title": title, "facts": None, "lines": [{"label": "m", "points": [(1, 0.95)]}]}]
+    assert own == {"m": {"0": {title: [(1, 1.0)]}, "1": {title: [(1, 0.9)]}}}
+    cost = parts.costs(record, parts.Axis(record))
+    assert cost["rows"] == [["A", 2.0, "2.5%", 0.5], ["B", 6.0, "7.5%", 0.5]]
+    assert (cost["seconds"], cost["share"]) == (8.0, "10.0%")
+
+
+def test_metric_chart_counts_images_without_value(tmp_path):
+    journal = Journal(tmp_path)
+    for epoch, left in enumerate((4, 2)):
+        values = {"xai/m/energy": 3.0, "xai/m/energy/invalid": left, "xai/m/insertion": 1.0, "xai/m/on_cue": 2.0}
+        journal.write("values", epoch=epoch, step=epoch, values=values)
+    record = read_journal(tmp_path)
+    charts = parts.metric_charts(record, parts.Axis(record))
+    assert [chart["title"] for chart in charts] == ["on_cue", "energy", "insertion"]  # first those that say where
+    assert [chart["undefined"] for chart in charts] == [None, 4, None]
+
+
+def test_training_chart_has_one_line_per_split(tmp_path):
+    journal = Journal(tmp_path)
+    values = {"val/loss": 1.0, "train/loss": 2.0, "train/loss_step": 9.0, "train/loss_epoch": 2.0, "lr": 0.1}
+    journal.write("training", epoch=0, step=0, values={**values, "val_acc": 0.5})
+    record = read_journal(tmp_path)
+    charts = parts.training_charts(record, parts.Axis(record))
+    found = {chart["title"]: [(line["label"], line["points"][0][1]) for line in chart["lines"]] for chart in charts}
+    assert found == {"loss": [("train", 2.0), ("val", 1.0)], "lr": [("lr", 0.1)], "acc": [("val", 0.5)]}
+
+
+def test_split_keys_accepts_method_names_with_slashes(tmp_path):
+    journal = Journal(tmp_path)
+    journal.write("drift", epoch=0, step=0, method="a/b", rows=[])
+    record = read_journal(tmp_path)
+    keys = ["xai/a/b/insertion", "test/xai/c/insertion", "xai/seconds", "loss", "xai/c/alarm/alike"]
+    found = {keys[0]: ("a/b", "insertion"), keys[1]: ("c", "insertion"), keys[4]: ("c", "alarm/alike")}
+    assert parts.split_keys(record, keys) == found

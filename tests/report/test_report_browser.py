@@ -72,7 +72,7 @@ def rich(tmp_path_factory):
     return write_report(folder / "explanations", folder / "report.html")
 
 
-def test_the_page_loads_without_errors_and_shows_every_part(rich, tmp_path):
+def test_browser_shows_every_part_without_errors(rich, tmp_path):
     text, console = dumped(rich, tmp_path)
     assert console == []
     assert 'data-ready="yes"' in text
@@ -86,7 +86,7 @@ def test_the_page_loads_without_errors_and_shows_every_part(rich, tmp_path):
     assert "epoch 11 · step 1128" in text
 
 
-def test_the_slider_the_keys_and_the_address_change_the_images(rich, tmp_path):
+def test_browser_slider_keys_and_address_change_the_images(rich, tmp_path):
     slide = "const s = document.querySelector('#panel input'); s.value = 2; s.dispatchEvent(new Event('input'))"
     press = "document.body.dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowLeft', bubbles: true }))"
     tell = f"[document.querySelector('#panel output').value, location.hash, {PIXELS}]"
@@ -107,7 +107,7 @@ def test_the_slider_the_keys_and_the_address_change_the_images(rich, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["image", "run"])
-def test_the_page_draws_what_overlay_draws(tmp_path, scale):
+def test_browser_draws_the_same_as_overlay(tmp_path, scale):
     """Small maps and pictures, so that nothing is averaged or compressed; the page adds rounding of the levels."""
     generator = torch.Generator().manual_seed(0)
     journal = Journal(tmp_path / "explanations")
@@ -134,7 +134,7 @@ def test_the_page_draws_what_overlay_draws(tmp_path, scale):
     assert_close(shown[:, 2:].view(3, 40, 24, 4)[..., :3].float(), expected.float(), atol=6, rtol=0)
 
 
-def test_hostile_texts_are_shown_as_they_are_and_do_nothing(tmp_path):
+def test_browser_shows_hostile_texts_as_text(tmp_path):
     methods = {HOSTILE[0]: 0.0, HOSTILE[1]: 0.3}
     write_journal(tmp_path / "explanations", epochs=3, count=12, class_names=HOSTILE, methods=methods)
     path = write_report(tmp_path / "explanations", tmp_path / "report.html")
@@ -155,7 +155,7 @@ def test_hostile_texts_are_shown_as_they_are_and_do_nothing(tmp_path):
     assert fits  # 300 characters do not widen the page
 
 
-def test_parts_alone_make_pages_without_errors(tmp_path):
+def test_browser_shows_single_parts_without_errors(tmp_path):
     for name in ("values", "training", "maps", "alarm", "run"):
         folder = tmp_path / name
         write_journal(folder / "explanations", epochs=2, count=6)
@@ -167,7 +167,7 @@ def test_parts_alone_make_pages_without_errors(tmp_path):
         assert 'data-ready="yes"' in text
 
 
-def test_an_image_that_is_opened_shows_each_method_and_its_own_drift(rich, tmp_path):
+def test_browser_image_details_show_methods_and_drift(rich, tmp_path):
     tell = "[document.getElementById('detail').open, document.querySelectorAll('#detail canvas').length, "
     tell += "[...document.querySelectorAll('#detail .name')].map((e) => e.textContent)]"
     opened, maps, titles = probed(rich, tmp_path, tell, "document.querySelector('#panel .shot').click()")
@@ -176,7 +176,7 @@ def test_an_image_that_is_opened_shows_each_method_and_its_own_drift(rich, tmp_p
     assert "probability of the explained class" in titles
 
 
-def test_a_picture_of_the_page_in_light_dark_and_narrow(rich, tmp_path):
+def test_browser_draws_light_dark_and_narrow_pages(rich, tmp_path):
     seen = {}
     dark = "--blink-settings=preferredColorScheme=0"
     for name, size, more in (("light", "1280,1600", []), ("dark", "1280,1600", [dark]), ("narrow", "500,1600", [])):

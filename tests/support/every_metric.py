@@ -6,58 +6,41 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from interpretable_training import metrics
 from interpretable_training.attribution import GradCAM
-from interpretable_training.metrics import (
-    ADCC,
-    AOPC,
-    ROAD,
-    AverageDrop,
-    AverageDropInDeletion,
-    AverageGain,
-    AverageIncrease,
-    BoxAccuracy,
-    Coherency,
-    Complexity,
-    Deletion,
-    EnergyLocalizationError,
-    EnergyPointingGame,
-    Insertion,
-    InsertionDeletion,
-    LocalizationError,
-    MaxSensitivity,
-    OfficialMetric,
-    PixelF1,
-    PointingGame,
-    PxAP,
-    SaliencyMetric,
-)
+from interpretable_training.metrics.core.base import ImageMetric
 
+ALL_METRICS: dict[str, type[ImageMetric]] = {
+    name: kind
+    for name in metrics.__all__
+    if isinstance(kind := getattr(metrics, name), type) and issubclass(kind, ImageMetric)
+}
 METHOD = GradCAM(layer="4")  # of the fixture `network`
 MAKE: dict[str, Any] = {
-    "average_drop": AverageDrop,
-    "average_increase": AverageIncrease,
-    "average_gain": AverageGain,
-    "average_drop_in_deletion": AverageDropInDeletion,
-    "insertion": lambda: Insertion(5),
-    "deletion": lambda: Deletion(5),
-    "insertion_deletion": lambda: InsertionDeletion(3),
-    "aopc": lambda: AOPC(4, 3),
-    "road": lambda: ROAD((30, 70)),
-    "coherency": lambda: Coherency(METHOD),
-    "complexity": Complexity,
-    "adcc": lambda: ADCC(METHOD),
-    "adcc_of_means": lambda: ADCC(METHOD, average="dataset"),
-    "max_sensitivity": lambda: MaxSensitivity(METHOD, n=2),
-    "official_metric": OfficialMetric,
-    "localization_error": lambda: LocalizationError(iou=True),
-    "energy_localization_error": lambda: EnergyLocalizationError(0.5, iou=True),
-    "box_accuracy": lambda: BoxAccuracy(steps=4),
-    "pointing_game": PointingGame,
-    "energy_pointing_game": EnergyPointingGame,
-    "pixel_f1": PixelF1,
-    "px_ap": lambda: PxAP(7),
-    "pixel_f1_per_box": lambda: PixelF1("casme"),
-    "saliency_metric": SaliencyMetric,
+    "average_drop": metrics.AverageDrop,
+    "average_increase": metrics.AverageIncrease,
+    "average_gain": metrics.AverageGain,
+    "average_drop_in_deletion": metrics.AverageDropInDeletion,
+    "insertion": lambda: metrics.Insertion(5),
+    "deletion": lambda: metrics.Deletion(5),
+    "insertion_deletion": lambda: metrics.InsertionDeletion(3),
+    "aopc": lambda: metrics.AOPC(4, 3),
+    "road": lambda: metrics.ROAD((30, 70)),
+    "coherency": lambda: metrics.Coherency(METHOD),
+    "complexity": metrics.Complexity,
+    "adcc": lambda: metrics.ADCC(METHOD),
+    "adcc_of_means": lambda: metrics.ADCC(METHOD, average="dataset"),
+    "max_sensitivity": lambda: metrics.MaxSensitivity(METHOD, n=2),
+    "official_metric": metrics.OfficialMetric,
+    "localization_error": lambda: metrics.LocalizationError(iou=True),
+    "energy_localization_error": lambda: metrics.EnergyLocalizationError(0.5, iou=True),
+    "box_accuracy": lambda: metrics.BoxAccuracy(steps=4),
+    "pointing_game": metrics.PointingGame,
+    "energy_pointing_game": metrics.EnergyPointingGame,
+    "pixel_f1": metrics.PixelF1,
+    "px_ap": lambda: metrics.PxAP(7),
+    "pixel_f1_per_box": lambda: metrics.PixelF1("casme"),
+    "saliency_metric": metrics.SaliencyMetric,
 }
 WITHOUT_MODEL = (
     "complexity",

@@ -2,31 +2,8 @@
 
 import torch
 
+from interpretable_training import metrics
 from interpretable_training.attribution import GradCAM, LayerCAM
-from interpretable_training.metrics import (
-    ADCC,
-    AOPC,
-    ROAD,
-    AverageDrop,
-    AverageDropInDeletion,
-    AverageGain,
-    AverageIncrease,
-    BoxAccuracy,
-    Coherency,
-    Complexity,
-    Deletion,
-    EnergyLocalizationError,
-    EnergyPointingGame,
-    Insertion,
-    InsertionDeletion,
-    LocalizationError,
-    MaxSensitivity,
-    OfficialMetric,
-    PixelF1,
-    PointingGame,
-    PxAP,
-    SaliencyMetric,
-)
 
 M, S = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COLOR = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
@@ -84,14 +61,14 @@ BOX = [
     ({}, {"connectivity": 8}),
 ]
 CASES = {
-    AverageDrop: [*CONFIDENCE, ({}, {"relative": False}), ({}, {"preset": "pytorch_grad_cam"})],
-    AverageIncrease: [*CONFIDENCE, ({}, {"signed": True})],
-    AverageGain: PROBABLE,
-    AverageDropInDeletion: [*CONFIDENCE, ({}, {"clamp": True})],
-    Insertion: CURVE,
-    Deletion: CURVE,
-    InsertionDeletion: CURVE,
-    AOPC: [
+    metrics.AverageDrop: [*CONFIDENCE, ({}, {"relative": False}), ({}, {"preset": "pytorch_grad_cam"})],
+    metrics.AverageIncrease: [*CONFIDENCE, ({}, {"signed": True})],
+    metrics.AverageGain: PROBABLE,
+    metrics.AverageDropInDeletion: [*CONFIDENCE, ({}, {"clamp": True})],
+    metrics.Insertion: CURVE,
+    metrics.Deletion: CURVE,
+    metrics.InsertionDeletion: CURVE,
+    metrics.AOPC: [
         ({}, {"patch": 7}),
         ({}, {"steps": 9}),
         *[({}, {"substrate": r}) for r in ("mean", "black", "uniform", "blur", "gaussian", COLOR)],
@@ -102,13 +79,13 @@ CASES = {
         ({"substrate": "uniform"}, {"seed": 1}),
         ({}, {"score": "logit"}),
     ],
-    ROAD: [
+    metrics.ROAD: [
         ({}, {"percentages": (10, 50)}),
         *[({}, {"score": score}) for score in ("accuracy", "sigmoid", "logit")],
         ({}, {"noise": 0.0}),
         ({}, {"seed": 1}),
     ],
-    Coherency: [
+    metrics.Coherency: [
         *AGAIN,
         ({}, {"rescale": False}),
         (NORMAL, {"space": "pixel"}),
@@ -116,8 +93,8 @@ CASES = {
         ({"space": "pixel", **NORMAL}, {"mean": (0.5,) * 3}),
         ({"space": "pixel", **NORMAL}, {"std": (0.5,) * 3}),
     ],
-    Complexity: [],
-    ADCC: [
+    metrics.Complexity: [],
+    metrics.ADCC: [
         *AGAIN,
         ({}, {"average": "dataset"}),
         (NORMAL, {"preset": "thesis"}),
@@ -127,11 +104,11 @@ CASES = {
         ({"space": "pixel", **NORMAL}, {"mean": (0.5,) * 3}),
         ({"space": "pixel", **NORMAL}, {"std": (0.5,) * 3}),
     ],
-    MaxSensitivity: [*AGAIN, ({}, {"radius": 0.02}), ({}, {"n": 9}), ({}, {"raw": True}), ({}, {"seed": 1})],
-    OfficialMetric: BOX,
-    LocalizationError: BOX,
-    EnergyLocalizationError: [*REGION, ({}, {"energy": 0.9}), ({}, {"iou": True}), ({}, {"threshold": 0.7})],
-    BoxAccuracy: [
+    metrics.MaxSensitivity: [*AGAIN, ({}, {"radius": 0.02}), ({}, {"n": 9}), ({}, {"raw": True}), ({}, {"seed": 1})],
+    metrics.OfficialMetric: BOX,
+    metrics.LocalizationError: BOX,
+    metrics.EnergyLocalizationError: [*REGION, ({}, {"energy": 0.9}), ({}, {"iou": True}), ({}, {"threshold": 0.7})],
+    metrics.BoxAccuracy: [
         *REGION,
         *[({}, {"preset": preset}) for preset in ("maxboxacc", "maxboxaccv2")],
         ({}, {"components": "all"}),
@@ -140,16 +117,21 @@ CASES = {
         ({}, {"steps": 10}),
         ({}, {"upstream": True}),
     ],
-    PointingGame: [
+    metrics.PointingGame: [
         *REGION,
         *[({}, {"preset": preset}) for preset in ("saliencysense", "torchray")],
         ({}, {"ties": "fraction"}),
         ({}, {"tolerance": 3}),
     ],
-    EnergyPointingGame: REGION,
-    PixelF1: [*REGION, ({}, {"preset": "casme"}), ({}, {"per_box": True}), ({"per_box": True}, {"upstream": True})],
-    PxAP: [*REGION, ({}, {"steps": 10})],
-    SaliencyMetric: [
+    metrics.EnergyPointingGame: REGION,
+    metrics.PixelF1: [
+        *REGION,
+        ({}, {"preset": "casme"}),
+        ({}, {"per_box": True}),
+        ({"per_box": True}, {"upstream": True}),
+    ],
+    metrics.PxAP: [*REGION, ({}, {"steps": 10})],
+    metrics.SaliencyMetric: [
         ({}, {"preset": "casme"}),
         ({}, {"p_on": "image"}),
         ({}, {"connectivity": 8}),

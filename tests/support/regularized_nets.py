@@ -1,12 +1,15 @@
 """Small networks with activations of all kinds, and the regularizer as one would write it first."""
 
 import copy
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interpretable_training.regularization import cosine
+from interpretable_training.regularization import GuidedGradientRegularizer, cosine
+
+STRONG = GuidedGradientRegularizer(weight=1.0)
 
 
 def vgg() -> nn.Sequential:
@@ -85,3 +88,19 @@ def naive(net, images, target, error=cosine):
     d = torch.autograd.grad(F.cross_entropy(net(x), target), x, create_graph=True)[0]
     d2 = torch.autograd.grad(F.cross_entropy(surgery(net)(x), target), x)[0]
     return error(d, d2).mean(), d, d2
+
+
+class RegularizedStep(nn.Module):
+    """A step that runs inside DistributedDataParallel, as those of Lightning do."""
+
+    def __init__(self, net, regularizer):
+        super().__init__()
+        self.net, self.regularizer = net, regularizer
+
+    def forward(self, images, target):
+        return self.regularizer(self.net, images, target)[0]
+
+
+def regularizers():
+    """Return regularizers whose result does not depend on how a batch is split."""
+    return [STRONG, replace(STRONG, error="mae", grad_of="sum"), replace(STRONG, at="conv1")]

@@ -1,12 +1,21 @@
+"""Sweep files, and the command lines of their runs: what is read, expanded and refused."""
+
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+from wandb.wandb_agent import Agent
 
-from interpretable_training.sweeps.command import argument_macros
-from interpretable_training.sweeps.file import DISTRIBUTIONS, Choice, Halving, Range, read_sweep
+from interpretable_training.sweeps.command import argument_macros, command_line
+from interpretable_training.sweeps.file import Halving, read_sweep
+from interpretable_training.sweeps.parameters import DISTRIBUTIONS, Choice, Interval
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yaml"))
 METRIC = {"name": "val/loss"}
@@ -42,17 +51,17 @@ def domain(read):
         ({"values": [1, "a", [2], {"b": True}]}, Choice((1, "a", [2], {"b": True}))),
         ({"values": [1], "distribution": "categorical"}, Choice((1,))),
         ({"value": 3, "distribution": "constant"}, Choice((3,))),
-        ({"min": 1, "max": 5}, Range(1, 5, q=1)),
-        ({"min": 1, "max": 5.0}, Range(1, 5)),
-        ({"min": 1, "max": 5, "distribution": "uniform"}, Range(1, 5)),
-        ({"min": 1, "max": 5, "distribution": "int_uniform"}, Range(1, 5, q=1)),
-        ({"min": 0.1, "max": 10, "distribution": "log_uniform_values"}, Range(0.1, 10, log=True)),
-        ({"min": 0.1, "max": 10, "distribution": "inv_log_uniform_values"}, Range(0.1, 10, log=True)),
-        ({"min": 0, "max": 1, "distribution": "log_uniform"}, Range(1, math.e, log=True)),
-        ({"min": 0, "max": 1, "distribution": "inv_log_uniform"}, Range(math.exp(-1), 1, log=True)),
-        ({"min": 1, "max": 10, "q": 4, "distribution": "q_uniform"}, Range(4, 8, q=4)),
-        ({"min": 0.1, "max": 0.7, "q": 0.1, "distribution": "q_uniform"}, Range(0.1, 0.7, q=0.1)),
-        ({"min": 1, "max": 10, "q": 4, "distribution": "q_log_uniform_values"}, Range(4, 8, log=True, q=4)),
+        ({"min": 1, "max": 5}, Interval(1, 5, q=1)),
+        ({"min": 1, "max": 5.0}, Interval(1, 5)),
+        ({"min": 1, "max": 5, "distribution": "uniform"}, Interval(1, 5)),
+        ({"min": 1, "max": 5, "distribution": "int_uniform"}, Interval(1, 5, q=1)),
+        ({"min": 0.1, "max": 10, "distribution": "log_uniform_values"}, Interval(0.1, 10, log=True)),
+        ({"min": 0.1, "max": 10, "distribution": "inv_log_uniform_values"}, Interval(0.1, 10, log=True)),
+        ({"min": 0, "max": 1, "distribution": "log_uniform"}, Interval(1, math.e, log=True)),
+        ({"min": 0, "max": 1, "distribution": "inv_log_uniform"}, Interval(math.exp(-1), 1, log=True)),
+        ({"min": 1, "max": 10, "q": 4, "distribution": "q_uniform"}, Interval(4, 8, q=4)),
+        ({"min": 0.1, "max": 0.7, "q": 0.1, "distribution": "q_uniform"}, Interval(0.1, 0.7, q=0.1)),
+        ({"min": 1, "max": 10, "q": 4, "distribution": "q_log_uniform_values"}, Interval(4, 8, log=True, q=4)),
     ],
     ids=str,
 )
@@ -60,7 +69,7 @@ def test_parameters_mean_what_they_mean_in_wandb(domain, keys, expected):
     assert domain(**keys) == expected
 
 
-def test_a_grid_counts_whole_numbers_to_max_and_steps_of_q_to_before_it_as_wandb_does(domain, read):
+def test_grid_counts_values_as_wandb_does(domain, read):
     assert domain("grid", min=2, max=4) == Choice((2, 3, 4))
     assert domain("grid", min=2, max=5, q=1.5, distribution="q_uniform") == Choice((2, 3.5))
     parameters = {"a": {"values": [1, 2, 3]}, "b": {"value": 1}, "c": {"min": 0, "max": 1}}
@@ -85,7 +94,7 @@ def test_nested_parameters_have_a_path(read):
     ],
     ids=str,
 )
-def test_hyperband_begins_and_ends_with_the_bands_of_wandb(read, keys, expected):
+def test_hyperband_has_bands_of_wandb(read, keys, expected):
     assert read(metric=METRIC, early_terminate={"type": "hyperband", **keys}).halving == expected
 
 
@@ -103,7 +112,7 @@ def test_the_rest_of_a_file(read):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_sweeps_of_this_repository_can_be_read(path):
+def test_sweeps_of_repository_can_be_read(path):
     sweep = read_sweep(path)
     assert sweep.metric.startswith("val/")
     assert min(sweep.points, sweep.run_cap or math.inf) < math.inf
@@ -125,14 +134,18 @@ def test_the_sweeps_of_this_repository_can_be_read(path):
         ({"metric": METRIC, "early_terminate": {"type": "median"}}, "got 'median'"),
         ({"metric": METRIC, "early_terminate": {"type": "hyperband"}}, "expected 'min_iter', or 'max_iter' and 's'"),
         ({"metric": METRIC, "early_terminate": {"type": "hyperband", "max_iter": 9}}, "expected 's' beside 'max_iter'"),
-        ({"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 0}}, ">= 1 for 'min_iter', got 0"),
+        (
+            {"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 0}},
+            "from 1 to 4294967295 for 'min_iter', got 0",
+        ),
         ({"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 1, "eta": 1.5}}, "for 'eta', got 1.5"),
         ({"metric": METRIC, "early_terminate": {"type": "hyperband", "min_iter": 1, "strict": True}}, "['strict']"),
         (
             {"metric": METRIC, "early_terminate": {"type": "hyperband", "max_iter": 2, "s": 1}},
             "expected max_iter >= eta",
         ),
-        ({"run_cap": 0}, "expected a whole number >= 1 for 'run_cap', got 0"),
+        ({"run_cap": 10**20}, f"for 'run_cap', got {10**20}; write one."),
+        ({"run_cap": 0}, "expected a whole number from 1 to 4294967295 for 'run_cap', got 0"),
         ({"program": None}, "expected the key 'program', got none"),
         ({"program": 3}, "expected a file name for 'program', got 3"),
         ({"command": "python train.py"}, "expected a list of words for 'command', got 'python train.py'"),
@@ -143,10 +156,11 @@ def test_the_sweeps_of_this_repository_can_be_read(path):
         ({"parameters": {"a": 1}}, "of the parameter 'a', got 1"),
         ({"parameters": {"a.b": {"value": 1}, "a": {"parameters": {"b": {"value": 1}}}}}, "['a.b'] more than once"),
         ({"method": "grid", "parameters": {"a": {"min": 0.0, "max": 1.0}}}, "with the method grid, got uniform"),
+        ({"method": "grid", "parameters": {"a": {"min": 0, "max": 10**9}}}, "at most 100000 values of 'a' on a grid"),
     ],
     ids=str,
 )
-def test_what_is_wrong_or_unknown_is_named(read, keys, message):
+def test_wrong_and_unknown_keys_are_named(read, keys, message):
     with pytest.raises(ValueError, match=r"expected .* got") as caught:
         read(**keys)
     assert message in str(caught.value)
@@ -163,7 +177,7 @@ def test_what_is_wrong_or_unknown_is_named(read, keys, message):
         ({"value": 1, "values": [1]}, "expected ['value'] for 'x' with constant, got ['value', 'values']"),
         ({"values": [1], "min": 0}, "got ['min', 'values']"),
         ({"values": [1, 2], "probabilities": [0.5, 0.5]}, "got ['probabilities'], which are not known"),
-        ({"distribution": "normal"}, "got 'normal', which Optuna has no equal of"),
+        ({"distribution": "normal"}, "got 'normal', which Optuna does not have"),
         ({"distribution": "normal", "mu": 1}, "got ['mu'], which are not known"),
         ({"distribution": "q_beta"}, "got 'q_beta'"),
         ({"min": 1, "max": 1}, "expected min < max for 'x', got 1 and 1"),
@@ -175,22 +189,43 @@ def test_what_is_wrong_or_unknown_is_named(read, keys, message):
         ({"min": 0.5, "max": 2.5, "distribution": "int_uniform"}, "expected whole numbers"),
         ({"min": 1, "max": 2, "q": 0, "distribution": "q_uniform"}, "expected q > 0"),
         ({"min": 1, "max": 2, "q": 5, "distribution": "q_uniform"}, "expected a multiple of q"),
+        ({"min": 1, "max": 10**20}, f"expected a number for 'max' of 'x', got {10**20}; write one of at most {2**53}"),
     ],
     ids=str,
 )
-def test_a_wrong_parameter_is_named(domain, keys, message):
+def test_wrong_parameter_is_named(domain, keys, message):
     with pytest.raises(ValueError, match=r"expected .* got") as caught:
         domain(**keys)
     assert message in str(caught.value)
 
 
-def test_the_trap_of_macros_in_a_flow_list_is_named(tmp_path):
+def test_macros_in_brackets_are_explained(tmp_path):
     (tmp_path / "s.yaml").write_text("program: a\nmethod: grid\ncommand: [${env}, ${args}]\n")
-    with pytest.raises(ValueError, match=r"expected a sweep in YAML, got .*one below the other behind a dash"):
+    with pytest.raises(ValueError, match=r"expected a sweep in YAML, got .*on a line each, after a dash"):
         read_sweep(tmp_path / "s.yaml")
 
 
-def test_the_page_about_sweeps_is_right(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "\n".join(["x0: &x0 [1, 1]", *(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]" for i in range(1, 9))]),
+            "at most",
+        ),
+        ("parameters: &x {a: {parameters: *x}}", "expected YAML of at most 100000 values"),
+        ("[" * 900 + "]" * 900, "expected YAML of at most 50 levels"),
+        ("name: é".encode("latin-1"), "expected a sweep in UTF-8, got"),
+        ("- 1", "expected keys"),
+    ],
+)
+def test_files_that_are_no_sweep_are_refused(tmp_path, content, message):
+    (tmp_path / "s.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"expected .* got") as caught:
+        read_sweep(tmp_path / "s.yaml")
+    assert message in str(caught.value)
+
+
+def test_documentation_page_matches_code(tmp_path):
     page = (CONFIGS[0].parents[2] / "docs" / "sweeps.md").read_text()
     (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "s.yaml").write_text(example)
@@ -199,3 +234,119 @@ def test_the_page_about_sweeps_is_right(tmp_path):
     assert named == {*argument_macros({}), "env", "interpreter", "program", "args_json_file"}
     assert re.findall(r"^\| `distribution` \| (.*) \|$", page, re.MULTILINE)[0].split(", ") == DISTRIBUTIONS
     assert {path.name for path in CONFIGS} == set(re.findall(r"^\| `(\w+\.yaml)` \|", page, re.MULTILINE))
+
+
+VALUES = {
+    "lr": 1e-05,
+    "model.width": 8,
+    "flag": True,
+    "off": False,
+    "none": None,
+    "text": "a b=c",
+    "list": [1, "x"],
+    "nested": {"a": {"b": 0.5}, "c": False},
+    "empty": "",
+    "one": 1,
+    "zero": 0,
+}
+
+
+@pytest.fixture
+def agent(monkeypatch, tmp_path):
+    """The command line that W&B's agent runs, without a server."""
+    seen = []
+
+    class Process:
+        def __init__(self, command, **_):
+            seen.append(command)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+        monkeypatch.setenv(name, "")  # the agent sets them
+    monkeypatch.setattr("wandb.wandb_agent.AgentProcess", Process)
+
+    def run(command, values):
+        (tmp_path / "wandb" / "sweep-s").mkdir(parents=True, exist_ok=True)
+        agent = Agent(api=None, queue=None)
+        agent._sweep_command = list(command)
+        args = {name: {"value": value} for name, value in values.items()}
+        agent._command_run({"run_id": "r", "program": "train.py", "args": args})
+        return [sys.executable if word == "python" else word for word in seen[-1]]
+
+    return run
+
+
+def test_forms_of_arguments_equal_those_of_wandb():
+    oracle = create_sweep_command_args({"args": {name: {"value": value} for name, value in VALUES.items()}})
+    oracle.pop("args_dict")  # is no list of words
+    assert argument_macros(VALUES) == oracle
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["${env}", "${interpreter}", "${program}", "${args}"],
+        ["${env}", "FOO=1", "torchrun", "--nproc", 2, "${program}", "fit", "${args_no_hyphens}", "${args_json}"],
+        ["${interpreter}", "-m", "${envvar:MODULE}", "--x=${envvar:MODULE}/${envvar:OTHER}", "${args_no_equals}"],
+        ["${program}", "${args_no_boolean_flags}", "${args_append_hydra}", "${args_override_hydra}"],
+        ["${program}", "--config", "${args_json_file}", "hydra.dir=${now}"],
+    ],
+    ids=lambda command: command[-1],
+)
+def test_command_lines_are_those_of_the_agent(agent, monkeypatch, tmp_path, command):
+    monkeypatch.setenv("MODULE", "package.train")
+    monkeypatch.setenv("OTHER", "b c")
+    json_file = tmp_path / "wandb/sweep-s/config-r.json"
+    assert command_line(command, "train.py", VALUES, json_file) == agent(command, VALUES)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("${arg}", r"expected a macro of .*, got '\$\{arg\}'"),
+        ("--config=${args_json_file}", "as a separate word, got '--config="),
+        ("${envvar:NOT_SET_ANYWHERE}", "expected the environment variable 'NOT_SET_ANYWHERE', .* got none"),
+    ],
+)
+def test_words_that_agent_ignores_are_refused(word, message):
+    with pytest.raises(ValueError, match=message):
+        command_line([word], "", {}, Path())
+
+
+REPOSITORY = Path(__file__).parents[2]
+AT_HAND = {  # the same experiment where nothing has to be downloaded
+    "configs/guided_gradient_cifar100.yaml": "configs/guided_gradient_digits.yaml",
+    "configs/ca_stream.yaml": "configs/ca_stream_shapes.yaml",
+}
+SMALL = ["--trainer.max_epochs=1", "--data.image_size=16", "--trainer.accelerator=cpu"]
+SMALL += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]
+FEW = ["--data.n_train=12", "--data.n_val=12"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_agent_runs_sweeps_of_repository(agent, monkeypatch, tmp_path, path):
+    import torch
+
+    from interpretable_training.models import TinyCNN
+    from interpretable_training.sweeps._compat import wandb_rows
+    from interpretable_training.sweeps.file import read_sweep
+    from interpretable_training.sweeps.study import SweepStudy
+
+    sweep = read_sweep(path)
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    (tmp_path / "runs" / "ca_stream").mkdir(parents=True)
+    torch.save(TinyCNN(6).state_dict(), tmp_path / "runs" / "ca_stream" / "tiny_cnn.pt")
+    study = SweepStudy(sweep, seed=0)
+    values = study.values(study.next(1))
+    words = agent([AT_HAND.get(word, word) for word in sweep.command], values)
+    words += SMALL + ([] if "digits" in " ".join(words) else FEW)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    with (tmp_path / "log").open("w") as log:
+        done = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, check=False)
+    assert done.returncode == 0, (tmp_path / "log").read_text()[-3000:]
+    (file,) = (tmp_path / "runs").glob("wandb/offline-run-*-r/*.wandb")
+    assert any(sweep.metric in row for row, _ in wandb_rows(file))  # where W&B finds it

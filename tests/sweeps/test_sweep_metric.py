@@ -8,7 +8,8 @@ import yaml
 from support.sweep_cases import sweep, table, written
 
 from interpretable_training.cli import main
-from interpretable_training.sweeps.metric import BLOCK, FILE, Reports, wandb_records, wandb_rows
+from interpretable_training.sweeps._compat import BLOCK, wandb_records, wandb_rows
+from interpretable_training.sweeps.metric import FILE, Reports
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = ["--trainer.max_epochs=2", "--data.image_size=16", "--data.n_train=12", "--data.n_val=12"]
@@ -22,7 +23,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_lines_are_read_once_and_only_when_they_are_whole(folder):
+def test_complete_lines_are_read_once(folder):
     reports = Reports(folder / "m", "a")
     assert reports.read() == []
     (folder / "m").write_bytes(b'{"a": 1, "b": 2}\n{"a": 2')
@@ -36,7 +37,7 @@ def test_lines_are_read_once_and_only_when_they_are_whole(folder):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_fit_writes_what_it_logs_after_each_validation(folder, monkeypatch, fast):
+def test_fit_writes_metrics_after_each_validation(folder, monkeypatch, fast):
     monkeypatch.setenv(FILE, str(folder / "m"))
     words = ["--config", str(CONFIGS / "baseline.yaml"), *TINY, *QUIET, f"--trainer.fast_dev_run={int(fast)}"]
     main(["fit", *words])
@@ -50,7 +51,7 @@ def test_fit_writes_what_it_logs_after_each_validation(folder, monkeypatch, fast
         assert [row["val/loss"] for row in rows[::2]] == pytest.approx(logged)
 
 
-def test_fit_outside_of_a_sweep_writes_nothing(folder, monkeypatch):
+def test_fit_outside_of_sweep_writes_nothing(folder, monkeypatch):
     monkeypatch.delenv(FILE, raising=False)
     main(["fit", "--config", str(CONFIGS / "baseline.yaml"), *TINY, *QUIET, "--trainer.fast_dev_run=1"])
     assert list(folder.rglob("*")) == []
@@ -74,7 +75,7 @@ def framed(records):
 
 
 @pytest.mark.parametrize("length", [0, 1, BLOCK - 14, BLOCK - 15, BLOCK - 17, BLOCK, 3 * BLOCK])
-def test_records_are_put_together_across_blocks(length):
+def test_records_are_joined_across_blocks(length):
     records = [b"a" * length, b"bc", b"d" * 40000, b"e"]
     data = framed(records)
     assert list(wandb_records(data)) == records
@@ -93,7 +94,7 @@ with wandb.init() as run:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", ["val/loss", "best", "nested.a"])
-def test_programs_that_only_know_wandb_are_understood(folder, metric):
+def test_programs_that_only_use_wandb_are_read(folder, metric):
     (folder / "program.py").write_text(WANDB)
     content = {"program": "program.py", "method": "grid", "parameters": {"x": {"values": [1, 4]}}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump({**content, "metric": {"name": metric}}))
@@ -106,7 +107,7 @@ def test_programs_that_only_know_wandb_are_understood(folder, metric):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_the_repository_runs_with_small_sizes(folder):
+def test_sweep_of_repository_runs_with_small_sizes(folder):
     """Two of the six runs on digits, by way of the command line that the file has."""
     content = yaml.safe_load((CONFIGS / "sweeps" / "guided_gradient_digits.yaml").read_text())
     at = content["command"].index("configs/guided_gradient_digits.yaml")

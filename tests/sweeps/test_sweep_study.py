@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from interpretable_training.sweeps import workers as sweep_workers
 from interpretable_training.sweeps.file import read_sweep
-from interpretable_training.sweeps.study import Study
+from interpretable_training.sweeps.study import SweepStudy
 
 METRIC = {"name": "loss"}
 
@@ -49,7 +49,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["file", "memory"])
-def test_a_grid_is_run_exactly_and_values_come_back_as_they_were(sweep, tmp_path, kept):
+def test_grid_points_are_run_once_with_their_values(sweep, tmp_path, kept):
     grid = sweep(PARAMETERS)
     expected = [
         {"a": a, "n": {"flag": flag, "fixed": [3]}, "i": i}
@@ -57,14 +57,14 @@ def test_a_grid_is_run_exactly_and_values_come_back_as_they_were(sweep, tmp_path
         for flag in (True, False)
         for i in (1, 2)
     ]
-    study = Study(grid, 0, tmp_path / "out" if kept else None)
+    study = SweepStudy(grid, 0, tmp_path / "out" if kept else None)
     assert as_text(drawn(study, grid.points)) == as_text(expected)
     assert study.next(grid.points) is None
 
 
-def test_processes_that_share_a_grid_get_different_points(sweep, tmp_path):
+def test_processes_of_one_grid_get_different_points(sweep, tmp_path):
     grid = sweep({"x": {"values": [*range(20)]}})
-    studies = [Study(grid, 0, tmp_path / "out") for _ in range(3)]
+    studies = [SweepStudy(grid, 0, tmp_path / "out") for _ in range(3)]
     found = [study.values(study.next(grid.points))["x"] for _ in range(6) for study in studies]
     found += [value["x"] for study in studies for value in drawn(study, grid.points)]
     assert sorted(found) == [*range(20)]
@@ -83,7 +83,7 @@ RANGES = {
 @pytest.mark.parametrize("method", ["random", "bayes"])
 def test_ranges_are_kept_and_filled(sweep, method):
     random = sweep(RANGES, method, metric=METRIC)
-    values = drawn(Study(random, 0), 120)
+    values = drawn(SweepStudy(random, 0), 120)
     columns = {name: [value[name] for value in values] for name in RANGES}
     assert all(-1 <= u <= 1 for u in columns["u"])
     assert set(columns["i"]) == {1, 2, 3}
@@ -95,34 +95,34 @@ def test_ranges_are_kept_and_filled(sweep, method):
     assert sum(value <= 20 for value in columns["ql"]) > 50  # half of 5..100 in decades: up to 22
 
 
-def test_random_values_depend_on_seed_and_number_alone(sweep, tmp_path):
+def test_random_values_depend_on_seed_and_number_only(sweep, tmp_path):
     random = sweep(RANGES, "random")
-    together = drawn(Study(random, 3), 6)
-    first = [Study(random, 3, tmp_path / "out") for _ in range(2)]
+    together = drawn(SweepStudy(random, 3), 6)
+    first = [SweepStudy(random, 3, tmp_path / "out") for _ in range(2)]
     parts = [study.values(study.next(6)) for study in first]
-    parts += drawn(Study(random, 3, tmp_path / "out"), 6)
+    parts += drawn(SweepStudy(random, 3, tmp_path / "out"), 6)
     assert parts == together
-    assert drawn(Study(random, 4), 6) != together
+    assert drawn(SweepStudy(random, 4), 6) != together
 
 
 def test_bayes_comes_closer_to_the_best_value(sweep):
     bayes = sweep({"x": {"min": -10.0, "max": 10.0}}, "bayes", metric=METRIC)
-    study = Study(bayes, 0)
+    study = SweepStudy(bayes, 0)
     for _ in range(40):
         trial = study.next(40)
-        study.tell(trial.number, TrialState.COMPLETE, (study.values(trial)["x"] - 3) ** 2)
+        study.finish(trial.number, TrialState.COMPLETE, (study.values(trial)["x"] - 3) ** 2)
     distance = [abs(trial.params["x"] - 3) for trial in study.trials()]
     assert sum(distance[-20:]) / 20 < sum(distance[:10]) / 20  # half as far away as the first ten, which are random
 
 
-def test_runs_of_a_process_that_is_gone_are_repeated_once(sweep, tmp_path):
+def test_runs_of_ended_process_are_repeated_once(sweep, tmp_path):
     grid = sweep({"x": {"values": [0, 1, 2, 3, 4]}})
-    gone = Study(grid, 0, tmp_path / "out")
+    gone = SweepStudy(grid, 0, tmp_path / "out")
     trials = [gone.next(5) for _ in range(3)]
-    gone.tell(trials[0].number, TrialState.COMPLETE, 1.0)
+    gone.finish(trials[0].number, TrialState.COMPLETE, 1.0)
     values = [gone.values(trial)["x"] for trial in trials]
     gone.leave()
-    study, other = Study(grid, 0, tmp_path / "out"), Study(grid, 0, tmp_path / "out")
+    study, other = SweepStudy(grid, 0, tmp_path / "out"), SweepStudy(grid, 0, tmp_path / "out")
     assert study.recover() == 2
     assert other.recover() == 0  # they are in the queue already
     assert study.values(study.next(5))["x"] == values[1]
@@ -131,29 +131,29 @@ def test_runs_of_a_process_that_is_gone_are_repeated_once(sweep, tmp_path):
     assert sorted(rest) == sorted({0, 1, 2, 3, 4} - set(values))
     assert len(study.trials()) == 5  # and two attempts that do not count
     assert len(study.study.trials) == 7
-    assert not gone.tell(trials[1].number, TrialState.COMPLETE, 1.0)  # it was not gone after all: too late
+    assert not gone.finish(trials[1].number, TrialState.COMPLETE, 1.0)  # it was not gone after all: too late
 
 
-def test_runs_of_a_process_that_lives_are_left_alone(sweep, tmp_path):
+def test_runs_of_live_process_are_not_repeated(sweep, tmp_path):
     grid = sweep({"x": {"values": [0, 1]}})
-    busy = Study(grid, 0, tmp_path / "out")
+    busy = SweepStudy(grid, 0, tmp_path / "out")
     busy.next(2)
-    assert Study(grid, 0, tmp_path / "out").recover() == 0
+    assert SweepStudy(grid, 0, tmp_path / "out").recover() == 0
 
 
 @pytest.mark.parametrize(("age", "lost"), [(10, 0), (1000, 1)])
-def test_a_process_of_another_machine_is_gone_when_it_gives_no_sign_of_life(sweep, tmp_path, age, lost):
+def test_silent_process_of_other_machine_counts_as_ended(sweep, tmp_path, age, lost):
     grid = sweep({"x": {"values": [0, 1]}})
-    busy = Study(grid, 0, tmp_path / "out")
+    busy = SweepStudy(grid, 0, tmp_path / "out")
     busy.next(2)
     path = busy.worker.path
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "born": "1"}))
     os.utime(path, (time.time() - age, time.time() - age))
-    assert Study(grid, 0, tmp_path / "out").recover() == lost
+    assert SweepStudy(grid, 0, tmp_path / "out").recover() == lost
 
 
 @pytest.mark.parametrize("proc", ["/proc", "/no/proc"], ids=["linux", "macos"])
-def test_a_process_that_has_ended_is_known_to_be_gone(monkeypatch, proc):
+def test_ended_process_is_recognized(monkeypatch, proc):
     monkeypatch.setattr(sweep_workers, "PROC", Path(proc))
     process = subprocess.Popen(["sleep", "60"])
     alive = sweep_workers.born(process.pid)
@@ -163,9 +163,9 @@ def test_a_process_that_has_ended_is_known_to_be_gone(monkeypatch, proc):
     assert sweep_workers.born(process.pid) is None
 
 
-def test_a_process_killed_while_it_recovers_leaves_nothing_twice(sweep, tmp_path, monkeypatch):
+def test_kill_during_recovery_repeats_nothing(sweep, tmp_path, monkeypatch):
     grid = sweep({"x": {"values": [0, 1]}})
-    gone = Study(grid, 0, tmp_path / "out")
+    gone = SweepStudy(grid, 0, tmp_path / "out")
     gone.next(2)
     gone.leave()
 
@@ -173,39 +173,39 @@ def test_a_process_killed_while_it_recovers_leaves_nothing_twice(sweep, tmp_path
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(Study, "tell", killed)
+        patch.setattr(SweepStudy, "finish", killed)
         with pytest.raises(SystemExit):
-            Study(grid, 0, tmp_path / "out").recover()
-    study = Study(grid, 0, tmp_path / "out")
+            SweepStudy(grid, 0, tmp_path / "out").recover()
+    study = SweepStudy(grid, 0, tmp_path / "out")
     assert study.recover() == 1
     assert as_text(drawn(study, 2)) == as_text([{"x": 0}, {"x": 1}])
 
 
 def test_failed_runs_are_repeated_when_asked_for(sweep, tmp_path):
     grid = sweep({"x": {"values": [0, 1]}})
-    study = Study(grid, 0, tmp_path / "out")
+    study = SweepStudy(grid, 0, tmp_path / "out")
     failed, good = study.next(2), study.next(2)
-    study.tell(failed.number, TrialState.FAIL)
-    study.tell(good.number, TrialState.COMPLETE, 1.0)
+    study.finish(failed.number, TrialState.FAIL)
+    study.finish(good.number, TrialState.COMPLETE, 1.0)
     assert study.recover() == 0
     assert study.next(2) is None
     assert study.recover(failed=True) == 1
     assert drawn(study, 2) == [study.values(failed)]
 
 
-def test_half_a_line_that_a_killed_process_left_is_cut_off(sweep, tmp_path):
+def test_incomplete_last_line_is_cut_off(sweep, tmp_path):
     grid = sweep({"x": {"values": [0, 1, 2]}})
-    study = Study(grid, 0, tmp_path / "out")
+    study = SweepStudy(grid, 0, tmp_path / "out")
     first = study.values(study.next(3))
     study.leave()
     with (tmp_path / "out" / "study.journal").open("a") as file:
         file.write('{"op_code": 5, "work')
-    study = Study(grid, 0, tmp_path / "out")
+    study = SweepStudy(grid, 0, tmp_path / "out")
     assert study.recover() == 1
     found = drawn(study, 3)
     assert found[0] == first
     assert as_text(found) == as_text([{"x": 0}, {"x": 1}, {"x": 2}])
-    assert len(Study(grid, 0, tmp_path / "out").trials()) == 3
+    assert len(SweepStudy(grid, 0, tmp_path / "out").trials()) == 3
 
 
 @pytest.mark.parametrize(
@@ -213,10 +213,10 @@ def test_half_a_line_that_a_killed_process_left_is_cut_off(sweep, tmp_path):
     [({"x": {"values": [0, 2]}}, 0, "definition"), ({"x": {"values": [0, 1]}}, 1, "seed")],
 )
 def test_another_sweep_needs_another_folder(sweep, tmp_path, parameters, seed, named):
-    Study(sweep({"x": {"values": [0, 1]}}, run_cap=1), 0, tmp_path / "out")
-    Study(sweep({"x": {"values": [0, 1]}}, run_cap=2), 0, tmp_path / "out")  # more runs of the same
+    SweepStudy(sweep({"x": {"values": [0, 1]}}, run_cap=1), 0, tmp_path / "out")
+    SweepStudy(sweep({"x": {"values": [0, 1]}}, run_cap=2), 0, tmp_path / "out")  # more runs of the same
     with pytest.raises(ValueError, match=f"expected the {named} of the sweep in .* got .*choose another folder"):
-        Study(sweep(parameters), seed, tmp_path / "out")
+        SweepStudy(sweep(parameters), seed, tmp_path / "out")
 
 
 def kept(study, goal_values):
@@ -226,7 +226,7 @@ def kept(study, goal_values):
         trial = study.next(math.inf)
         stopped = next((i for i, value in enumerate(values) if study.report(trial, [value], i)), None)
         found.append(stopped)
-        study.tell(
+        study.finish(
             trial.number,
             TrialState.COMPLETE if stopped is None else TrialState.PRUNED,
             None if stopped is not None else values[-1],
@@ -238,7 +238,7 @@ def kept(study, goal_values):
 def test_hyperband_compares_runs_at_the_bands(sweep, goal):
     """Bands 1, 2, 4 with eta 2: after k values in all, the best k // 2 go on (the best one where that is none)."""
     halving = {"type": "hyperband", "min_iter": 1, "eta": 2}
-    study = Study(
+    study = SweepStudy(
         sweep({"x": {"min": 0.0, "max": 1.0}}, "random", metric={**METRIC, "goal": goal}, early_terminate=halving), 0
     )
     sign = 1 if goal == "minimize" else -1
@@ -248,16 +248,16 @@ def test_hyperband_compares_runs_at_the_bands(sweep, goal):
     assert kept(study, [[sign * value for value in run] for run in runs]) == [None, 0, 1, 3, None]
 
 
-def test_hyperband_stops_to_compare_after_the_last_band(sweep):
+def test_hyperband_compares_up_to_last_band(sweep):
     halving = {"type": "hyperband", "max_iter": 4, "s": 2, "eta": 2}  # bands 1 and 2
-    study = Study(sweep({"x": {"min": 0.0, "max": 1.0}}, "random", metric=METRIC, early_terminate=halving), 0)
+    study = SweepStudy(sweep({"x": {"min": 0.0, "max": 1.0}}, "random", metric=METRIC, early_terminate=halving), 0)
     assert kept(study, [[1, 1, 1, 1], [0, 0, 9, 9], [2]]) == [None, None, 0]
 
 
 def test_the_study_is_an_ordinary_one_of_optuna(sweep, tmp_path):
     grid = sweep({"x": {"values": [0, 1]}})
-    study = Study(grid, 0, tmp_path / "out")
-    study.tell(study.next(2).number, TrialState.COMPLETE, 0.5)
+    study = SweepStudy(grid, 0, tmp_path / "out")
+    study.finish(study.next(2).number, TrialState.COMPLETE, 0.5)
     backend = optuna.storages.journal.JournalFileBackend(str(Path(tmp_path, "out", "study.journal")))
     found = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend))
     assert found.best_value == 0.5

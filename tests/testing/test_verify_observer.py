@@ -1,6 +1,7 @@
-"""The detector finds nothing where nothing happens, and names what happens where something does."""
+"""`verify_observer` finds and names every change of a training, and only these."""
 
 import random
+import time
 
 import lightning as L
 import numpy as np
@@ -11,6 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from support.observed_training import SHORT, Does, Small, loaders, one_ulp, trainers, verify
 from torch import nn
 
+from interpretable_training.callbacks import TrainingCurves
 from interpretable_training.testing import verify_observer
 
 
@@ -80,7 +82,7 @@ CULPRITS = {
 }
 
 
-def test_all_changes_of_one_moment_are_found_and_nothing_else(tmp_path):
+def test_verify_observer_finds_all_changes_of_one_hook(tmp_path):
     def everything(module):
         for action, *_ in CULPRITS.values():
             action(module)
@@ -103,7 +105,7 @@ def test_all_changes_of_one_moment_are_found_and_nothing_else(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CULPRITS)
-def test_each_change_is_found_where_it_happens_and_named(tmp_path, case):
+def test_verify_observer_names_each_change_and_its_hook(tmp_path, case):
     action, kind, name = CULPRITS[case]
     report = verify(tmp_path, Does(action), **SHORT)
     assert not report
@@ -116,7 +118,7 @@ def test_each_change_is_found_where_it_happens_and_named(tmp_path, case):
         report.raise_if_different()
 
 
-def test_a_change_without_consequences_is_the_only_one_reported(tmp_path):
+def test_verify_observer_reports_a_single_change(tmp_path):
     (found,) = verify(tmp_path, Does(one_ulp), **SHORT).differences
     assert str(found) == (
         "after step 4 (epoch 0, batch 3) in on_train_batch_end: weight of idle has other values; "
@@ -124,7 +126,7 @@ def test_a_change_without_consequences_is_the_only_one_reported(tmp_path):
     )
 
 
-def test_other_callbacks_and_the_gradient_scaler_are_watched_too(tmp_path):
+def test_verify_observer_compares_callbacks_and_scaler(tmp_path):
     def disturb(module):
         module.trainer.early_stopping_callback.wait_count = 2
         module.trainer.precision_plugin.scaler.update(8.0)
@@ -139,7 +141,7 @@ def test_other_callbacks_and_the_gradient_scaler_are_watched_too(tmp_path):
     assert "callback of EarlyStopping.wait_count is 2, was 0" in str(found[1])
 
 
-def test_a_change_that_is_undone_is_told_as_such(tmp_path):
+def test_verify_observer_reports_undone_changes(tmp_path):
     class Forgetful(L.Callback):
         def on_train_batch_start(self, trainer, module, *_):
             module.idle.requires_grad = True
@@ -154,7 +156,7 @@ def test_a_change_that_is_undone_is_told_as_such(tmp_path):
     )
 
 
-def test_gradients_lost_in_the_middle_of_an_accumulation_are_found(tmp_path):
+def test_verify_observer_finds_gradients_lost_in_accumulation(tmp_path):
     class Zero(L.Callback):
         def on_validation_end(self, trainer, module):
             module.zero_grad()
@@ -168,7 +170,7 @@ def test_gradients_lost_in_the_middle_of_an_accumulation_are_found(tmp_path):
     assert verify(tmp_path, Zero(), **SHORT)
 
 
-def test_a_batch_changed_in_place_is_found(tmp_path):
+def test_verify_observer_finds_a_batch_changed_in_place(tmp_path):
     class Brighter(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             batch[0].add_(1)
@@ -178,7 +180,7 @@ def test_a_batch_changed_in_place_is_found(tmp_path):
     assert first.moment.endswith("in on_train_batch_start")
 
 
-def test_random_numbers_drawn_by_a_constructor_are_found(tmp_path):
+def test_verify_observer_finds_random_draws_of_a_constructor(tmp_path):
     class Draws(L.Callback):
         def __init__(self):
             torch.rand(1)
@@ -187,7 +189,7 @@ def test_random_numbers_drawn_by_a_constructor_are_found(tmp_path):
     assert str(first).startswith("when the callbacks were made: random generator of torch has other values")
 
 
-def test_a_training_that_goes_another_way_is_compared_up_to_there_and_at_the_end(tmp_path):
+def test_verify_observer_compares_a_training_that_stops_early(tmp_path):
     class Stops(L.Callback):
         def on_train_epoch_end(self, trainer, module):
             trainer.should_stop = True
@@ -196,3 +198,122 @@ def test_a_training_that_goes_another_way_is_compared_up_to_there_and_at_the_end
     assert "before on_train_epoch_start, was after" not in found["course"].change
     assert "is after step 6 (epoch 1, batch 5) before on_train_end, was after step 6" in found["course"].change
     assert found["weight"].moment == "at the end"
+
+
+@pytest.mark.parametrize("callbacks", [[L.Callback(), TrainingCurves()], TrainingCurves])
+def test_watching_callbacks_change_nothing(tmp_path, callbacks):
+    report = verify(tmp_path, callbacks, stages=("fit", "validate", "test", "predict"))
+    assert report.ok, report
+    assert report.moments > 200
+    assert str(report) == f"The callbacks changed nothing: the state was compared {report.moments} times."
+    report.raise_if_different()
+
+
+def test_forward_hooks_are_allowed_in_validation_batches_only(tmp_path):
+    class Listens(L.Callback):
+        def __init__(self, until):
+            setattr(self, until, self.stop)
+
+        def __deepcopy__(self, memo):
+            return self
+
+        def on_validation_batch_start(self, trainer, module, *_):
+            self.handle = module.network.register_forward_hook(lambda *_: None)
+
+        def stop(self, *_):
+            self.handle.remove()
+
+    assert verify(tmp_path, Listens("on_validation_batch_end"), **SHORT)
+    (found,) = verify(tmp_path, Listens("on_validation_end"), **SHORT).differences
+    assert found.moment == "after step 5 (epoch 0, batch 4) in on_validation_batch_end 0"
+    assert "hooks of network is forward hook test_verify_observer.test_forward_hooks" in found.change
+
+
+def test_verify_observer_copies_callbacks(tmp_path):
+    curves = TrainingCurves()
+    assert verify(tmp_path, curves, **SHORT)
+    assert curves.epochs == {}
+
+
+def test_verify_observer_detects_trainings_that_vary(tmp_path):
+    drawn = torch.Generator()
+
+    class Noisy(Small):
+        def training_step(self, batch, batch_idx):
+            return (
+                super().training_step(batch, batch_idx) + torch.rand((), generator=drawn) * self.network[8].bias.sum()
+            )
+
+    report = verify(tmp_path, Does(one_ulp), make_module=Noisy, **SHORT)
+    assert not report
+    assert not report.reproducible
+    assert [(difference.kind, difference.name) for difference in report.differences] == [("weight", "idle")]
+    assert str(report).startswith("This training is not reproducible")
+    with pytest.raises(AssertionError, match="deterministic=True"):
+        verify(tmp_path, L.Callback(), make_module=Noisy, **SHORT).raise_if_different()
+
+
+def test_verify_observer_ignores_logged_times(tmp_path):
+    class Clock(Small):
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            self.log("time", time.perf_counter())
+
+    report = verify(tmp_path, L.Callback(), make_module=Clock, **SHORT)
+    assert report
+    assert str(report).endswith("Ignored, because they differ between runs without the callbacks: logged time.")
+
+
+def test_verify_observer_compares_logged_values(tmp_path):
+    class Logs(L.Callback):
+        def __init__(self, key):
+            self.key = key
+
+        def on_validation_epoch_end(self, trainer, module):
+            self.log(self.key, 1.0)
+
+    assert verify(tmp_path, Logs("mine"), **SHORT)
+
+    class Overwrites(L.Callback):
+        def on_validation_batch_end(self, trainer, module, *_):
+            module.accuracy.update(torch.eye(3), torch.arange(3))
+
+    found = verify(tmp_path, Overwrites(), **SHORT).differences
+    assert ("logged", "val/accuracy") in [(difference.kind, difference.name) for difference in found]
+
+
+def states():
+    return [torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]
+
+
+def test_verify_observer_changes_nothing_itself(tmp_path):
+    seen = []
+
+    class Remembered(Small):
+        def on_fit_end(self):
+            seen.append([states(), {name: value.tolist() for name, value in self.state_dict().items()}])
+
+    before = states()
+    verify(tmp_path, L.Callback(), make_module=Remembered)
+    assert states() == before
+    L.seed_everything(0, verbose=False)
+    trainers(tmp_path)([]).fit(Remembered(), *loaders())
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_verify_observer_refuses_wrong_arguments(tmp_path):
+    with pytest.raises(ValueError, match=r"expected make_trainer to pass its callbacks .* without \['StateRecorder'"):
+        verify_observer(lambda given: trainers(tmp_path)([]), Small, loaders, L.Callback())
+    module = Small()
+    with pytest.raises(ValueError, match="expected make_module to return a new module each time"):
+        verify(tmp_path, L.Callback(), make_module=lambda: module, **SHORT)
+    with pytest.raises(TypeError, match="expected Lightning callbacks, got int"):
+        verify(tmp_path, [3], **SHORT)
+    with pytest.raises(ValueError, match=r"expected stages among \['fit', .* got 'train'"):
+        verify(tmp_path, L.Callback(), stages=("train",))
+
+
+@pytest.mark.slow
+def test_verify_observer_refuses_other_processes(tmp_path):
+    with pytest.raises(RuntimeError, match=r"expected a training in this process, got DDPStrategy"):
+        verify(tmp_path, L.Callback(), devices=2, strategy="ddp_fork", **SHORT)

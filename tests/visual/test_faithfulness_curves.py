@@ -46,7 +46,7 @@ def drawn(monkeypatch, tmp_path):
     return draw
 
 
-def test_lines_are_means_and_bands_standard_errors(drawn):
+def test_faithfulness_lines_are_means_with_error_bands(drawn):
     (axes,) = drawn(table_of({"insertion": Insertion()}))
     line = axes.lines[0]
     assert line.get_xdata().tolist() == [0, 50, 100]
@@ -60,7 +60,7 @@ def test_lines_are_means_and_bands_standard_errors(drawn):
     assert np.allclose(flat[:, 1], 0.1)  # equal curves have no band
 
 
-def test_each_curve_has_a_panel_and_each_method_a_line(drawn):
+def test_faithfulness_has_panel_per_curve_and_line_per_method(drawn):
     axes = drawn(table_of({"insertion": Insertion(), "drop": AverageDrop(), "both": InsertionDeletion()}))
     assert [one.get_title() for one in axes] == ["insertion", "insertion (both)", "deletion (both)"]
     for one in axes:
@@ -70,7 +70,7 @@ def test_each_curve_has_a_panel_and_each_method_a_line(drawn):
     assert "33.3" in axes[0].lines[0].get_label()
 
 
-def test_controls_are_gray_and_broken(drawn):
+def test_faithfulness_controls_are_gray_and_dashed(drawn):
     (axes,) = drawn(table_of({"deletion": Deletion(score="logit")}, controls=("b",)))
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
     assert axes.lines[1].get_color() == "0.5"
@@ -79,14 +79,14 @@ def test_controls_are_gray_and_broken(drawn):
 
 
 @pytest.mark.parametrize("percentages", [(10, 30, 90), (40,)])
-def test_curves_over_percentages_are_drawn_at_these(drawn, percentages):
+def test_faithfulness_uses_the_percentages_of_the_passport(drawn, percentages):
     curves = {name: [line[: len(percentages)] for line in lines] for name, lines in CURVES.items()}
     axes = drawn(table_of({"road": ROAD(percentages)}, curves))
     assert [one.get_title() for one in axes] == ["most salient removed (road)", "least salient removed (road)"]
     assert axes[0].lines[0].get_xdata().tolist() == list(percentages)
 
 
-def test_one_image_has_no_band_and_no_image_no_line(drawn):
+def test_faithfulness_of_one_or_no_image_has_no_band(drawn):
     (axes,) = drawn(table_of({"insertion": Insertion()}, {"a": [[0.1, 0.2, 0.4]]}))
     assert np.allclose(axes.lines[0].get_ydata(), [0.1, 0.2, 0.4])
     none = table_of({"insertion": Insertion()}, {"a": [[0.1, 0.2, 0.4]]})
@@ -95,6 +95,6 @@ def test_one_image_has_no_band_and_no_image_no_line(drawn):
     assert np.isnan(axes.lines[0].get_ydata()).all()
 
 
-def test_a_table_without_curves_is_refused(tmp_path):
+def test_faithfulness_refuses_a_table_without_curves(tmp_path):
     with pytest.raises(ValueError, match=r"expected a table with curves, got one of \['drop'\]; add Insertion"):
         draw_faithfulness(table_of({"drop": AverageDrop()}), tmp_path / "curves.png")

@@ -11,7 +11,7 @@ def test_denormalize_undoes_a_normalization_and_stays_in_range():
     assert shown.flatten().tolist() == [0.25, 0.5, 1.0]
 
 
-def test_the_picture_is_brightest_where_the_map_is_highest():
+def test_overlay_is_brightest_where_the_map_is_highest():
     saliency = torch.zeros(1, 8, 8)
     saliency[0, 2:4, 5:7] = 3.0
     shown = overlay(torch.full((1, 3, 8, 8), 0.2), saliency)
@@ -21,7 +21,7 @@ def test_the_picture_is_brightest_where_the_map_is_highest():
     assert brightness[2:4, 5:7].min() > brightness[0, 0] + 50
 
 
-def test_a_single_bright_pixel_does_not_darken_the_rest():
+def test_overlay_ignores_a_single_bright_pixel():
     saliency = torch.zeros(1, 20, 20)
     saliency[0, 10:] = 1.0
     with_outlier = saliency.clone()
@@ -30,14 +30,14 @@ def test_a_single_bright_pixel_does_not_darken_the_rest():
     assert torch.equal(overlay(pictures, saliency)[0, 10:], overlay(pictures, with_outlier)[0, 10:])
 
 
-def test_maps_of_constants_and_of_nan_show_the_gray_picture():
+def test_overlay_of_constant_or_nan_map_is_gray():
     pictures = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     flat = torch.stack([torch.full((6, 6), 7.0), torch.full((6, 6), torch.nan)])
     shown = overlay(pictures, flat).float()
     assert torch.corrcoef(torch.stack([shown.mean(3).flatten(), pictures.mean(1).flatten()]))[0, 1] > 0.99
 
 
-def test_on_a_given_scale_epochs_can_be_compared():
+def test_overlay_scale_makes_maps_comparable():
     pictures = torch.full((2, 3, 8, 8), 0.3)
     ramp = torch.arange(64.0).view(1, 8, 8)
     maps = torch.cat([ramp, ramp / 2])
@@ -49,7 +49,7 @@ def test_on_a_given_scale_epochs_can_be_compared():
     assert torch.equal(half[0], one[0])
 
 
-def test_the_colors_are_those_of_matplotlib():
+def test_overlay_colors_equal_matplotlib():
     """The formula of the docstring, worked out with matplotlib's own look-up."""
     ramp = torch.linspace(-0.2, 1.2, 64).view(1, 8, 8)
     shown = overlay(torch.full((1, 3, 8, 8), 0.5), ramp, scale=(0, 1))

@@ -16,7 +16,7 @@ def pixels(sheet):
     return torch.from_numpy(np.array(sheet.convert("L")))
 
 
-def test_a_sheet_has_a_row_for_every_name_and_a_column_for_every_picture():
+def test_sheet_has_row_per_name_and_column_per_picture():
     sheet = pixels(draw_sheet({"black": gray(0), "gray": gray(99), "black again": gray(0)}, side=100))
     assert sheet[[50, 153, 256], -50].tolist() == [0, 99, 0]
     colored = (sheet[153] == 99).int()
@@ -24,14 +24,14 @@ def test_a_sheet_has_a_row_for_every_name_and_a_column_for_every_picture():
     assert int((colored.diff() == 1).sum()) == 4
 
 
-def test_blocks_stand_beside_each_other():
+def test_sheet_blocks_stand_side_by_side():
     sheet = pixels(draw_sheet({name: gray(10 * i) for i, name in enumerate("abcd")}, side=60, blocks=2))
     half = sheet.shape[1] // 2
     middle = [sheet[y, x] for x in (half - 30, 2 * half - 30) for y in (30, 93)]
     assert [int(value) for value in middle] == [0, 10, 20, 30]
 
 
-def test_pictures_keep_their_shape_and_rows_may_differ_in_size():
+def test_sheet_keeps_the_shape_of_pictures():
     sheet = pixels(draw_sheet({"wide": gray(9, 2, 20, 40), "small": gray(9, 2, 5, 10)}, side=80))
     ys, xs = (sheet == 9).nonzero().T
     assert len(ys) == 4 * 80 * 40
@@ -39,7 +39,7 @@ def test_pictures_keep_their_shape_and_rows_may_differ_in_size():
     assert len(xs.unique()) == 2 * 80
 
 
-def test_captions_stay_within_their_columns_and_change_no_picture():
+def test_sheet_captions_stay_within_their_columns():
     rows = {"image": gray(200, 3)}
     sheets = [draw_sheet(rows, captions, side=90) for captions in (["", "", ""], ["", "W" * 300, ""], ["", "cat", ""])]
     empty, long, short = map(pixels, sheets)
@@ -63,7 +63,7 @@ def test_captions_stay_within_their_columns_and_change_no_picture():
         ("\ud800</script>", "?</script>"),
     ],
 )
-def test_what_the_face_cannot_show_becomes_a_question_mark(text, shown):
+def test_missing_glyphs_become_question_marks(text, shown):
     assert readable(text, FACE) == shown
 
 
@@ -74,12 +74,12 @@ def test_clipped_text_fits():
     assert clip("much too long", FACE, 50).endswith("…")
 
 
-def test_names_of_any_length_leave_room_for_the_pictures():
+def test_sheet_limits_the_width_of_names():
     sheet = draw_sheet({"x" * 300: gray(9, 1)}, side=50)
     assert sheet.width < 4 * 50
 
 
-def test_rows_of_different_length_are_refused():
+def test_sheet_refuses_rows_of_different_length():
     with pytest.raises(ValueError, match="expected rows and captions of one length, got"):
         draw_sheet({"a": gray(0, 4), "b": gray(0, 3)})
     with pytest.raises(ValueError, match="'captions': 2"):

@@ -28,7 +28,7 @@ def runs(count, seed=0):
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [1, 12])
-def test_pictures_are_drawn_of_any_number_of_parameters(tmp_path, number, count):
+def test_sweep_is_drawn_for_any_number_of_parameters(tmp_path, number, count):
     draw_sweep(SCALES[:number], runs(count), "val/accuracy", tmp_path / "s.png")
     pixels = np.asarray(Image.open(tmp_path / "s.png").convert("RGB")).astype(int)
     assert pixels.shape[0] > 300
@@ -36,19 +36,19 @@ def test_pictures_are_drawn_of_any_number_of_parameters(tmp_path, number, count)
     assert red.sum() > 50  # the best run is marked
 
 
-def test_equal_values_need_no_room(tmp_path):
+def test_sweep_of_equal_values_is_drawn(tmp_path):
     same = [({"model.lr": 0.1, "width": 3, "kind": "a"}, 0.5)] * 3
     draw_sweep(SCALES[:3], same, "m", tmp_path / "s.png")
     assert (tmp_path / "s.png").exists()
 
 
-def test_choices_stand_at_equal_distances_numbers_by_size():
+def test_scale_places_choices_at_equal_distances():
     assert [Scale("x", [10.0, 0.0, 0.1]).position(value) for value in (0.0, 0.1, 10.0)] == [0, 1, 2]
     assert [Scale("x", ["b", "a"]).position(value) for value in ("b", "a")] == [0, 1]
     assert Scale("x").position(7) == 7
 
 
-def test_lines_meet_the_axes_at_their_values():
+def test_axis_share_and_limits_follow_the_values():
     axes = Figure().subplots()
     axes.set_yscale("log")
     axes.set_ylim(1e-4, 1)

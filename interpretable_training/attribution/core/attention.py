@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .feature_grids import Grid, find_grid
 from .prepared_model import PreparedModel
+from .targets import Resolved
 
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 
@@ -73,10 +74,12 @@ def attention_weights(
 
 
 @torch.no_grad()
-def attention_of(prepared: PreparedModel, images: Tensor) -> tuple[Tensor, Grid]:
+def attention_of(prepared: PreparedModel, images: Tensor, target: Resolved) -> tuple[Tensor, Grid]:
     """All self-attentions over one set of tokens, (B, L, heads, T, T), and the grid that the tokens are."""
     with AttentionRecorder() as recorder:
-        prepared.run(images)
+        output = prepared.run(images)
+    if isinstance(target, Tensor):
+        prepared.confirm_in(output, target)  # attention is that of any class, but not of one that does not exist
     found = [weights for weights in recorder.found if len(weights) == len(images)]
     grid = attention_grid(prepared, images, found or recorder.found)
     return torch.stack(found, 1), grid
@@ -92,8 +95,9 @@ def attention_grid(prepared: PreparedModel, images: Tensor, found: Sequence[Tens
     if grid is None or {len(weights) for weights in found} != {len(images)} or len({w.shape for w in found}) > 1:
         shapes = sorted({tuple(weights.shape) for weights in found})
         raise ValueError(
-            f"expected a transformer whose self-attentions all see the same tokens of the whole image, found in "
-            f"{type(prepared.module).__name__} attention of shapes {shapes}; use a method of layers, such as GradCAM."
+            f"expected a transformer whose self-attentions all see the same tokens of the whole image, got "
+            f"{type(prepared.module).__name__} with attention of shapes {shapes}; use a method "
+            "of layers, such as GradCAM."
         )
     return grid
 

@@ -64,7 +64,7 @@ def choose_layer(prepared: PreparedModel, images: Tensor, target: Target = None)
     if not found:
         raise ValueError(
             f"expected a model with a layer whose output is a grid over images of {tuple(images.shape[2:])}, "
-            f"found none in {type(prepared.module).__name__}; pass layer= with the name of one."
+            f"got none in {type(prepared.module).__name__}; pass layer= with the name of one."
         )
     for candidate in found:
         if candidate.reaches:
@@ -79,7 +79,7 @@ def candidates(prepared: PreparedModel, images: Tensor, target: Target = None) -
         image = images[:1].detach().clone().requires_grad_()
         outputs, result = _record(prepared, image)
         if callable(target):
-            score = check_scores(target(result), None, 1)
+            score = check_scores(target(result), result, 1, gradient=False)
         else:
             score = pick_logits(result, prepared.output).amax(1)
         made = _last_of_each(outputs)

@@ -6,10 +6,9 @@ of a layer and their gradients dA implements `combine`; one that runs the model 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType
-from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from .activation_gates import Rule, gates
 from .auto_layer import choose_layer
 from .capture import capture
-from .map_operations import normalize, one_of, resize
+from .map_operations import normalize, resize
+from .options import check_fields
 from .prepared_model import Output, PreparedModel, prepare, prepare_model
-from .ranges import check_ranges
 from .targets import Resolved, Score, Target
 
 EXAMPLES = {"attribution": "for example GradCAM()", "metrics": "for example AverageDrop()"}
@@ -38,24 +37,15 @@ class Attribution(ABC):
 
     def __post_init__(self) -> None:
         # Every option is checked where it is given, not where it would be used.
-        hints = get_type_hints(type(self))
-        options = {name: getattr(self, name) for name in hints}
-        numbers = {name: value for name, value in options.items() if get_origin(hints[name]) is not Literal}
-        check_ranges(type(self).__name__, numbers, [n for n, hint in hints.items() if NoneType in get_args(hint)])
-        for name, hint in hints.items():
-            if hint is bool and not isinstance(options[name], bool):
-                own = type(self).__name__
-                raise TypeError(f"expected {name} of {own} as True or False, got {options[name]!r:.100}.")
-            choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
+        own = type(self).__name__
+        for name in self.__dataclass_fields__:  # type: ignore[attr-defined]  # methods are dataclasses
             value = getattr(self, name)
-            if choices and (isinstance(value, str) or get_origin(hint) is Literal):
-                one_of(f"{type(self).__name__}.{name}", value, *choices)
             if isinstance(value, nn.Module):
-                own = type(self).__name__
                 raise TypeError(
                     f"expected {name} of {own} without a module, got a {type(value).__name__}; a method is built "
                     f"without a model and takes layers by name: {own}(layer='layer4')(model, images, target)."
                 )
+        check_fields(self)
 
     def __call__(
         self,
@@ -203,7 +193,8 @@ def name_methods(methods: Methods) -> dict[str, Attribution]:
     if isinstance(methods, Mapping):
         named = dict(methods)
     else:
-        listed = [methods] if isinstance(methods, (Attribution, str, type)) else list(methods)
+        several = isinstance(methods, Iterable) and not isinstance(methods, (str, bytes, type, Tensor))
+        listed = list(methods) if several else [methods]  # type: ignore[arg-type]
         for method in listed:
             of_package("attribution", "a method", method, Attribution)
         named = {type(method).__name__.lower(): method for method in listed}

@@ -1,12 +1,21 @@
-"""Tell whether weights are the same."""
+"""Checksums of tensors: short ones for passports, one per tensor, and one that survives half precision."""
 
 import hashlib
+import zlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from .sharded_parameters import whole
+
+
+def checksum(*tensors: Tensor) -> str:
+    """Return eight hexadecimal digits that change with any bit of the tensors, whatever their shapes."""
+    crc = 0
+    for tensor in tensors:
+        crc = zlib.crc32(_bytes(whole(tensor)), crc)
+    return f"{crc:08x}"
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -24,5 +33,10 @@ def _digest(tensors: list[Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in map(whole, tensors):
         if not tensor.is_meta:
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""

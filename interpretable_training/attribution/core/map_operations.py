@@ -8,6 +8,8 @@ S: saliency (B, H, W). min and max are those of each map. A constant map has no 
 """
 
 from collections.abc import Sequence
+from numbers import Real
+from types import NoneType
 from typing import Literal
 
 import torch
@@ -24,7 +26,7 @@ INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 def one_of(name: str, value: object, *allowed: object) -> None:
     """Refuse an option that does not exist."""
-    if value not in allowed:
+    if not isinstance(value, (str, Real, NoneType)) or value not in allowed:
         raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}.")
 
 

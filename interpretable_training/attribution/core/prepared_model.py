@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from .state import Snapshot, same_state
 from .targets import ClassSpan, Resolved, Score, Target, as_classes, by_rank, check_scores, pick_logits, score_of
 
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AssertionError)  # of a forward pass
 DEVICES = ("cpu", "cuda")  # whose autocast a caller may have entered
 Output = str | int | Callable[[Any], Tensor] | None
 
@@ -47,7 +48,15 @@ class PreparedModel:
             for device, dtype in self.autocast:
                 stack.enter_context(torch.autocast(device, dtype))
             self.rows[0] = len(images)
-            return self.module(images.clone())
+            try:
+                return self.module(images.clone())
+            except FAILURES as error:
+                if type(error) not in FAILURES or str(error).startswith("expected"):  # of ours, from a hook
+                    raise
+                raise type(error)(
+                    f"expected a model that runs on images {tuple(images.shape)} of {images.dtype}, got an error from "
+                    f"{type(self.module).__name__}: {error}"
+                ) from error
 
     def run_fast(self, images: Tensor) -> Any:
         """`run` for many passes without graph: equal up to rounding, faster where convolutions like channels last.
@@ -162,13 +171,18 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def prepare(prepared: PreparedModel, images: Tensor) -> Tensor:
     """`images` as the module needs them: floating, its dtype, outside inference mode and outside any graph."""
+    if isinstance(images, Tensor) and (images.is_nested or images.layout != torch.strided):
+        layout = "a nested tensor" if images.is_nested else str(images.layout)
+        raise ValueError(f"expected images of one size in a dense tensor, got {layout}; stack them.")
     if not isinstance(images, Tensor) or images.ndim < 3:
-        came = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"expected images (B, C, H, W) or signals (B, C, T) as a tensor, got {came}.")
+        kind = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"expected images (B, C, H, W) or signals (B, C, T) as a tensor, got {kind}.")
     if not images.is_floating_point():
         raise TypeError(f"expected floating point images, normalized as in training, got {images.dtype}.")
     if len(images) == 0:
         raise ValueError("expected at least one image, got an empty batch.")
+    if not images.numel():
+        raise ValueError(f"expected images with channels and pixels, got shape {tuple(images.shape)}.")
     weight = next((p for p in prepared.module.parameters() if p.is_floating_point()), images)
     if weight.device != images.device:
         raise ValueError(

@@ -3,10 +3,8 @@
 An option has one meaning wherever it appears, so that its range stands here once; "Class.option" is an exception.
 """
 
-import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -16,7 +14,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; `above` leaves out `low`, `below` leaves out `high`."""
+    """Numbers from `low` to `high`; `above` leaves out `low`, `below` leaves out `high`.
+
+    >>> Range(0, 1, above=True).holds(1.0)
+    True
+    """
 
     low: float = -1e30
     high: float = 1e30
@@ -28,11 +30,10 @@ class Range:
     def holds(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        assert isinstance(value, (int, float)) or hasattr(value, "__float__")
-        value = value if isinstance(value, int) else float(value)
+        value = value if isinstance(value, int) else float(value)  # compared without rounding where it is an integer
         too_low = value <= self.low if self.above else value < self.low
         too_high = value >= self.high if self.below else value > self.high
-        return math.isfinite(value) and not too_low and not too_high
+        return (isinstance(value, int) or math.isfinite(value)) and not too_low and not too_high
 
     def __str__(self) -> str:
         kind = "whole number" if self.whole else "number"
@@ -46,11 +47,13 @@ SHARE = Range(0, 1, above=True)
 SPREAD = Range(0, 1e6)
 RANGES = {
     **dict.fromkeys(("n", "steps", "batches", "local_draws", "chunk_size", "cells", "step", "most", "kernel"), COUNT),
-    **dict.fromkeys(("resamples", "max_images", "AOPC.patch"), COUNT),
+    **dict.fromkeys(("resamples", "max_images", "AOPC.patch", "rows", "stages", "num_concepts"), COUNT),
+    **dict.fromkeys(("patch", "stride"), Range(1, 2**31 - 1, whole=True, several=True)),
     **dict.fromkeys(("share", "energy"), SHARE),
     **dict.fromkeys(("sigma", "blur_sigma", "weight", "radius", "noise", "tolerance"), SPREAD),
     **dict.fromkeys(("lr", "growth", "ExtremalPerturbation.sigma", "Replacement.sigma"), Range(0, 1e6, above=True)),
     **dict.fromkeys(("threshold", "beta"), Range(0, 1)),
+    **dict.fromkeys(("p1", "detector"), Range(0, 1, above=True, below=True)),
     "seed": Range(-(2**63), 2**63 - 1, whole=True),
     "start_layer": Range(0, 2**31 - 1, whole=True),
     "block": Range(-(2**31), 2**31 - 1, whole=True),
@@ -67,8 +70,10 @@ def check_ranges(owner: str, options: Mapping[str, Any], optional: Sequence[str]
     """Refuse numbers out of their ranges, and half a normalization; None is allowed for what is `optional`."""
     for name, value in options.items():
         limits = RANGES.get(f"{owner}.{name}", RANGES.get(name))
-        if limits is None or isinstance(value, Tensor) or (value is None and name in optional):
+        if limits is None or (value is None and name in optional):
             continue
+        if limits.several and isinstance(value, Tensor) and value.ndim == 1 and value.device.type != "meta":
+            value = value.tolist()
         listed = limits.several and isinstance(value, (list, tuple)) and len(value) > 0
         if not all(limits.holds(v) for v in (value if listed else [value])):
             raise ValueError(f"expected {name} as a {limits} for {owner}, got {value!r:.100}.")
@@ -82,7 +87,7 @@ def check_normalization(mean: Any, std: Any) -> None:
         return
     try:
         m, s = ([float(v) for v in values] for values in (mean, std))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last for tensors without values
         m, s = [], []
     usable = all(map(math.isfinite, m + s)) and all(v > 0 for v in s)
     if isinstance(mean, str) or isinstance(std, str) or not m or len(m) != len(s) or not usable:
@@ -90,21 +95,3 @@ def check_normalization(mean: Any, std: Any) -> None:
             f"expected mean and std together, one of each per channel, finite and std above 0, got mean={mean!r:.100}, "
             f"std={std!r:.100}."
         )
-
-
-def checked(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that checks numbers and switches before it uses them."""
-    defaults = {p.name: p.default for p in list(inspect.signature(init).parameters.values())[1:]}
-    optional = [name for name, default in defaults.items() if default is None]
-
-    @functools.wraps(init)
-    def check(self: object, *args: Any, **kwargs: Any) -> None:
-        given = {name: value for name, value in {**dict(zip(defaults, args)), **kwargs}.items() if name in defaults}
-        own = type(self).__name__
-        for name, value in given.items():
-            if isinstance(defaults[name], bool) and not isinstance(value, bool):
-                raise TypeError(f"expected {name} of {own} as True or False, got {value!r:.100}.")
-        check_ranges(own, given, optional)
-        init(self, *args, **kwargs)
-
-    return check

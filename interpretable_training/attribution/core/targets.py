@@ -6,7 +6,7 @@ image, or a callable from the model's output to scores (B,). A model with one lo
 target of 0 by its negative, the evidence for class 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ def pick_logits(output: Any, pick: str | int | Callable[[Any], Tensor] | None = 
             f"expected logits in the model's output, got {_describe(output)}; "
             "pass output= with the key, the index or a callable that returns them."
         )
+    if not found.is_floating_point():
+        raise TypeError(f"expected logits that are floating point numbers, got {found.dtype}; pass output= with those.")
     if found.ndim == 1:
         found = found[:, None]
     if found.ndim != 2:
@@ -185,17 +187,20 @@ def class_weights(W: Tensor, target: Tensor) -> Tensor:
     return (torch.cat([-W, W]) if len(W) == 1 else W)[target]
 
 
-def check_scores(scores: Any, output: Any, rows: int) -> Tensor:
+def check_scores(scores: Any, output: Any, rows: int, gradient: bool = True) -> Tensor:
     """The scores (rows,) that a target callable made of `output`, refused unless there is one per image.
 
-    Where `output` has a gradient the scores need one: a map of zeros would be no explanation.
+    Where `output` has a gradient the scores need one, unless `gradient` is False: zeros would be no explanation.
     """
     if not isinstance(scores, Tensor) or scores.shape != (rows,):
         came = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"expected a target callable that returns one score per image, ({rows},), got {came}.")
     if not scores.is_floating_point():
         raise TypeError(f"expected a target callable that returns floating point scores, got {scores.dtype}.")
-    if torch.is_grad_enabled() and not scores.requires_grad and _has_gradient(output):
+    tensors = list(_tensors(output))
+    if tensors and scores.device != tensors[0].device:
+        raise ValueError(f"expected a target callable with scores on {tensors[0].device}, got some on {scores.device}.")
+    if gradient and torch.is_grad_enabled() and not scores.requires_grad and any(t.requires_grad for t in tensors):
         raise ValueError(
             "expected a target callable whose scores depend on the model's output, got scores without a gradient; "
             "leave out detach(), argmax() and what rounds."
@@ -203,9 +208,9 @@ def check_scores(scores: Any, output: Any, rows: int) -> Tensor:
     return scores
 
 
-def _has_gradient(output: Any) -> bool:
+def _tensors(output: Any) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
-        return output.requires_grad
-    if isinstance(output, dict):
-        return any(map(_has_gradient, output.values()))
-    return isinstance(output, (tuple, list)) and any(map(_has_gradient, output))
+        yield output
+    elif isinstance(output, (dict, tuple, list)):
+        for value in output.values() if isinstance(output, dict) else output:
+            yield from _tensors(value)

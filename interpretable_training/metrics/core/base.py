@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from interpretable_training.attribution.core.base import Attribution
+from interpretable_training.attribution.core.checksum import checksum
+from interpretable_training.attribution.core.options import with_checked_options
 from interpretable_training.attribution.core.precision import on_device
-from interpretable_training.attribution.core.ranges import checked
-from interpretable_training.attribution.core.sharded_parameters import whole
 from interpretable_training.attribution.core.targets import Target
 
 from .inputs import check_inputs, check_names
@@ -51,10 +51,10 @@ class ImageMetric(Metric):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = with_checked_options(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, **kwargs: Any) -> None:
-        """To be called when the options are set: the passport is made of them."""
+        """Set up the states. Call it after the options are set: the passport is made of them."""
         super().__init__(**kwargs)
         self.add_state("total", torch.zeros(self.columns, dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("count", "n_invalid", "n_degenerate"):
@@ -73,19 +73,19 @@ class ImageMetric(Metric):
         self.add_state("facts", torch.tensor(list(digest)), dist_reduce_fx="max")
 
     def values(self, scored: ScoredBatch) -> Tensor:
-        """The number of each image, (B,) or (B, columns); NaN where there is none."""
+        """Return the number of each image, (B,) or (B, columns); NaN where there is none."""
         raise NotImplementedError(f"expected {type(self).__name__} to implement values(scored).")
 
     def options(self) -> dict[str, Fact]:
-        """The facts that the constructor's arguments decide."""
+        """Return the facts that the constructor's arguments decide."""
         return {}
 
     def aggregate(self, means: Tensor) -> Tensor:
-        """One number (...) of the means (..., columns)."""
+        """Return one number (...) of the means (..., columns)."""
         return means[..., 0]
 
     def curves(self, scored: ScoredBatch) -> dict[str, Tensor]:
-        """The scores (B, J) that the number summarizes, by the name of their curve, for metrics that have such."""
+        """Return the scores (B, J) that the number summarizes, by the name of their curve; empty for most metrics."""
         return {}
 
     @property
@@ -94,7 +94,7 @@ class ImageMetric(Metric):
         return self.higher_is_better
 
     def passport(self) -> dict[str, Fact]:
-        """Everything that decides what the number means."""
+        """Return all facts that decide what the number means."""
         options = self.options()
         low, high = (options.get("score") == "logit" and self.logit_bounds) or self.bounds
         return {
@@ -107,7 +107,7 @@ class ImageMetric(Metric):
         }
 
     def adapted(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, multilabel: bool) -> "ImageMetric":
-        """A copy that knows the data's normalization, where none was given, and takes the sigmoid of several labels."""
+        """Return a copy with the data's normalization, where none was given, and the sigmoid for several labels."""
         other = copy.deepcopy(self)
         for name, value in list(vars(other).items()):
             if hasattr(value, "with_normalization"):
@@ -118,7 +118,7 @@ class ImageMetric(Metric):
         return other
 
     def rows(self, scored: ScoredBatch) -> Tensor:
-        """`values` as (B, columns); a row is NaN as a whole, also where the map is."""
+        """Return `values` as (B, columns); a row is NaN as a whole, also where the map is."""
         rows = self.values(scored)
         rows = rows[:, None] if rows.ndim == 1 else rows
         unknown = rows.isnan().any(1)
@@ -207,38 +207,29 @@ def same_passport(ours: Mapping[str, Fact], theirs: Mapping[str, Fact]) -> None:
 
 
 def as_tuple(values: Sequence[float] | Tensor | None) -> tuple[float, ...] | None:
-    """Numbers that can be compared and hashed."""
+    """Return numbers that can be compared and hashed."""
     return None if values is None else tuple(float(v) for v in torch.as_tensor(values).flatten())
 
 
 def again_by(method: Attribution | None) -> str:
-    """The fact which method explains again."""
+    """Return the fact which method explains again."""
     return "the method that made the maps" if method is None else described(method)
 
 
 def described(value: object) -> str:
-    """A method or an option as text that differs where they do, also inside a tensor, of which repr shows corners."""
+    """Return a method or an option as text that differs where they do, inside of tensors too, which repr shortens."""
     inside = [getattr(value, f.name) for f in fields(value)] if is_dataclass(value) else [value]
     checksums = "".join(f", checksum {checksum(part)}" for part in inside if isinstance(part, Tensor))
     return f"tensor {tuple(value.shape)}{checksums}" if isinstance(value, Tensor) else f"{value!r}{checksums}"
 
 
-def checksum(*tensors: Tensor) -> str:
-    """A number that changes with any of the bits."""
-    crc = 0
-    for tensor in tensors:
-        flat = whole(tensor.detach()).cpu().contiguous().flatten()
-        crc = zlib.crc32(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"", crc)
-    return f"{crc:08x}"
-
-
-def text(values: Any) -> str | None:
-    """Several numbers as one fact."""
+def joined_numbers(values: Any) -> str | None:
+    """Return several numbers as one fact, separated by spaces."""
     return None if values is None else " ".join(f"{float(v):g}" for v in values)
 
 
 def resolve(presets: Mapping[str, Mapping[str, Any]], preset: str, **given: Any) -> dict[str, Any]:
-    """The options of a preset, replaced by those that are given."""
+    """Return the options of a preset, replaced by those that are given."""
     if not isinstance(preset, str) or preset not in presets:
         raise ValueError(f"expected preset to be one of {list(presets)}, got {preset!r}.")
     unknown = {name for name in given if name not in presets[preset]}

@@ -35,18 +35,18 @@ class Runs:
     parent: Tensor
 
     def areas(self) -> Tensor:
-        """Pixels (R,) of the component of which each run is the first; 0 for the others."""
+        """Return the pixels (R,) of the component of which each run is the first; 0 for the others."""
         return torch.zeros_like(self.first).index_add_(0, self.parent, self.last - self.first)
 
     def largest(self) -> Tensor:
-        """For each image (N,) the first run of its largest component, of equals the first; R without any."""
+        """Return for each image (N,) the first run of its largest component, of equals the first; R without any."""
         R = len(self.row)
         key = self.areas() * (R + 1) + torch.arange(R, 0, -1, device=self.row.device)
         best = key.new_zeros(self.shape[0]).scatter_reduce_(0, self.image, key, "amax")
         return torch.where(best > 0, R - best % (R + 1), R)
 
     def boxes(self) -> Tensor:
-        """Boxes (R, 4) around the component of which each run is the first; meaningless for the others."""
+        """Return boxes (R, 4) around the component of which each run is the first; meaningless for the others."""
         R, at = len(self.row), self.parent
         found = [
             side.new_zeros(R).scatter_reduce_(0, at, side, how, include_self=False)
@@ -56,7 +56,12 @@ class Runs:
 
 
 def connected_components(mask: Tensor, connectivity: int = 4) -> Tensor:
-    """Number the components of each mask (N, H, W) from 1, in the order of their first pixels; 0 is outside."""
+    """Number the components of each mask (N, H, W) from 1, in the order of their first pixels; 0 is outside.
+
+    >>> connected_components(torch.tensor([[[1, 0, 1], [1, 0, 0]]]))
+    tensor([[[1, 0, 2],
+             [1, 0, 0]]])
+    """
     if not isinstance(mask, Tensor) or mask.ndim != 3:
         raise ValueError(f"expected mask (N, H, W) as a tensor, got {shape_of(mask)}.")
     labels = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
@@ -68,7 +73,7 @@ def connected_components(mask: Tensor, connectivity: int = 4) -> Tensor:
 
 
 def largest_boxes(mask: Tensor, connectivity: int = 4) -> Tensor:
-    """The box (N, 4) around the largest component of each mask (N, H, W), of equals the first; NaN of empty ones.
+    """Return the box (N, 4) around the largest component of each mask (N, H, W), of equals the first; else NaN.
 
     Boxes are x1, y1 and x2, y2 just outside.
     """
@@ -78,7 +83,7 @@ def largest_boxes(mask: Tensor, connectivity: int = 4) -> Tensor:
 
 
 def boxes_around(mask: Tensor) -> Tensor:
-    """The box (N, 4) around all pixels of each mask (N, H, W); NaN of empty ones."""
+    """Return the box (N, 4) around all pixels of each mask (N, H, W); NaN of empty ones."""
     x, y = mask.any(1).byte(), mask.any(2).byte()
     x2, y2 = x.shape[1] - x.flip(1).argmax(1), y.shape[1] - y.flip(1).argmax(1)
     boxes = torch.stack([x.argmax(1), y.argmax(1), x2, y2], 1).float()
@@ -100,7 +105,7 @@ def _largest_boxes(mask: Tensor, connectivity: int) -> Tensor:
 
 
 def find_runs(mask: Tensor, connectivity: int = 4) -> Runs:
-    """The runs of masks (N, H, W) and their components."""
+    """Return the runs of masks (N, H, W) and their components."""
     if connectivity not in (4, 8):
         raise ValueError(f"expected connectivity 4 or 8, got {connectivity}.")
     M = mask.bool()
@@ -133,12 +138,12 @@ def find_runs(mask: Tensor, connectivity: int = 4) -> Runs:
 
 
 def first_runs(runs: Runs) -> Tensor:
-    """The first run of each component."""
+    """Return the first run of each component."""
     return (runs.parent == torch.arange(len(runs.parent), device=runs.parent.device)).nonzero()[:, 0]
 
 
 def join_runs(count: int, low: Tensor, high: Tensor) -> Tensor:
-    """The smallest number (count,) of what each of `count` runs is connected with by edges from `low` to `high`."""
+    """Return the smallest number (count,) of the runs that edges from `low` to `high` connect with each run."""
     parent = torch.arange(count, device=low.device)
     while len(low):
         parent[high] = low  # (1); of several any one will do, since numbers only fall

@@ -17,7 +17,7 @@ from .components import Runs, find_runs, first_runs
 
 
 def contour_boxes(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The boxes (M, 4) around all contours of masks (N, H, W), and the mask (M,) that each belongs to.
+    """Return the boxes (M, 4) around all contours of masks (N, H, W), and the mask (M,) that each belongs to.
 
     Boxes are x1, y1 and x2, y2 just outside.
     """
@@ -31,7 +31,7 @@ def contour_boxes(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def largest_contour_boxes(mask: Tensor) -> Tensor:
-    """The box (N, 4) around the contour with the largest area, of equals the last; NaN of empty masks (N, H, W).
+    """Return the box (N, 4) around the contour with the largest area, of equals the last; NaN of empty masks (N, H, W).
 
     Contours inside of others enclose less, so that only the outermost ones are compared.
     """
@@ -47,7 +47,7 @@ def largest_contour_boxes(mask: Tensor) -> Tensor:
 
 
 def filled(mask: Tensor) -> Tensor:
-    """F (1) of masks (N, H, W)."""
+    """Return F (1) of masks (N, H, W)."""
     around = F.pad(~mask.bool(), (1, 1, 1, 1), value=True)
     runs = find_runs(around, 4)
     frame = torch.searchsorted(runs.image, torch.arange(len(mask), device=mask.device))  # its runs come first
@@ -57,7 +57,7 @@ def filled(mask: Tensor) -> Tensor:
 
 
 def enclosed_areas(whole: Tensor, runs: Runs) -> Tensor:
-    """Twice the area (2) inside of the component of filled masks (N, H, W) of which each run is the first, (R,)."""
+    """Return twice the area (2) inside of the component of which each run is the first, (R,)."""
     label = torch.full(whole.shape, -1, device=whole.device)
     label[whole] = runs.parent.repeat_interleave(runs.last - runs.first)
     corners = torch.stack([label[:, y : y - 1 or None, x : x - 1 or None] for y in (0, 1) for x in (0, 1)])

@@ -43,7 +43,7 @@ def impute(images: Tensor, missing: Tensor) -> Tensor:
 
 
 def neighbors(z: Tensor) -> Tensor:
-    """sum over neighbors n of w[n] z[n], (B, C, H, W)."""
+    """Return the sum over neighbors n of w[n] z[n], (B, C, H, W)."""
     z = F.pad(z, (1, 1, 1, 1))
     across = z[..., :-2] + z[..., 2:]  # left and right, (B, C, H + 2, W)
     upright = z[..., :-2, 1:-1] + z[..., 2:, 1:-1]
@@ -52,7 +52,7 @@ def neighbors(z: Tensor) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of each channel, (B, C, 1, 1)."""
+    """Return <a, b> of each channel, (B, C, 1, 1)."""
     return (a * b).sum((2, 3), keepdim=True)
 
 

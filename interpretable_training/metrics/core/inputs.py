@@ -48,7 +48,7 @@ def check_inputs(facts: Mapping[str, Any], score: str = "prob") -> None:
         check_saliency(given["saliency"], images)
     for name in PROBABILITIES:
         if name in given:
-            check_scores(name, given[name], score)
+            check_given_scores(name, given[name], score)
     batch = {name: given[name] for name in ("images", "saliency", *PROBABILITIES) if name in given}
     if "saliency_masked" in given:
         batch["saliency_masked"] = _check_again(given["saliency_masked"], given.get("saliency"))
@@ -160,7 +160,7 @@ def _check_again(again: Any, saliency: Tensor | None) -> Tensor:
     return again
 
 
-def check_scores(name: str, scores: Any, score: str) -> Tensor:
+def check_given_scores(name: str, scores: Any, score: str) -> Tensor:
     """Return scores (B,), or refuse them; those that are not finite pass."""
     advice = "pick those of the target class."
     scores = _dense(name, scores, "(B,), one score per image", advice)

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from interpretable_training.attribution.core.map_operations import mask_images, one_of
-from interpretable_training.attribution.core.ranges import check_ranges
+from interpretable_training.attribution.core.map_operations import mask_images
+from interpretable_training.attribution.core.options import check_fields
 
-from .base import Fact, text
+from .base import Fact, joined_numbers
 from .perturbation import rank_pixels
 from .rescoring import ScoredBatch
 
@@ -39,36 +39,35 @@ class Masking:
     topk: float | None = None
 
     def __post_init__(self) -> None:
-        one_of("space", self.space, "pixel", "normalized")
-        check_ranges("Masking", vars(self), ["topk"])
+        check_fields(self)
 
     def __call__(self, images: Tensor, mask: Tensor) -> Tensor:
-        """`images` (B, C, *spatial) through what `mask_of` made of the maps."""
+        """Return `images` (B, C, *spatial) through what `mask_of` made of the maps."""
         return mask_images(images, mask, *(self.black or ()))  # (1), (2)
 
     def mask_of(self, saliency: Tensor) -> Tensor:
-        """What images are multiplied with: the map, or its highest pixels."""
+        """Return what images are multiplied with: the map, or its highest pixels."""
         if self.topk is None:
             return saliency
         kept = rank_pixels(saliency) < round(self.topk / 100 * saliency[0].numel())
         return torch.where(saliency.isnan(), torch.nan, kept.to(saliency))
 
     def with_normalization(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> "Masking":
-        """The same with the mean and std of the data, where none were given."""
+        """Return the same with the mean and std of the data, where none were given."""
         return self if self.mean is not None else replace(self, mean=mean, std=std)
 
     @property
     def black(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and std where they decide something."""
+        """Return mean and std where they decide something, else None."""
         return (self.mean, self.std) if self.space == "pixel" and self.mean and self.std else None
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The same for equal masked images."""
+        """Return a key that is the same for equal masked images."""
         return ("masked", self.black, self.topk)
 
     def scores(self, scored: ScoredBatch, inverse: bool = False) -> Tensor:
-        """Scores (B, S) of the images through their maps, or through what the maps leave out."""
+        """Return scores (B, S) of the images through their maps, or through what the maps leave out."""
 
         def compute() -> Tensor:
             M = self.mask_of(scored.saliency)
@@ -79,11 +78,11 @@ class Masking:
         return scored.once((*self.key, inverse), compute)
 
     def facts(self) -> dict[str, Fact]:
-        """What the passport says of it."""
+        """Return the facts for the passport."""
         mean, std = self.black or (None, None)
         return {
             "mask_space": "normalized" if self.black is None else "pixel",
-            "mask_mean": text(mean),
-            "mask_std": text(std),
+            "mask_mean": joined_numbers(mean),
+            "mask_std": joined_numbers(std),
             "mask": "map" if self.topk is None else f"highest {self.topk:g} percent of the pixels",
         }

@@ -10,23 +10,23 @@ replaces a pixel.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interpretable_training.attribution.core.map_operations import blur, mask_images, one_of, smooth
-from interpretable_training.attribution.core.ranges import check_ranges
+from interpretable_training.attribution.core.map_operations import blur, mask_images, smooth
+from interpretable_training.attribution.core.options import check_fields
 
-from .base import Fact, described, text
+from .base import Fact, described, joined_numbers
 
 Ties = Literal["index", "reverse", "random"]
 Substrate = Literal["mean", "black", "min", "uniform", "blur", "gaussian"]
 
 
 def rank_pixels(saliency: Tensor, ties: Ties = "index", seed: int = 0) -> Tensor:
-    """The place (B, *spatial) of each pixel in the order (1): 0 for the most salient.
+    """Return the place (B, *spatial) of each pixel in the order (1): 0 for the most salient.
 
     Args:
         saliency: maps (B, *spatial).
@@ -48,7 +48,7 @@ def rank_pixels(saliency: Tensor, ties: Ties = "index", seed: int = 0) -> Tensor
 
 
 def rank_patches(saliency: Tensor, size: int) -> Tensor:
-    """The place (B, H, W) of each pixel's patch, by the sum of S in patches of `size` cells a side."""
+    """Return the place (B, H, W) of each pixel's patch, by the sum of S in patches of `size` cells a side."""
     H, W = saliency.shape[1:]
     padded = F.pad(saliency[:, None], (0, -W % size, 0, -H % size))  # patches at the border may be smaller
     sums = F.avg_pool2d(padded, size)[:, 0]
@@ -80,12 +80,10 @@ class Replacement:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.substrate, str):
-            one_of("substrate", self.substrate, *get_args(Substrate))
-        check_ranges("Replacement", vars(self))
+        check_fields(self)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """r (B, C, *spatial) of `images`."""
+        """Return r (B, C, *spatial) of `images`."""
         dims = tuple(range(1, images.ndim))
         if isinstance(self.substrate, Tensor):
             try:
@@ -110,11 +108,11 @@ class Replacement:
         return mask_images(images, everywhere, mean, std)
 
     def with_normalization(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> "Replacement":
-        """The same with the mean and std of the data, where none were given."""
+        """Return the same with the mean and std of the data, where none were given."""
         return self if self.mean is not None else replace(self, mean=mean, std=std)
 
     def facts(self) -> dict[str, Fact]:
-        """What the passport says of it."""
+        """Return the facts for the passport."""
         named = self.substrate if isinstance(self.substrate, str) else None
         named = "mean" if named == "black" and self.mean is None else named  # which cannot be told apart
         blurred = named in ("blur", "gaussian")
@@ -122,14 +120,14 @@ class Replacement:
             "substrate": named or described(self.substrate),
             "kernel": self.kernel if blurred else None,
             "sigma": self.sigma if blurred else None,
-            "black_mean": text(self.mean) if named == "black" else None,
-            "black_std": text(self.std) if named == "black" else None,
+            "black_mean": joined_numbers(self.mean) if named == "black" else None,
+            "black_std": joined_numbers(self.std) if named == "black" else None,
             "substrate_seed": self.seed if named == "uniform" else None,
         }
 
 
 def rise_kernel(kernel: int, sigma: float) -> Tensor:
-    """One side k of the kernel (3), (kernel,)."""
+    """Return one side k of the kernel (3), (kernel,)."""
     if kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"expected an odd kernel, whose middle is a pixel, got {kernel}.")
     reach = int(4 * sigma + 0.5)

@@ -87,7 +87,7 @@ def _booleans(name: str, mask: Any, size: Sequence[int]) -> Tensor:
 
 
 def chosen(annotations: Mapping[str, Any], region: Region, order: Sequence[Region]) -> Region:
-    """The annotation that is meant."""
+    """Return the name of the annotation that `region` means."""
     wanted = order if region == "auto" else (region,)
     for name in wanted:
         if annotations.get(name) is not None:
@@ -96,14 +96,14 @@ def chosen(annotations: Mapping[str, Any], region: Region, order: Sequence[Regio
 
 
 def clipped(boxes: Tensor, size: Sequence[int]) -> Tensor:
-    """Boxes (B, n, 4) within images of `size`; NaN where nothing is left."""
+    """Return boxes (B, n, 4) within images of `size`; NaN where nothing is left."""
     H, W = size
     found = boxes.clamp(min=0).minimum(boxes.new_tensor([W, H, W, H]))
     return found.masked_fill(~(area(found) > 0)[..., None], torch.nan)
 
 
 def inside(boxes: Tensor, size: Sequence[int]) -> Tensor:
-    """The union (B, H, W) of boxes (B, n, 4) (1)."""
+    """Return the union (B, H, W) of boxes (B, n, 4) (1)."""
     H, W = size
     x, y = (torch.arange(n, device=boxes.device) + 0.5 for n in (W, H))
     U = torch.zeros(len(boxes), H, W, dtype=torch.bool, device=boxes.device)
@@ -114,13 +114,13 @@ def inside(boxes: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def area(boxes: Tensor, border: float = 0.0) -> Tensor:
-    """Of boxes (..., 4), whose sides are longer by `border`; negative sides count as 0."""
+    """Return the areas of boxes (..., 4) with sides longer by `border`; negative sides count as 0."""
     width, height = (boxes[..., i + 2] - boxes[..., i] + border for i in (0, 1))
     return width.clamp(min=0) * height.clamp(min=0)
 
 
 def iou(box: Tensor, others: Tensor, areas: Tensor | None = None, border: float = 0.0) -> Tensor:
-    """(2) of boxes (B, 4) and others (B, n, 4), (B, n); 0 where one is not there.
+    """Return (2) of boxes (B, 4) and others (B, n, 4), (B, n); 0 where one is missing.
 
     Args:
         box: one per image.
@@ -136,7 +136,7 @@ def iou(box: Tensor, others: Tensor, areas: Tensor | None = None, border: float 
 
 
 def rows_of(annotations: Mapping[str, Any], row: Tensor) -> dict[str, Any]:
-    """The annotations of some images, which may be repeated."""
+    """Return the annotations of some images, which may be repeated."""
     return {
         name: value[row.to(value.device)] if isinstance(value, Tensor) else [value[i] for i in row.tolist()]
         for name, value in annotations.items()
@@ -144,7 +144,7 @@ def rows_of(annotations: Mapping[str, Any], row: Tensor) -> dict[str, Any]:
 
 
 def of_class(annotations: dict[str, Any], classes: Tensor) -> dict[str, Any]:
-    """The boxes and masks of the class of each row alone, where `box_target` and `mask_target` tell it."""
+    """Return the boxes and masks of the class of each row alone, where `box_target` and `mask_target` name it."""
     found = dict(annotations)
     boxes, names = found.get("boxes"), found.get("box_target")
     if isinstance(boxes, Tensor) and isinstance(names, Tensor):

@@ -85,36 +85,36 @@ class ScoredBatch:
 
     @property
     def degenerate(self) -> Tensor | None:
-        """Which maps are constant or not numbers, (B,); None without maps."""
+        """Return which maps are constant or not numbers, (B,); None without maps."""
         S = self._saliency
         return None if S is None else self.once("degenerate", lambda: degenerate(S))
 
     @property
     def unknown(self) -> Tensor | None:
-        """Which maps hold a value that is not a number, (B,); None without maps."""
+        """Return which maps hold a value that is not a number, (B,); None without maps."""
         S = self._saliency
         return None if S is None else self.once("unknown", lambda: S.flatten(1).sum(1).isnan())  # all others are finite
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` returns, computed only the first time that `key` is asked for."""
+        """Return what `compute` returns, computed only the first time that `key` is asked for."""
         if key not in self.kept:
             self.kept[key] = compute()
         return self.kept[key]
 
     def once_clean(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """`once` for what does not depend on the maps."""
+        """Do the same as `once` for what does not depend on the maps."""
         if key not in self.clean:
             self.clean[key] = compute()
         return self.clean[key]
 
     def clean_scores(self) -> Tensor:
-        """Scores (B, S) of the images as they are."""
+        """Return scores (B, S) of the images as they are."""
         rows = torch.arange(len(self.images), device=self.images.device)
         return self.once_clean("images", lambda: self.rescore(lambda part: self.images[part], rows))
 
     @torch.no_grad()
     def rescore(self, make: Callable[[slice], Tensor], image: Tensor) -> Tensor:
-        """Scores (R, S) of R images that `make` builds from slices of the rows; row r is of image[r] of the batch.
+        """Return scores (R, S) of R images that `make` builds from slices of the rows; row r is of image[r].
 
         Their S kinds are `SCORES`, of the target class.
         """
@@ -128,7 +128,7 @@ class ScoredBatch:
         return scores
 
     def explain_again(self, images: Tensor, raw: bool = False) -> Tensor:
-        """Maps (B, *spatial) of other images of the same classes; in [0, 1] unless `raw`."""
+        """Return maps (B, *spatial) of other images of the same classes; in [0, 1] unless `raw`."""
         if self.method is None:
             raise ValueError(
                 "expected the method that made the maps, got none; give it to the metric, as in "
@@ -157,7 +157,7 @@ def _score(prepared: PreparedModel, output: Any, target: Resolved, kind: Kind) -
 
 
 def in_unit_range(method: Attribution, maps: Tensor) -> Tensor:
-    """Maps (B, ...) of a method in [0, 1]: as they are where the method states that they are final, else normalized."""
+    """Return maps (B, ...) in [0, 1]: as they are if the method is `final`, else normalized."""
     return maps if method.final else normalize(maps)
 
 
@@ -170,7 +170,7 @@ HINTS = {
 
 
 def kind_index(kind: Kind) -> int:
-    """Where `rescore` puts a kind of score."""
+    """Return the column of a kind of score in what `rescore` returns."""
     return SCORES.index(kind)
 
 

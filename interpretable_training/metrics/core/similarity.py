@@ -27,7 +27,7 @@ EPS = 1e-5
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """(1) of maps (B, *spatial), (B,); NaN where one is constant."""
+    """Return (1) of maps (B, *spatial), (B,); NaN where one is constant."""
     flat = degenerate(a) | degenerate(b)
     a, b = (v.to(wide(v)).flatten(1) for v in (a, b))
     a, b = (v - v.mean(1, keepdim=True) for v in (a, b))
@@ -35,14 +35,14 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor, magnitude: bool = False) -> Tensor:
-    """(2) of maps (B, *spatial), of their magnitudes if asked, (B,); NaN where one is constant."""
+    """Return (2) of maps (B, *spatial), of their magnitudes if asked, (B,); NaN where one is constant."""
     a, b = (v.abs() if magnitude else v for v in (a, b))
     flat = degenerate(a) | degenerate(b)
     return pearson(ranks(a), ranks(b)).masked_fill(flat, torch.nan)  # (2)
 
 
 def ranks(values: Tensor) -> Tensor:
-    """The rank (B, *) of each value among those of its row, from 1; equal values share the mean of theirs."""
+    """Return the rank (B, *) of each value among those of its row, from 1; equal values share the mean of theirs."""
     rows = values.flatten(1).contiguous()
     ordered = rows.sort(1).values
     below, upto = (torch.searchsorted(ordered, rows, right=right) for right in (False, True))
@@ -50,7 +50,7 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor, skimage_compat: bool = False) -> Tensor:
-    """(3) of maps (B, *spatial), (B,); NaN where one is constant.
+    """Return (3) of maps (B, *spatial), (B,); NaN where one is constant.
 
     Args:
         a: maps.
@@ -70,7 +70,7 @@ def ssim(a: Tensor, b: Tensor, skimage_compat: bool = False) -> Tensor:
 
 
 def windowed(v: Tensor) -> Tensor:
-    """The mean of `v` (B, *spatial) under the window, where it lies within the map."""
+    """Return the mean of `v` (B, *spatial) under the window, where it lies within the map."""
     mean = blur(v[:, None], WINDOW, 1.5, "constant")[:, 0]
     for dim in range(1, v.ndim):
         mean = mean.narrow(dim, WINDOW // 2, v.shape[dim] - WINDOW + 1)
@@ -78,7 +78,7 @@ def windowed(v: Tensor) -> Tensor:
 
 
 def hog_similarity(a: Tensor, b: Tensor, correlation: Literal["spearman", "pearson"] = "spearman") -> Tensor:
-    """(4) of maps (B, H, W), (B,); NaN where one is constant.
+    """Return (4) of maps (B, H, W), (B,); NaN where one is constant.
 
     The authors' code takes Spearman's correlation, their text speaks of Pearson's.
     """
@@ -89,7 +89,7 @@ def hog_similarity(a: Tensor, b: Tensor, correlation: Literal["spearman", "pears
 
 
 def hog(maps: Tensor) -> Tensor:
-    """Histograms of oriented gradients of maps (B, H, W): (B, rows, columns, block * block * 9).
+    """Return histograms of oriented gradients of maps (B, H, W): (B, rows, columns, block * block * 9).
 
     From 224 pixels a side on cells have 16 and blocks 3 cells a side. Smaller maps have about 14 cells a side, of 4
     pixels or more, and blocks of 2 x 2.
@@ -115,17 +115,17 @@ def hog(maps: Tensor) -> Tensor:
 
 
 def cell_and_block(side: int) -> tuple[int, int]:
-    """Pixels of a cell and cells of a block, a side, for maps of `side` pixels."""
+    """Return pixels of a cell and cells of a block, a side, for maps of `side` pixels."""
     return (16, 3) if side >= 224 else (max(4, side // 14), 2)
 
 
 def size(blocks: Tensor) -> Tensor:
-    """The norm of each block (..., D), a little larger so that empty ones can be divided by it."""
+    """Return the norm of each block (..., D), a little larger so that empty ones can be divided by it."""
     return (blocks.square().sum(-1, keepdim=True) + EPS**2).sqrt()
 
 
 def scaled(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps in [0, 1], in float64; what is no map, since it is constant or not a number, becomes zero."""
+    """Return both maps in [0, 1], in float64; those that are constant or not numbers become zero."""
     if a.shape != b.shape or a.ndim < 2:
         raise ValueError(f"expected maps (B, H, W) of the same shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
     zero = [degenerate(v).view(-1, *[1] * (v.ndim - 1)) for v in (a, b)]

@@ -77,7 +77,7 @@ class Rule:
 
 
 def similarities(a: Tensor, b: Tensor, kinds: Sequence[Similarity] = SIMILARITIES) -> dict[str, Tensor]:
-    """Of raw maps (B, H, W): name -> (B,); SSIM and HOG, of magnitudes, where the maps are large enough for them."""
+    """Compare raw maps (B, H, W): name -> (B,); SSIM and HOG, of magnitudes, where maps are large enough for them."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape or a.ndim < 2:
         raise ValueError(f"expected maps (B, H, W) of the same shape, got {shape_of(a)} and {shape_of(b)}.")
     small = min(a.shape[1:])
@@ -92,13 +92,17 @@ def similarities(a: Tensor, b: Tensor, kinds: Sequence[Similarity] = SIMILARITIE
 
 
 def mean(values: Tensor) -> float:
-    """Without what is not a number; NaN where nothing is left."""
+    """Return the mean of what is a number; NaN where nothing is left."""
     return float(values.nanmean())
 
 
 @dataclass(frozen=True)
 class SanityTable:
     """Methods x checks, each with pass or fail and the number that decided; a star where the literature differs.
+
+    >>> check = Check("parameter randomization", "gradcam", {"ssim": 0.1}, True, "passes if ...", "ssim")
+    >>> SanityTable([check]).rows["gradcam"]["parameter randomization"].passed
+    True
 
     Args:
         checks: what the checks returned, one after the other.
@@ -120,7 +124,7 @@ class SanityTable:
 
     @property
     def rows(self) -> dict[str, dict[str, Check]]:
-        """method -> check -> what it says."""
+        """Return method -> name of the check -> check."""
         rows: dict[str, dict[str, Check]] = {}
         for check in self.checks:
             rows.setdefault(check.method, {})[check.test] = check
@@ -131,7 +135,7 @@ class SanityTable:
         return list(dict.fromkeys(check.test for check in self.checks))
 
     def disagreements(self) -> list[Check]:
-        """Checks that end otherwise than the literature says."""
+        """Return the checks that end otherwise than the literature says."""
         found = []
         for check in self.checks:
             said = self.expected.get(check.test, {}).get(check.method)
@@ -140,11 +144,11 @@ class SanityTable:
         return found
 
     def records(self) -> list[dict[str, Any]]:
-        """One per check and method, of plain values."""
+        """Return one record of plain values for each row."""
         return [dict(vars(check)) for check in self.checks]
 
     def to_text(self) -> str:
-        """For a terminal."""
+        """Return the table for a terminal."""
         lines = [line for note in self._notes() for line in textwrap.wrap(note, WIDTH)]
         return "\n".join([aligned([["", *self.tests], *self._body()]), "", *lines]) + "\n"
 
@@ -188,5 +192,5 @@ class SanityTable:
 
 
 def verdict(check: Check) -> str:
-    """In a word."""
+    """Return the verdict in a word."""
     return {True: "pass", False: "fail", None: "undecided"}[check.passed]

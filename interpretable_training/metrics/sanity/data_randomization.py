@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model, unwrap
 from interpretable_training.attribution.core.ranges import COUNT, SHARE, Range
 from interpretable_training.attribution.core.targets import Target, in_range
@@ -28,6 +29,12 @@ from .checks import SIMILARITIES, Check, Rule, Similarity, mean, similarities
 @dataclass(frozen=True)
 class DataRandomization:
     """Compares each method's maps of a network and of one that learned random labels (1).
+
+    >>> import copy
+    >>> from interpretable_training.attribution import GradCAM
+    >>> twin = copy.deepcopy(network)  # trained on DataRandomization().shuffled(target)
+    >>> [check.passed for check in DataRandomization()(network, twin, GradCAM(), images)]
+    [False]
 
     Args:
         similarity: which similarities are measured.
@@ -44,8 +51,7 @@ class DataRandomization:
     name = "data randomization"
 
     def __post_init__(self) -> None:
-        for kind in self.similarity:
-            one_of("similarity", kind, *SIMILARITIES)
+        check_fields(self)
         one_of("decided_by", self.decided_by, *self.similarity)
 
     def shuffled(self, target: Tensor) -> Tensor:
@@ -64,7 +70,7 @@ class DataRandomization:
         *,
         output: Output = None,
     ) -> list[Check]:
-        """One `Check` per method.
+        """Return one `Check` per method.
 
         Args:
             model: learned the labels.
@@ -101,6 +107,9 @@ def memorize(
     **options: Any,
 ) -> float:
     """Train until the network knows a share of the images by heart; returns that share, in eval mode.
+
+    >>> memorize(nn.Linear(2, 2), torch.eye(2), torch.tensor([0, 1]), learning_rate=0.1)
+    1.0
 
     Args:
         network: is trained in place.

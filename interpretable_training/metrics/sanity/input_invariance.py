@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
-from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.precision import wide
 from interpretable_training.attribution.core.prepared_model import (
     Output,
@@ -43,6 +43,10 @@ from .parameter_randomization import own_tensors_back
 class InputInvariance:
     """Compares each method's maps of a network with those of the network that undoes a shift (1), (3).
 
+    >>> from interpretable_training.attribution import Gradient
+    >>> [check.passed for check in InputInvariance()(network, Gradient(), images)]
+    [True]
+
     Args:
         shift: m, one number or one per channel, in units of the normalized image.
         tolerance: up to which d counts as rounding.
@@ -62,16 +66,12 @@ class InputInvariance:
     name = "input invariance"
 
     def __post_init__(self) -> None:
-        one_of("undo", self.undo, "input", "bias")
-        if not 0 < self.share <= 1:
-            raise ValueError(f"expected share as a part of the images, above 0 and at most 1, got {self.share}.")
-        for kind in self.similarity:
-            one_of("similarity", kind, *SIMILARITIES)
+        check_fields(self)
 
     def __call__(
         self, model: nn.Module, methods: Methods, images: Tensor, target: Target = None, *, output: Output = None
     ) -> list[Check]:
-        """One `Check` per method; the model stays as it is.
+        """Return one `Check` per method; the model stays as it is.
 
         Args:
             model: a classifier, called with the images alone.
@@ -127,7 +127,7 @@ class InputInvariance:
 
 
 def _relative(a: Tensor, b: Tensor, order: float) -> Tensor:
-    """|a - b| / |a| of maps (B, ...), (B,); 1 where a alone is zero, 0 where both are."""
+    """Return |a - b| / |a| of maps (B, ...), (B,); 1 where a alone is zero, 0 where both are."""
     of_a, of_b, difference = (v.flatten(1).norm(order, dim=1) for v in (a, b, a - b))
     scale = torch.where(of_a == 0, of_b, of_a)
     return difference / scale.masked_fill(scale == 0, 1)
@@ -135,7 +135,7 @@ def _relative(a: Tensor, b: Tensor, order: float) -> Tensor:
 
 @contextmanager
 def undone_at_input(module: nn.Module, m: Tensor) -> Iterator[None]:
-    """Inside, `module` is f2 (1)."""
+    """Make `module` compute f2 (1) inside the block."""
     handle = module.register_forward_pre_hook(lambda _, args: (args[0] - m, *args[1:]), prepend=True)
     try:
         yield
@@ -145,7 +145,7 @@ def undone_at_input(module: nn.Module, m: Tensor) -> Iterator[None]:
 
 @contextmanager
 def undone_by_bias(first: Sequence[Any], m: Tensor) -> Iterator[None]:
-    """Inside, the convolutions that see the images undo the shift by their biases (2)."""
+    """Let the convolutions that see the images undo the shift by their biases (2) inside the block."""
     with ExitStack() as stack:
         for conv in first:
             stack.enter_context(own_tensors_back(conv))
@@ -156,7 +156,7 @@ def undone_by_bias(first: Sequence[Any], m: Tensor) -> Iterator[None]:
 
 
 def _response(conv: Any, m: Tensor) -> Tensor:
-    """W m (K,) where nothing but m lies under W; of whatever forward the convolution has."""
+    """Return W m (K,) where nothing but m lies under W; of whatever forward the convolution has."""
     size = [3 * d * k + 4 * s for d, k, s in zip(conv.dilation, conv.kernel_size, conv.stride)]
     with torch.no_grad():
         shift = m.expand(1, conv.in_channels, *size).contiguous()
@@ -166,7 +166,7 @@ def _response(conv: Any, m: Tensor) -> Tensor:
 
 
 def _exactly(m: Tensor, b: nn.Parameter | None, conv: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """The output `out` as if m instead of zero surrounded the images, in the very numbers of the first network."""
+    """Return `out` as if m instead of zero surrounded the images, in the very numbers of the first network."""
     ours = conv._parameters["bias"]
     conv._parameters["bias"] = b
     try:
@@ -178,7 +178,7 @@ def _exactly(m: Tensor, b: nn.Parameter | None, conv: Any, args: tuple[Tensor, .
 
 
 def first_convolutions(prepared: PreparedModel, images: Tensor, target: Resolved, m: Tensor) -> list[Any]:
-    """The convolutions that see the images themselves; an error where something else does, too."""
+    """Return the convolutions that see the images themselves; raise where something else does, too."""
     images = images.nan_to_num()
     first: dict[Any, None] = {}  # one may see them twice
 
@@ -217,7 +217,7 @@ def first_convolutions(prepared: PreparedModel, images: Tensor, target: Resolved
 
 
 def to_double(module: nn.Module) -> None:
-    """Copies in double precision in the places of its tensors; to be called inside `own_tensors_back`."""
+    """Put copies in double precision in the places of its tensors; call it inside `own_tensors_back`."""
     for child in module.modules():
         for holder in (child._parameters, child._buffers):
             for key, tensor in holder.items():

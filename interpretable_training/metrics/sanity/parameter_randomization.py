@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
+from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.prepared_model import (
     Output,
     PreparedModel,
@@ -38,6 +39,11 @@ from .checks import SIMILARITIES, Check, Rule, Similarity, mean, similarities
 @dataclass(frozen=True)
 class ParameterRandomization:
     """Compares each method's maps with those of the network with random layers (1).
+
+    >>> from interpretable_training.attribution import GradCAM
+    >>> checks = ParameterRandomization()(network, GradCAM(), images)
+    >>> [check.method for check in checks]
+    ['gradcam']
 
     Args:
         mode: "cascading" from the output to the input, what is random stays so; "independent", one step at a time.
@@ -62,20 +68,15 @@ class ParameterRandomization:
     name = "parameter randomization"
 
     def __post_init__(self) -> None:
-        one_of("mode", self.mode, "cascading", "independent")
-        one_of("running_stats", self.running_stats, "reset", "keep")
-        for kind in self.similarity:
-            one_of("similarity", kind, *SIMILARITIES)
+        check_fields(self)
         one_of("decided_by", self.decided_by, None, *self.similarity)
         if not self.similarity:
             raise ValueError("expected at least one similarity, got none.")
-        if self.stages not in (None, "last") and not (isinstance(self.stages, int) and self.stages >= 1):
-            raise ValueError(f"expected stages of at least 1, 'last' or None, got {self.stages!r}.")
 
     def __call__(
         self, model: nn.Module, methods: Methods, images: Tensor, target: Target = None, *, output: Output = None
     ) -> list[Check]:
-        """One `Check` per method; the model, its mode and all random generators stay as they are.
+        """Return one `Check` per method; the model, its mode and all random generators stay as they are.
 
         Args:
             model: a trained classifier.
@@ -102,7 +103,7 @@ class ParameterRandomization:
         return [self._check(name, found[name], steps, len(layers)) for name in named]
 
     def _steps(self, layers: list[str]) -> list[list[str]]:
-        """Names of the layers that each step changes, from the output on; the first steps are the smaller ones."""
+        """Return the names of the layers of each step, from the output on; the first steps are the smaller ones."""
         if self.stages == "last":
             return [layers[:1]]
         count = len(layers) if self.stages is None else self.stages
@@ -114,7 +115,7 @@ class ParameterRandomization:
         return [layers[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(count)]
 
     def _changes(self, module: nn.Module, steps: list[list[str]]) -> Iterator[None]:
-        """Comes back after each step; the owners of parameters that it names are random then."""
+        """Yield after each step, when the parameters of the owners that it names are random."""
         keep = self.running_stats == "keep"
         if self.mode == "cascading":
             with own_tensors_back(module):
@@ -145,7 +146,7 @@ class ParameterRandomization:
 
 
 def layers_from_output(prepared: PreparedModel, images: Tensor) -> dict[str, list[str]]:
-    """Modules that run and have parameters, the last that starts first -> the modules that own these.
+    """Return modules that run and have parameters, the last that starts first -> the modules that own these.
 
     What never runs as a module goes with the module around it, as the projection inside PyTorch's attention does.
     """
@@ -164,14 +165,14 @@ def layers_from_output(prepared: PreparedModel, images: Tensor) -> dict[str, lis
     layers: dict[str, list[str]] = {name: [] for name in reversed(started)}
     for name, child in module.named_modules():
         if any(p is not None and p.is_floating_point() for p in child._parameters.values()):
-            layers[around(name, started)].append(name)
+            layers[_closest_that_ran(name, started)].append(name)
     if not any(layers.values()):
         raise ValueError(f"expected a model with parameters to randomize, got {type(module).__name__}.")
     return {name: owners for name, owners in layers.items() if owners}
 
 
-def around(name: str, started: Mapping[str, None]) -> str:
-    """The module itself if it ran, else the closest around it that did; the model always does."""
+def _closest_that_ran(name: str, started: Mapping[str, None]) -> str:
+    """Return the module itself if it ran, else the closest around it that did; the model always does."""
     while name and name not in started:
         name = name.rpartition(".")[0]
     return name
@@ -179,7 +180,7 @@ def around(name: str, started: Mapping[str, None]) -> str:
 
 @contextmanager
 def own_tensors_back(module: nn.Module) -> Iterator[None]:
-    """Whatever takes the places of the module's parameters and buffers inside is gone afterwards.
+    """Put the module's own parameters and buffers back at the end of the block.
 
     So is what its forward pass keeps of them by itself: some attention layers cache biases in eval mode.
     """
@@ -193,7 +194,7 @@ def own_tensors_back(module: nn.Module) -> Iterator[None]:
 
 
 def places_of(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each dict in which the module and its children keep parameters or buffers, with a copy of that dict."""
+    """Return each dict in which the module and its children keep parameters or buffers, with a copy of that dict."""
     return [(holder, dict(holder)) for m in module.modules() for holder in (m._parameters, m._buffers)]
 
 
@@ -221,7 +222,7 @@ def randomize(module: nn.Module, owners: Sequence[str], keep_running_stats: bool
 
 
 def reset(child: nn.Module, keep_running_stats: bool) -> None:
-    """New tensors in place of the child's own; those of its children stay, whatever its reset would do to them."""
+    """Put new tensors in place of the child's own; those of its children stay, whatever its reset would do to them."""
     places = places_of(child)
     for holder, entries in places:
         for key, tensor in entries.items():

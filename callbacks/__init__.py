@@ -8,7 +8,6 @@ from interpretable_training.callbacks.interpretability_metrics import Interpreta
 from interpretable_training.callbacks.objective import Objective
 from interpretable_training.callbacks.randomization_test import RandomizationTest
 from interpretable_training.callbacks.training_curves import TrainingCurves
-from interpretable_training.callbacks.warm_up import LearningRateWarmUp
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
 
@@ -19,7 +18,6 @@ __all__ = [
     "ExplanationLogger",
     "GuidedGradientRegularization",
     "InterpretabilityMetrics",
-    "LearningRateWarmUp",
     "Objective",
     "RandomizationTest",
     "TrainingCurves",

@@ -218,13 +218,13 @@ class Measurements:
         parts: list[Part] = []
 
         def measure(rows: slice) -> None:
-            few = picked.rows(rows)
-            maps = None if explained is None else explained.rows(list(range(len(ids)))[rows])
-            check = not self.parts and not parts
-            found = None if maps is None else (maps.targets[run.target], maps.maps[run.target])
-            parts.append(
-                run.measure(len(self.parts), ids[rows], few.images, few.target, check, annotations_of(few.rest), found)
-            )
+            few, check, found = picked.rows(rows), not self.parts and not parts, None
+            if explained is not None:
+                classes, maps = explained.targets[run.target], explained.maps[run.target]
+                found = classes[rows], {name: S[rows] for name, S in maps.items()}
+            annotations = annotations_of(few.rest)
+            number = len(self.parts)
+            parts.append(run.measure(number, ids[rows], few.images, few.target, check, annotations, found))
 
         in_chunks(measure, len(ids), len(ids), picked.images)
         self.parts += parts

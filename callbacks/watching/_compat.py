@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves as _tree_leaves
 
 
 def logged_step(trainer: L.Trainer) -> int:
@@ -45,3 +46,8 @@ def weight_versions(network: nn.Module) -> tuple[int, ...]:
     """Return how often each parameter and buffer was written in place, which torch counts for autograd."""
     tensors = [*network.parameters(), *network.buffers()]
     return tuple(-1 if is_lazy(tensor) or tensor.is_inference() else tensor._version for tensor in tensors)
+
+
+def tree_leaves(tree: Any) -> list[Any]:
+    """Return the values in nested containers, also in registered ones; torch has no public name for it."""
+    return _tree_leaves(tree)

@@ -11,7 +11,6 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.trainer.states import RunningStage
 from torch import nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from interpretable_training.attribution.core.prepared_model import prepare_model
@@ -121,7 +120,7 @@ def loader_of(trainer: L.Trainer) -> DataLoader | None:
 def datasets(trainer: L.Trainer) -> list[Any]:
     """Return the data sets of the loaders that the trainer holds now."""
     loaders = [trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders]
-    return [leaf.dataset for leaf in tree_leaves(loaders) if isinstance(leaf, DataLoader)]
+    return [leaf.dataset for leaf in _compat.tree_leaves(loaders) if isinstance(leaf, DataLoader)]
 
 
 def build_context(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel, options: WatchOptions) -> RunContext:

@@ -27,7 +27,7 @@ def find_network(
     """
     if name is not None:
         return name, named_network(pl_module, name)
-    parts = candidates(pl_module)
+    parts = candidate_parts(pl_module)
     with prepare_model(pl_module) as prepared, torch.no_grad():
         few = prepare(prepared, images[:2])
         if is_overridden("forward", pl_module, nn.Module) and type(pl_module).forward is not L.LightningModule.forward:
@@ -58,7 +58,7 @@ def named_network(pl_module: L.LightningModule, name: str) -> nn.Module:
         ) from error
 
 
-def candidates(pl_module: nn.Module) -> dict[str, nn.Module]:
+def candidate_parts(pl_module: nn.Module) -> dict[str, nn.Module]:
     """Parts that could be the network: those with parameters, usual names first."""
     parts = {
         name: part

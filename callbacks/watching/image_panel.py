@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from interpretable_training.attribution.core.prepared_model import same_generators
@@ -19,6 +18,7 @@ from interpretable_training.attribution.core.state import same_state
 from interpretable_training.attribution.core.state_undo import dotted
 from interpretable_training.batches.read import pick
 from interpretable_training.batches.source import again, indices_of
+from interpretable_training.callbacks.watching._compat import tree_leaves
 from interpretable_training.callbacks.watching.options import WatchOptions
 
 READ_PER_IMAGE = 4  # items read for each image wanted, where labels are only known by reading

@@ -123,7 +123,7 @@ class EvaluationRun:
             if check:
                 refuse_not_numbers(clean["images"], images)
             methods = {name: at_regions(method, images, there) for name, method in self.methods.items()}
-            maps = explain_regions(methods, prepared, images, chosen) if explained is None else dict(explained[1])
+            maps = explain_regions(methods, prepared, images, chosen) if explained is None else explained[1]
             part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
             for name, method in methods.items():
                 self._score(part, name, full(maps[name].to(device)), prepared, images, chosen, clean, method, there)

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from interpretable_training.attribution.core._compat import at_end_of_backward, compiler_is_imported, is_compiled
 from interpretable_training.attribution.core.activation_gates import Gates, Scope, gates, no_gates
 from interpretable_training.attribution.core.capture import ran, tap
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model, unwrap
 from interpretable_training.attribution.core.state import same_state
 
-from ._compat import at_end_of_backward, compiler_is_imported, is_compiled
 from .quick import Quick
 
 Criterion = Callable[[Any, Any], Tensor]

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ._compat import saved_tensors_are_watched
+from interpretable_training.attribution.core._compat import saved_tensors_are_watched
+
 from .batch_norm import batch_norm
 from .convolution import Convolution, Geometry, Switch
 

@@ -65,7 +65,7 @@ def test_classifier_trains_on_what_callbacks_read(case):
 def test_one_data_set_of_dicts_serves_training_and_watching(tmp_path):
     batches = DataLoader(Keyed(pictures(8, 0)), batch_size=4)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    watch = ExplanationLogger(n_images=2, on_error="raise")
+    watch = ExplanationLogger(max_images=2, on_error="raise")
     trainer = Trainer(default_root_dir=tmp_path, max_epochs=1, callbacks=[watch], **quiet)
     trainer.fit(Classifier("tiny_cnn", 3), batches, batches)
     assert trainer.global_step == 2

@@ -98,3 +98,7 @@ def test_versions_count_writes_to_weights_and_buffers():
     with torch.inference_mode():
         assert _compat.weight_versions(nn.Linear(1, 1)) == (-1, -1), CHANGED
     _compat.weight_versions(nn.LazyLinear(2))
+
+
+def test_leaves_of_nested_containers_are_listed():
+    assert _compat.tree_leaves({"a": [1, (2, None)], "b": 3}) == [1, 2, None, 3], CHANGED

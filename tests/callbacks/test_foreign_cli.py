@@ -60,7 +60,6 @@ VALUES = {
     "test": ({"class_path": f"{ROOM}.metrics.ParameterRandomization", "init_args": TEST}, None),
     "weights": ({"val/accuracy": 1.0}, {"val/accuracy": 1.0}),
     "name": ("sum", "sum"),
-    "epochs": (2, 2),
     "regularizer": (
         {"class_path": f"{ROOM}.regularization.GuidedGradientRegularizer", "init_args": {"weight": 0.5}},
         None,

@@ -1,6 +1,7 @@
 """Private names of torch without a public counterpart; `test_compat_attribution.py` fails when torch changes them."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,3 +38,13 @@ def parameters_in(module: nn.Module) -> dict[str, Any]:
 def buffers_in(module: nn.Module) -> dict[str, Any]:
     """Return the dict of the module's own buffers, to replace some: assigning attributes would check and reorder."""
     return module._buffers
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled, by `torch.compile` or `Module.compile`; torch offers no public query."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Call a function at the end of the backward pass that is running; torch has no public way to do this."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)

@@ -75,43 +75,51 @@ def bad_images() -> dict[str, tuple[str, Callable[[], Any]]]:
     }
 
 
+BAD_TARGETS: list[Any] = [
+    -1,
+    -(2**63),
+    HUGE,
+    2**70,
+    1.5,
+    NAN,
+    "x",
+    "",
+    "topk:",
+    "topk:0",
+    "topk:99",
+    "topk:-1",
+    "label",
+    b"1",
+    1j,
+    {0: 1},
+    {1},
+]
+BAD_TARGETS += [
+    [0],
+    [0, 1, 2],
+    [],
+    ["a", "b"],
+    [0.0, 1.0],
+    [[0], [0, 1]],
+    [None, 0],
+    object(),
+    [HUGE, 0],
+    [0, -1],
+    [[], []],
+]
+BAD_TARGETS += [torch.tensor([0, 1, 2]), torch.tensor([0.0, 1.0]), torch.tensor([True, False]), torch.tensor([0j, 1j])]
+BAD_TARGETS += [torch.tensor([0, -1]), torch.zeros(2, 1, 1, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)]
+BAD_TARGETS += [
+    torch.zeros(0, dtype=torch.long),
+    T.to_sparse(),
+    T.to("meta"),
+    np.array([0.0, 1.0]),
+    np.array(["a", "b"]),
+]
+
+
 def bad_targets() -> dict[str, tuple[str, Any]]:
     """Targets by name: the rule and the value."""
-    bad = [
-        -1,
-        -(2**63),
-        HUGE,
-        2**70,
-        1.5,
-        NAN,
-        "x",
-        "",
-        "topk:",
-        "topk:0",
-        "topk:99",
-        "topk:-1",
-        "label",
-        b"1",
-        1j,
-        {0: 1},
-        {1},
-    ]
-    bad += [
-        [0],
-        [0, 1, 2],
-        [],
-        ["a", "b"],
-        [0.0, 1.0],
-        [[0], [0, 1]],
-        [None, 0],
-        object(),
-        [HUGE, 0],
-        [0, -1],
-        [[], []],
-    ]
-    bad += [torch.tensor([0, 1, 2]), torch.tensor([0.0, 1.0]), torch.tensor([True, False]), torch.tensor([0j, 1j])]
-    bad += [torch.tensor([0, -1]), torch.zeros(2, 1, 1, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)]
-    bad += [torch.zeros(0, dtype=torch.long), T.to_sparse(), T.to("meta"), np.array([0.0, 1.0]), np.array(["a", "b"])]
     unknown = [4, 10**6, 2**62, torch.tensor([0, 2**62])]
     fine = [
         True,
@@ -139,7 +147,7 @@ def bad_targets() -> dict[str, tuple[str, Any]]:
     }
     neutral = {"detached": lambda o: o[:, 0].detach(), "mixed": lambda o: o[:, 0] * o[:, 1]}
     return {
-        **{f"{v!r:.60}": ("bad", v) for v in bad},
+        **{f"{v!r:.60}": ("bad", v) for v in BAD_TARGETS},
         **{f"{v!r:.60}": ("unknown", v) for v in unknown},
         **{f"{v!r:.60}": ("any", v) for v in fine},
         **{f"callable: {name}": ("unknown", v) for name, v in scores.items()},

@@ -229,7 +229,8 @@ class Watcher(WatchHooks):
         """Take over the state of a checkpoint."""
         self.schedule.last_step = saved.read("last_step", optional(epoch_and_step), None)
         self.schedule.last_epoch = saved.read("last_epoch", optional(read_count), None)
-        self.errors.reasons = Counter(saved.read("reasons", mapping_of(read_count), {}))
+        reasons: dict[str, int] = saved.read("reasons", mapping_of(read_count), {})
+        self.errors.reasons = Counter(reasons)
         self.budget.restore(saved.part("budget"))
         self.schedule.stretch = self.budget.stretch(self.n)
         self.address = saved.read("journal", optional(read_address), None)

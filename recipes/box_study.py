@@ -19,8 +19,7 @@ from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.data import ImageNetDataModule, ShapesDataModule
 from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.files import save_picture
-from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease
-from interpretable_training.metrics import box_study as rows_of
+from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, box_rows
 from interpretable_training.metrics.core.regions import pixels
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes.ca_stream import trained_backbone
@@ -100,7 +99,7 @@ def _study(
         "average_gain": AverageGain(),
         "average_increase": AverageIncrease(),
     }
-    options = {"methods": rows_of(methods), "metrics": metrics, "target": "label", "max_images": max_images}
+    options = {"methods": box_rows(methods), "metrics": metrics, "target": "label", "max_images": max_images}
     options |= {"reference": "box", "seed": seed}
     trainer = EvaluationTrainer(logger=CSVLogger(output, name="box_study"), enable_model_summary=False)
     return EvaluationRecipe(trainer, module, data, options)

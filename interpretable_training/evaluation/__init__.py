@@ -1,7 +1,7 @@
 """Score any methods with any metrics: `evaluate`, its table, and the Trainer that runs it as a command."""
 
 from .evaluate import evaluate
-from .restricted_maps import Restricted, box_study
+from .restricted_maps import Restricted, box_rows
 from .table import Table, join
 
-__all__ = ["Restricted", "Table", "box_study", "evaluate", "join"]
+__all__ = ["Restricted", "Table", "box_rows", "evaluate", "join"]

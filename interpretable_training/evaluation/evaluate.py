@@ -129,6 +129,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for name in ("controls", "multilabel", "progress"):
         if not isinstance(options[name], bool) and not (name == "multilabel" and options[name] is None):
             raise TypeError(f"expected {name} as True or False, got {options[name]!r:.100}.")
+    if options["cache"] is not None and not isinstance(options["cache"], (str, Path)):
+        raise TypeError(f"expected cache as the path of a folder, got {options['cache']!r:.100}.")
     if options["reference"] is not None and not isinstance(options["reference"], str):
         raise TypeError(f"expected reference as the name of a method, got {options['reference']!r:.100}.")
 
@@ -181,13 +183,15 @@ def name_metrics(
     if isinstance(metrics, (Mapping, MetricCollection)):
         named = dict(metrics.items())
     else:
-        alone = isinstance(metrics, (Metric, type)) or not isinstance(metrics, Iterable)
+        alone = isinstance(metrics, (Metric, type, torch.Tensor)) or not isinstance(metrics, Iterable)
         listed: list[Any] = [metrics] if alone else list(metrics)  # type: ignore[arg-type]
         kinds = [metric if isinstance(metric, type) else type(metric) for metric in listed]
         names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower() for kind in kinds]
         named = dict(zip(names, listed))
         if len(named) < len(listed):
-            raise ValueError("expected metrics of different classes in a list; name them in a dict: {'name': metric}.")
+            raise ValueError(
+                f"expected metrics of different classes, got {names}; name them in a dict: {{'name': metric}}."
+            )
     if not named:
         raise ValueError("expected at least one metric, got none.")
     for name, metric in named.items():

@@ -119,13 +119,13 @@ def same(a: Attribution, b: Attribution | None) -> bool:
     return a is b or (is_dataclass(a) and b is not None and described(a) == described(b))
 
 
-def box_study(
+def box_rows(
     methods: Attribution | Mapping[str, Attribution] | Sequence[Attribution], region: Region = "boxes"
 ) -> dict[str, Attribution]:
     """Return the rows of the study: the box and its complement alone, then each method whole, inside and outside.
 
     >>> from interpretable_training.attribution import GradCAM
-    >>> list(box_study(GradCAM()))
+    >>> list(box_rows(GradCAM()))
     ['box', 'outside the box', 'gradcam', 'gradcam inside', 'gradcam outside']
     """
     found: dict[str, Attribution] = {

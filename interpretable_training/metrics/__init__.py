@@ -28,7 +28,7 @@ from .sanity.parameter_randomization import ParameterRandomization
 from .sensitivity import MaxSensitivity
 
 if TYPE_CHECKING:
-    from interpretable_training.evaluation import Restricted, Table, box_study, evaluate, join
+    from interpretable_training.evaluation import Restricted, Table, box_rows, evaluate, join
 
 __all__ = [
     "ADCC",
@@ -60,7 +60,7 @@ __all__ = [
     "SanityTable",
     "Table",
     "UnitIoU",
-    "box_study",
+    "box_rows",
     "connected_components",
     "evaluate",
     "join",
@@ -72,7 +72,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what belongs to the room of evaluation, which imports this one, when it is first asked for."""
-    if name in ("Restricted", "Table", "box_study", "evaluate", "join"):
+    if name in ("Restricted", "Table", "box_rows", "evaluate", "join"):
         from interpretable_training import evaluation
 
         return getattr(evaluation, name)

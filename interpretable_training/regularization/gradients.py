@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from interpretable_training.attribution.core._compat import at_end_of_backward, compiler_is_imported, is_compiled
 from interpretable_training.attribution.core.activation_gates import Gates, Scope, gates, no_gates
 from interpretable_training.attribution.core.capture import ran, tap
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model, unwrap
 from interpretable_training.attribution.core.state import same_state
 
-from ._compat import call_after_backward, dynamo_is_loaded, is_compiled
 from .quick import Quick
 
 Criterion = Callable[[Any, Any], Tensor]
@@ -82,7 +82,7 @@ def record_forward(model: nn.Module, at: str = "input", scope: Scope = "all") ->
     with ExitStack() as stack:
         mode = stack.enter_context(gates("guided", scope, model, INSTEAD))
         assert mode is not None
-        if dynamo_is_loaded():
+        if compiler_is_imported():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the other kernels have no second derivative
         outputs = {} if at == "input" else stack.enter_context(tap(unwrap(model), [at]))
@@ -95,12 +95,12 @@ def _keep_math_attention(_: Tensor) -> None:
     """Hook of d: use the same attention kernel when checkpointed attention runs again in the backward pass."""
     stack = ExitStack()
     stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-    call_after_backward(stack.close)
+    at_end_of_backward(stack.close)
 
 
 def run_eagerly(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function outside of torch's compiler, even where its caller is compiled."""
-    if not dynamo_is_loaded():
+    if not compiler_is_imported():
         return function(*args)
     return torch.compiler.disable(function)(*args)
 

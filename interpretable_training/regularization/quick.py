@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ._compat import saved_tensors_are_hooked
+from interpretable_training.attribution.core._compat import saved_tensors_are_watched
+
 from .batch_norm import batch_norm
 from .convolution import Convolution, Geometry, Switch
 
@@ -26,7 +27,7 @@ class Quick(TorchFunctionMode):
         kwargs = kwargs or {}
         x = args[0] if args else kwargs.get("input")
         # Activation checkpointing runs the forward pass again outside of this mode, and expects the same saved tensors.
-        checkpointed = saved_tensors_are_hooked()
+        checkpointed = saved_tensors_are_watched()
         self.checkpointed |= checkpointed
         ours = (func in DIMENSIONS or func is F.batch_norm) and not checkpointed
         if ours and isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():

@@ -307,6 +307,7 @@ def run(network, images, target):
         ({"progress": None}, TypeError, "expected progress as True or False, got None"),
         ({"multilabel": "x"}, TypeError, "expected multilabel as True or False, got 'x'"),
         ({"metrics": 3}, TypeError, "expected an object of interpretable_training.metrics"),
+        ({"methods": 3}, TypeError, "attribution as .a method., got 3; write for example"),
         ({"data": [(torch.rand(2, 3, 0, 8), torch.tensor([0, 1]))]}, ValueError, "at least one image with pixels"),
         ({"data": [(torch.rand(2, 3, 8, 8).to_sparse(), torch.tensor([0, 1]))]}, TypeError, "images as a dense tensor"),
         ({"data": [(torch.rand(2, 3, 8, 8).to("meta"), torch.tensor([0, 1]))]}, TypeError, "got a meta one"),

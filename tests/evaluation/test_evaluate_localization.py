@@ -27,7 +27,7 @@ from interpretable_training.metrics import (
     PointingGame,
     Restricted,
     SaliencyMetric,
-    box_study,
+    box_rows,
     evaluate,
 )
 
@@ -227,7 +227,7 @@ def run(network, batch):
 
 def test_inside_and_outside_add_up_to_the_map(run):
     """The complexity of a map is its mean."""
-    found = run(box_study({"g": Gradient()}), Complexity())
+    found = run(box_rows({"g": Gradient()}), Complexity())
     inside, outside, whole = (found.per_image(name, "complexity") for name in ("g inside", "g outside", "g"))
     assert_close((inside + outside)[:4], whole[:4])
     assert [part[4].isnan().item() for part in (inside, outside, whole)] == [True, True, False]
@@ -238,7 +238,7 @@ def test_inside_and_outside_add_up_to_the_map(run):
 
 def test_a_map_that_is_1_has_the_box_as_its_inside(run):
     """But for the corner that Fake-CAM leaves out, which is not inside."""
-    found = run(box_study([FakeCAM()]), AverageDrop())
+    found = run(box_rows([FakeCAM()]), AverageDrop())
     assert_close(
         found.per_image("fakecam inside", "average_drop"), found.per_image("box", "average_drop"), equal_nan=True
     )

@@ -34,7 +34,7 @@ def test_expected_verdicts_are_of_checked_methods():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[sanity_checks.__module__], "methods", lambda: CHOSEN)
+    monkeypatch.setattr(sys.modules[sanity_checks.__module__], "checked_methods", lambda: CHOSEN)
     return sanity_checks(image_size=32, n_train=60, batch_size=12, max_epochs=1, output=str(tmp_path))
 
 
@@ -50,7 +50,7 @@ def test_all_checks_of_all_methods(small, tmp_path):
 
 def test_bias_readers_are_checked_with_a_shift_in_a_bias(small, monkeypatch):
     chosen = {"gradient": Gradient(), "fullgrad": FullGrad(), "tgrad": TGrad()}
-    monkeypatch.setattr(sys.modules[sanity_checks.__module__], "methods", lambda: chosen)
+    monkeypatch.setattr(sys.modules[sanity_checks.__module__], "checked_methods", lambda: chosen)
     table = run_checks(small, by_heart=12, explained=2)
     found = {method: row["input invariance"] for method, row in table.rows.items()}
     assert list(found) == list(chosen)

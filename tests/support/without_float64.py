@@ -21,6 +21,8 @@ class OnDevice(torch.Tensor):
         tensor.inner = inner
         return tensor
 
+    is_meta = False  # its values are real
+
     def tolist(self):
         return self.inner.tolist()
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ._compat import COMPILED
+
 MOST_PREFIX_TOKENS = 16
 
 
@@ -98,7 +100,7 @@ def _cells(grid: Sequence[int]) -> int:
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
     """All submodules under all of their names; those of compiled modules as if they were not."""
     named = module.named_modules(remove_duplicate=False)
-    return {".".join(part for part in name.split(".") if part != "_orig_mod"): child for name, child in named}
+    return {".".join(part for part in name.split(".") if part != COMPILED): child for name, child in named}
 
 
 def prefix_tokens(module: nn.Module, layer: str) -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .ranges import check_ranges
 
+PER_CHANNEL = ("mean", "std", "shift")  # may be tensors where sequences are allowed
 LARGEST = {int: 2**63, float: 1e30}
 
 
@@ -36,7 +37,8 @@ def check_options(
     check_ranges(owner, numbers, optional)
     for name, value in given.items():
         hint = hints.get(name, Any)
-        if fits(value, hint):
+        listed = isinstance(value, Tensor) and Tensor not in _parts(hint) and name not in PER_CHANNEL
+        if fits(value, hint) and not listed:
             continue
         choices = [choice for part in _literals(hint) for choice in get_args(part)]
         several = isinstance(value, (list, tuple)) and not any(get_origin(part) is Literal for part in _parts(hint))
@@ -56,7 +58,7 @@ def check_fields(instance: Any) -> None:
 
 def check_tensor(name: str, tensor: Tensor) -> None:
     """Refuse tensors without values, with complex ones, or with ones that are not finite."""
-    held = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+    held = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
     if not held or tensor.is_complex() or not bool(tensor.isfinite().all()):
         raise ValueError(
             f"expected {name} as a dense tensor of finite real numbers, got {tuple(tensor.shape)} of {tensor.dtype}, "
@@ -89,10 +91,10 @@ def _fits(value: Any, part: Any) -> bool:
     if part in (int, float):
         kind = Integral if part is int else Real
         number = isinstance(value, kind) and not isinstance(value, bool)
-        return number and math.isfinite(value) and abs(value) < LARGEST[part]
+        return number and math.isfinite(value) and abs(value) < LARGEST[int if isinstance(value, int) else part]
     if origin in (list, tuple, Sequence):
         if isinstance(value, Tensor):
-            value = value.tolist() if value.ndim == 1 and value.device.type != "meta" else None
+            value = value.tolist() if value.ndim == 1 and not value.is_meta else None
         listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
         return listed and all(fits(v, inside[0] if inside else Any) for v in value)
     if origin is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ._compat import buffers_in, compiler_is_imported, original_of, parameters_in
 from .state import Snapshot, same_state
 from .targets import ClassSpan, Resolved, Score, Target, as_classes, by_rank, check_scores, pick_logits, score_of
 
@@ -145,7 +146,7 @@ def prepare_model(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if "torch._dynamo" in sys.modules:  # without it nothing can be compiled, and importing it takes seconds
+        if compiler_is_imported():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(same_generators())
         state = stack.enter_context(same_state(module))
@@ -162,8 +163,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module as model, got {type(model).__name__}.")
     parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    while isinstance(model, parallel) or hasattr(model, "_orig_mod"):
-        inner = model.module if isinstance(model, parallel) else model._orig_mod
+    while isinstance(model, parallel) or original_of(model) is not None:
+        inner = model.module if isinstance(model, parallel) else original_of(model)
         assert isinstance(inner, nn.Module)
         model = inner
     return model
@@ -229,7 +230,7 @@ def _no_inference_tensors(module: nn.Module) -> Iterator[None]:
     swapped: list[tuple[dict[str, Any], str, Tensor]] = [
         (holder, name, tensor)
         for m in module.modules()
-        for holder in (m._parameters, m._buffers, vars(m))
+        for holder in (parameters_in(m), buffers_in(m), vars(m))
         for name, tensor in holder.items()
         if isinstance(tensor, Tensor) and not is_lazy(tensor) and tensor.is_inference()
     ]

@@ -72,7 +72,7 @@ def check_ranges(owner: str, options: Mapping[str, Any], optional: Sequence[str]
         limits = RANGES.get(f"{owner}.{name}", RANGES.get(name))
         if limits is None or (value is None and name in optional):
             continue
-        if limits.several and isinstance(value, Tensor) and value.ndim == 1 and value.device.type != "meta":
+        if limits.several and isinstance(value, Tensor) and value.ndim == 1 and not value.is_meta:
             value = value.tolist()
         listed = limits.several and isinstance(value, (list, tuple)) and len(value) > 0
         if not all(limits.holds(v) for v in (value if listed else [value])):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ._compat import saved_tensors_are_watched
 from .activation_gates import RELUS, SMOOTH
 from .attention import SOFTMAX, attention_weights
 from .base import full
@@ -52,7 +53,7 @@ class OpenAttention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        if not saved_tensors_are_watched():
             return self._run(func, args, kwargs or {})
         # Activation checkpointing would run the blocks again outside of our mode: what they save is kept instead.
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):

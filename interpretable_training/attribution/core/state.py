@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import state_undo
+from ._compat import buffers_in, parameters_in
 from .named_globals import class_attributes, functions_in, globals_of, own_classes, sharded, slots_of
 from .state_walk import ATOMS, walker
 
@@ -150,13 +151,13 @@ class Snapshot:
         else:
             self.parameters_of(module, path)
             self.entries(vars(module), path)
-        for name, buffer in module._buffers.items():  # a scripted module keeps them outside of its attributes
+        for name, buffer in buffers_in(module).items():  # a scripted module keeps them outside of its attributes
             self.push(buffer, (path, name))
         self.of_class(type(module), path)
 
     def parameters_of(self, module: nn.Module, path: Any) -> None:
         """Copy parameters at the first pass, to learn which of them forward writes; later only those."""
-        for name, parameter in module._parameters.items():
+        for name, parameter in parameters_in(module).items():
             if parameter is not None and id(parameter) not in self.seen:
                 self.seen[id(parameter)] = parameter
                 if of_inference(parameter):

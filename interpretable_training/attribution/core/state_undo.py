@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ._compat import version_of
+
 Put = Callable[[Any, Any], None]
 REWINDABLE = (itertools.count, *map(type, (iter([]), iter(()), iter(range(0)))))
 
@@ -109,7 +111,7 @@ class SavedTensor:
 
     def __init__(self, tensor: Tensor, values: bool) -> None:
         self.cls, self.flag = type(tensor), tensor.requires_grad
-        self.version = tensor._version
+        self.version = version_of(tensor)
         lazy = is_lazy(tensor)
         self.memory = None if lazy else tensor.data
         self.place = None if lazy else where(tensor)
@@ -117,7 +119,7 @@ class SavedTensor:
 
     def written(self, tensor: Tensor) -> bool:
         """Whether values of the tensor are others now; without a copy, as far as its version counter says."""
-        if tensor._version != self.version or type(tensor) is not self.cls or where(tensor) != self.place:
+        if version_of(tensor) != self.version or type(tensor) is not self.cls or where(tensor) != self.place:
             return True
         return self.values is not None and not torch.equal(tensor.detach(), self.values)
 
@@ -142,7 +144,7 @@ def put_tensor(tensor: Tensor, saved: SavedTensor) -> None:
         saved.memory.copy_(saved.values)
     if tensor.is_leaf and tensor.requires_grad != saved.flag:
         tensor.requires_grad_(saved.flag)
-    if saved.values is None and tensor._version != saved.version:
+    if saved.values is None and version_of(tensor) != saved.version:
         raise ValueError("its values were written in place")
 
 

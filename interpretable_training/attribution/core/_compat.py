@@ -1,0 +1,50 @@
+"""Private names of torch without a public counterpart; `test_compat_attribution.py` fails when torch changes them."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COMPILED = "_orig_mod"  # the attribute of a compiled module, and the part of its children's names, that is the original
+
+
+def saved_tensors_are_watched() -> bool:
+    """Whether hooks on saved tensors are active: activation checkpointing is visible in no other way."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def original_of(module: nn.Module) -> nn.Module | None:
+    """Return what `torch.compile` wrapped, None for other modules: torch has no function that undoes it."""
+    return getattr(module, COMPILED, None)
+
+
+def compiler_is_imported() -> bool:
+    """Whether anything can be compiled: importing the compiler to ask it would take seconds."""
+    return "torch._dynamo" in sys.modules
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often the tensor was written in place: comparing values would need a copy."""
+    return tensor._version
+
+
+def parameters_in(module: nn.Module) -> dict[str, Any]:
+    """Return the dict of the module's own parameters, to replace some: assigning attributes would check and reorder."""
+    return module._parameters
+
+
+def buffers_in(module: nn.Module) -> dict[str, Any]:
+    """Return the dict of the module's own buffers, to replace some: assigning attributes would check and reorder."""
+    return module._buffers
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is compiled, by `torch.compile` or `Module.compile`; torch offers no public query."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Call a function at the end of the backward pass that is running; torch has no public way to do this."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)

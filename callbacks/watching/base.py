@@ -114,8 +114,11 @@ class Watcher(WatchHooks):
 
     def settings(self) -> dict[str, Any]:
         """Return the options that the journal and the loggers get."""
-        return {name: getattr(self.options, name) for name in ("every_n_epochs", "every_n_steps")} | {
-            "max_images": self.n
+        options = self.options
+        return {
+            "max_images": self.n,
+            "every_n_epochs": options.every_n_epochs,
+            "every_n_steps": options.every_n_steps,
         }
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:

@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import state_undo
 from ._compat import buffers_in, parameters_in
-from .named_globals import class_attributes, functions_in, globals_of, own_classes, sharded, slots_of
+from .named_globals import class_attributes, functions_in, globals_of, sharded, slots_of, user_classes
 from .state_walk import ATOMS, walker
 
 MANY = 10_000  # entries of a container that are walked; of a longer one the container itself is still put back
@@ -218,7 +218,7 @@ class Snapshot:
     def of_class(self, cls: type, path: Any) -> None:
         """Attributes of a user's class and of its bases, and the globals that its methods name."""
         self.small = True
-        for base in own_classes(cls):
+        for base in user_classes(cls):
             if base in self.classes:
                 continue
             self.classes.add(base)

@@ -160,8 +160,8 @@ def no_gates(rule: Rule, scope: Scope, module: nn.Module | None, instead: str) -
     """Return the error text for a forward pass without activations for the rule."""
     where = "" if module is None else f" in {type(module).__name__}"
     return (
-        f"expected activations (ReLU, GELU, SiLU, ...) between the score and the explained, none ran{where} with "
-        f"scope={scope!r}: the {rule} gradient would be the plain one. {instead}"
+        f"expected activations (ReLU, GELU, SiLU, ...) between the explained input or layer and the score, none ran"
+        f"{where} with scope={scope!r}: the {rule} gradient would be the plain one. {instead}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Check options where they are given: values against their annotations, numbers against their ranges."""
+"""Check options when they are set: values against their annotations, numbers against their ranges."""
 
 import functools
 import inspect
@@ -18,13 +18,13 @@ ARRAYS = ("mean", "std", "shift", "draws")  # may be tensors and arrays where se
 LARGEST = {int: 2**63, float: 1e30}
 
 
-def check_options(
+def _check_options(
     owner: str,
     options: Mapping[str, Any],
     hints: Mapping[str, Any],
     defaults: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
-    """Refuse options that their annotation does not allow, numbers out of range, and half a normalization.
+    """Raise an error for values that the annotation does not allow, numbers out of range, or mean without std.
 
     The default of an option is always allowed.
     """
@@ -34,7 +34,7 @@ def check_options(
     for name, value in given.items():
         if isinstance(value, Tensor) and Tensor in _parts(hints.get(name)):
             numbers.pop(name)  # one number per image or channel, checked where it is used
-            check_tensor(f"{name} of {owner}", value)
+            _check_tensor(f"{name} of {owner}", value)
     check_ranges(owner, numbers, optional)
     for name, value in given.items():
         hint = hints.get(name, Any)
@@ -50,17 +50,17 @@ def check_options(
 
 
 def check_fields(instance: Any) -> None:
-    """Refuse fields of a dataclass that their annotation or their range does not allow."""
+    """Raise an error for fields of a dataclass that their annotation or range does not allow."""
     cls = type(instance)
     hints = {name: hint for name, hint in get_type_hints(cls).items() if name in cls.__dataclass_fields__}
     defaults = {name: cls.__dataclass_fields__[name].default for name in hints}
-    check_options(cls.__name__, {name: getattr(instance, name) for name in hints}, hints, defaults)
+    _check_options(cls.__name__, {name: getattr(instance, name) for name in hints}, hints, defaults)
 
 
-def check_tensor(name: str, tensor: Tensor) -> None:
-    """Refuse tensors without values, with complex ones, or with ones that are not finite."""
-    held = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-    if not held or tensor.is_complex() or not bool(tensor.isfinite().all()):
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    """Raise an error for tensors without values, or with values that are complex or not finite."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+    if not dense or tensor.is_complex() or not bool(tensor.isfinite().all()):
         raise ValueError(
             f"expected {name} as a dense tensor of finite real numbers, got {tuple(tensor.shape)} of {tensor.dtype}, "
             f"{tensor.layout}, on {tensor.device}."
@@ -68,20 +68,20 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def with_checked_options(init: Callable[..., None]) -> Callable[..., None]:
-    """Return the constructor, which checks options before it uses them."""
+    """Return a constructor that checks its options before it runs."""
     defaults = {p.name: p.default for p in list(inspect.signature(init).parameters.values())[1:]}
 
     @functools.wraps(init)
     def check(self: object, *args: Any, **kwargs: Any) -> None:
         given = {name: value for name, value in {**dict(zip(defaults, args)), **kwargs}.items() if name in defaults}
-        check_options(type(self).__name__, given, get_type_hints(init), defaults)
+        _check_options(type(self).__name__, given, get_type_hints(init), defaults)
         init(self, *args, **kwargs)
 
     return check
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether an annotation allows a value; annotations of other kinds than options have allow everything."""
+    """Whether an annotation allows a value; annotations of unknown kinds allow every value."""
     return any(_fits(value, part) for part in _parts(hint))
 
 
@@ -117,15 +117,15 @@ def _literals(hint: Any) -> list[Any]:
 
 
 def _kinds(hint: Any, choices: Sequence[Any] = ()) -> list[str]:
-    """Name what an annotation allows."""
+    """Return the words of error texts for the members of an annotation."""
     words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text", type(None): "nothing"}
-    found = []
+    kinds = []
     for part in _parts(hint):
         origin = get_origin(part)
         if origin is Literal:
-            found.append(f"one of {tuple(choices)}" if choices else "choice")
+            kinds.append(f"one of {tuple(choices)}" if choices else "choice")
         elif origin in (list, tuple, Sequence):
-            found.append(f"a sequence of {' or '.join(_kinds(get_args(part)[0]))}" if get_args(part) else "a sequence")
+            kinds.append(f"a sequence of {' or '.join(_kinds(get_args(part)[0]))}" if get_args(part) else "a sequence")
         else:
-            found.append(words.get(part, getattr(origin or part, "__name__", str(part))))
-    return found
+            kinds.append(words.get(part, getattr(origin or part, "__name__", str(part))))
+    return kinds

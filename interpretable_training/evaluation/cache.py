@@ -64,14 +64,14 @@ class Cache:
 
     def load(self, wanted: Callable[[int], bool]) -> list[Part]:
         """Return what is done of the batches whose number is wanted; files that cannot be read count as not done."""
-        found = []
+        parts = []
         for path in [] if self.folder is None else sorted(self.folder.glob("part-*.pt")):
             if wanted(int(path.stem.partition("-")[2])):
                 try:
-                    found.append(Part(**torch.load(path, weights_only=True)))
+                    parts.append(Part(**torch.load(path, weights_only=True)))
                 except Exception as error:  # whatever half a file makes of torch.load
                     warn_caller(f"{path} cannot be read ({error}); its images are measured again")
-        return found
+        return parts
 
     def keep(self, part: Part) -> None:
         """Write a part, whole or not at all."""

@@ -175,8 +175,8 @@ def write(table: Table, folder: Path, trainer: L.Trainer) -> None:
     if any(table.curves.values()):
         files.append(folder / "curves.png")
         draw_faithfulness(table, files[-1])
-    kept = (folder / "cache").is_dir() and not table.complete
-    go_on = "" if not kept else f"\nThe same command with --output {folder} goes on from here.\n"
+    resumable = (folder / "cache").is_dir() and not table.complete
+    go_on = "" if not resumable else f"\nThe same command with --output {folder} goes on from here.\n"
     sys.stdout.write(f"\n{table}\n{go_on}Written to {folder}: {', '.join(file.name for file in files)}\n")
     means = {f"xai/{method}/{metric}": cell.mean for (method, metric), cell in table.cells.items()}
     for logger in trainer.loggers:

@@ -159,8 +159,8 @@ class PixelF1(RegionMetric):
         known = ~B.isnan().any(2)
         within, total = sums_in_boxes(S, B), S.sum((1, 2), dtype=wide(S))[:, None]
         P, R = within / (total + EPS), within / (size + EPS)
-        found = (2 * P * R / (P + R + EPS)).masked_fill(~known, -1).amax(1)
-        return (100 * found).masked_fill(~known.any(1), torch.nan)
+        highest = (2 * P * R / (P + R + EPS)).masked_fill(~known, -1).amax(1)
+        return (100 * highest).masked_fill(~known.any(1), torch.nan)
 
 
 def sums(scored: ScoredBatch, region: Region) -> tuple[Tensor, Tensor, Tensor]:

@@ -59,7 +59,7 @@ class ScoredBatch:
         self.known = known or {}
         self.annotations = annotations or {}
         self.clean = {} if clean is None else clean
-        self.kept: dict[Hashable, Tensor] = {}
+        self.stored: dict[Hashable, Tensor] = {}
         self.chunk_size = chunk_size
 
     @property
@@ -97,9 +97,9 @@ class ScoredBatch:
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` returns, computed only the first time that `key` is asked for."""
-        if key not in self.kept:
-            self.kept[key] = compute()
-        return self.kept[key]
+        if key not in self.stored:
+            self.stored[key] = compute()
+        return self.stored[key]
 
     def once_clean(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Do the same as `once` for what does not depend on the maps."""

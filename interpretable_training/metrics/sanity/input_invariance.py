@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from interpretable_training.attribution.core._compat import buffers_in, parameters_in
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.precision import wide
@@ -115,8 +116,8 @@ class InputInvariance:
         d = _relative(a, b, torch.inf)  # (3)
         undefined = int(d.isnan().sum())
         invariant = mean((d <= self.tolerance).to(wide(d)).masked_fill(d.isnan(), torch.nan))
-        found = {kind: mean(value) for kind, value in similarities(a, b, self.similarity).items()}
-        numbers: dict[str, float] = {"invariant": invariant, "difference": mean(_relative(a, b, 2)), **found}
+        similarity = {kind: mean(value) for kind, value in similarities(a, b, self.similarity).items()}
+        numbers: dict[str, float] = {"invariant": invariant, "difference": mean(_relative(a, b, 2)), **similarity}
         undone = {"input": "", "bias": ", with the shift undone in a bias,"}[self.undo]
         rule = (
             f"passes if{undone} on {self.share:.0%} of the images no pixel of the map differs by more than "
@@ -149,8 +150,8 @@ def undone_by_bias(first: Sequence[Any], m: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         for conv in first:
             stack.enter_context(own_tensors_back(conv))
-            b, Wm = conv._parameters["bias"], _response(conv, m)
-            conv._parameters["bias"] = nn.Parameter(-Wm if b is None else b.detach() - Wm, requires_grad=False)
+            b, Wm = parameters_in(conv)["bias"], _response(conv, m)
+            parameters_in(conv)["bias"] = nn.Parameter(-Wm if b is None else b.detach() - Wm, requires_grad=False)
             stack.callback(conv.register_forward_hook(partial(_exactly, m, b)).remove)
         yield
 
@@ -167,13 +168,13 @@ def _response(conv: Any, m: Tensor) -> Tensor:
 
 def _exactly(m: Tensor, b: nn.Parameter | None, conv: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
     """Return `out` as if m instead of zero surrounded the images, in the very numbers of the first network."""
-    ours = conv._parameters["bias"]
-    conv._parameters["bias"] = b
+    ours = parameters_in(conv)["bias"]
+    parameters_in(conv)["bias"] = b
     try:
         with torch.no_grad():
             same = conv.forward(args[0] - m)
     finally:
-        conv._parameters["bias"] = ours
+        parameters_in(conv)["bias"] = ours
     return same + (out - out.detach())  # 0, with the gradient
 
 
@@ -219,7 +220,7 @@ def first_convolutions(prepared: PreparedModel, images: Tensor, target: Resolved
 def to_double(module: nn.Module) -> None:
     """Put copies in double precision in the places of its tensors; call it inside `own_tensors_back`."""
     for child in module.modules():
-        for holder in (child._parameters, child._buffers):
+        for holder in (parameters_in(child), buffers_in(child)):
             for key, tensor in holder.items():
                 if tensor is not None and tensor.is_floating_point():
                     copy = tensor.detach().double()

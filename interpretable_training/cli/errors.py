@@ -28,7 +28,7 @@ OURS = re.compile(r"expected .*, got .*", re.DOTALL)  # how the errors of this p
 
 
 class MistakeError(Exception):
-    """A mistake of the user, in one paragraph."""
+    """Error for a mistake of the user, described in one paragraph."""
 
 
 @contextmanager

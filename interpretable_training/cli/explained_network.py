@@ -31,7 +31,7 @@ NEEDED = ("network", "num_classes", "network_kwargs", "pretrained", "weights", "
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, and how pictures become its images."""
+    """Network with the transform from pictures to its images."""
 
     network: nn.Module
     name: str

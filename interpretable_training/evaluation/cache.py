@@ -20,7 +20,7 @@ from .warn_caller import warn_caller
 
 @dataclass
 class Part:
-    """The numbers of one batch, as `Table` has them of all."""
+    """Numbers of one batch, in the layout of `Table`."""
 
     number: int
     images: Tensor

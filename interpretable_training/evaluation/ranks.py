@@ -13,7 +13,7 @@ POLL = 0.05
 
 
 class Peers:
-    """The processes of a `torch.distributed` group, or this process alone. Used in `with`, around all of the work.
+    """Exchange results between the processes of a `torch.distributed` group; use it in `with`, around all of the work.
 
     Messages go through the store of the group, which, other than a collective, blocks no process. Whoever fails says it
     there; the others ask between two batches. In the end all exchange what they have, those that failed too, so that

@@ -31,7 +31,7 @@ from interpretable_training.metrics.core.rescoring import in_unit_range
 
 @dataclass(frozen=True)
 class Restricted(Attribution):
-    """A method's map inside or outside of the object's region, for `evaluate` on batches that carry it.
+    """Keep a method's map inside or outside of the object's region; for `evaluate` on batches with regions.
 
     >>> from interpretable_training.attribution import GradCAM
     >>> Restricted(GradCAM(), "outside").part

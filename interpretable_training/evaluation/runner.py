@@ -24,7 +24,7 @@ from .warn_caller import warn_caller
 
 
 class EvaluationRun:
-    """What is done with each batch."""
+    """Explain, score and store each batch of an evaluation."""
 
     def __init__(
         self,

@@ -81,7 +81,7 @@ class RegionMetric(ImageMetric):
 
 @dataclass(frozen=True)
 class Boxing:
-    """How a map becomes a box (1), and when that is the object's.
+    """Turn a map into a box (1) and compare it with the boxes of the object.
 
     Args:
         connectivity: whether pixels touch at their sides (4) or also at their corners (8).

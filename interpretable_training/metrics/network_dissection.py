@@ -39,7 +39,7 @@ from .core.rescoring import only_images
 
 
 class UnitIoU(Metric):
-    """How well the best concept of each unit fits it (2), the mean over units, in [0, 1].
+    """IoU of each unit with the concept that fits it best (2), averaged over units, in [0, 1].
 
     `measure_units` fills it for a layer and annotated images.
 

@@ -114,7 +114,7 @@ class EnergyPointingGame(RegionMetric):
 
 
 class PixelF1(RegionMetric):
-    """How well the map, as it is, covers the object and nothing else, in percent (3).
+    """F1 score of the map, taken without a threshold, and the pixels of the object, in percent (3).
 
     >>> S = torch.eye(8)[None]
     >>> PixelF1().measure(saliency=S, mask=S > 0.5).tolist()

@@ -30,7 +30,10 @@ OPTIONAL = ("logged", "callback")  # kinds that may exist in one run only, and m
 
 @dataclass(frozen=True)
 class Difference:
-    """A part of the training's state that the callbacks changed.
+    """Part of the training's state that the callbacks changed.
+
+    >>> print(Difference("weight", "head.bias", "on_fit_end", "0 #a", "1 #b", 0, "differs at the end"))
+    on_fit_end: weight of head.bias is 1, was 0; differs at the end
 
     Attributes:
         kind: Kind of the part: "weight", "gradient", "training", ...
@@ -61,7 +64,7 @@ class Difference:
 
     @property
     def where(self) -> str:
-        """The hook, and the rank unless it is 0."""
+        """Hook, and the rank unless it is 0."""
         return f"rank {self.rank}, {self.moment}" if self.rank else self.moment
 
     def __str__(self) -> str:
@@ -71,6 +74,9 @@ class Difference:
 @dataclass(frozen=True, repr=False)
 class ObserverReport:
     """Result of `verify_observer`; true if the callbacks changed nothing.
+
+    >>> bool(ObserverReport(differences=(), noise=(), moments=12))
+    True
 
     Attributes:
         differences: Parts of the state that the callbacks changed, the first one first.

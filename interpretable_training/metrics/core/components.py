@@ -21,7 +21,7 @@ AT_ONCE = 2**21  # pixels, so that what is looked at several times stays in the 
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of masks (N, H, W), row by row, and the components that they form.
+    """Runs of masks (N, H, W), row by row, and the components that they form.
 
     image, row: of each run. first, last: its columns, from `first` up to but without `last`. parent: number of the
     first run of its component. All (R,).

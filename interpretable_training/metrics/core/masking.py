@@ -24,7 +24,7 @@ Space = Literal["pixel", "normalized"]
 
 @dataclass(frozen=True)
 class Masking:
-    """How an image is seen through its map.
+    """Multiply images by their maps.
 
     Args:
         space: where the product is taken, (1) or (2).

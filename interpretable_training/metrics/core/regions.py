@@ -24,7 +24,7 @@ REGIONS: tuple[Region, ...] = get_args(Region)
 
 
 class NoRegionError(ValueError):
-    """The batch carries no annotation that is asked for."""
+    """Error for a batch without the requested annotation."""
 
 
 def pixels(

@@ -27,7 +27,7 @@ SCORES: tuple[Kind, ...] = ("prob", "logit", "sigmoid", "accuracy")
 
 
 class ScoredBatch:
-    """A batch, the map of each image, and the scores that were asked for.
+    """Batch with the map of each image and the scores that metrics have computed.
 
     Args:
         prepared: the prepared model.

@@ -27,7 +27,7 @@ SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 
 @dataclass(frozen=True)
 class Check:
-    """What a check says of one method.
+    """Result of a check for one method.
 
     Attributes:
         test: name of the check.
@@ -54,7 +54,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Rule:
-    """A method passes where the maps before and after have less in common than `threshold`.
+    """Pass methods with a similarity of the maps before and after below `threshold`.
 
     Args:
         kind: the similarity that decides.

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.batches.source import BatchSource, Split
-from interpretable_training.cli.errors import MistakeError, closest, require_writable
 from interpretable_training.metrics import (
     AverageDrop,
     AverageGain,
@@ -25,6 +24,7 @@ from interpretable_training.metrics import (
     evaluate,
 )
 from interpretable_training.metrics.core.base import ImageMetric
+from interpretable_training.mistakes import MistakeError, closest, require_writable
 from interpretable_training.visual import draw_faithfulness
 
 

@@ -161,7 +161,8 @@ class ExplanationAlarms(Watcher):
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
-        self.above = set(saved.read("above", list_of(read_text), []))
+        above: list[str] = saved.read("above", list_of(read_text), [])
+        self.above = set(above)
         self.previous = saved.read("previous", mapping_of(map_stack), {})
 
 

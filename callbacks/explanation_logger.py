@@ -99,11 +99,16 @@ class ExplanationLogger(Watcher):
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._listen(trainer)
+
+    def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._listen(trainer)
+
+    def _listen(self, trainer: L.Trainer) -> None:
+        """Read the logits of the next batch."""
         context = session_of(trainer).found_context(self.options)
         if context is not None and not trainer.sanity_checking:
             self.hardest.listen(context.network)
-
-    on_test_batch_start = on_validation_batch_start
 
     def after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
         self._guard(trainer, lambda: self.hardest.take(trainer, batch))

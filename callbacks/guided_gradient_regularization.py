@@ -1,4 +1,4 @@
-"""Guided-gradient regularization for a LightningModule that knows nothing of it.
+"""Guided-gradient regularization for any LightningModule.
 
 The hook is `on_before_backward`: Lightning hands over the loss that `training_step` returned, just before it is
 differentiated, and the regularizer is added to it in place. Before that, `on_train_batch_start` prepares the step:
@@ -34,6 +34,9 @@ class GuidedGradientRegularization(L.Callback):
     L_C is whatever `training_step` returns as its loss. With a `fraction` below 1 the part of the batch runs once more
     and needs a criterion and a target of its own. Logged, of the steps that are regularized: `train/regularization`,
     `train/similarity`, `train/gradient_norm` and `train/guided_gradient_norm`.
+
+    >>> GuidedGradientRegularization(GuidedGradientRegularizer(weight=0.01), network="encoder").network
+    'encoder'
 
     Args:
         regularizer: What is added. Layers (`at`) are named as in the LightningModule: "network.layer3".

@@ -203,7 +203,8 @@ class InterpretabilityMetrics(Watcher):
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
         self.best = saved.read("best", mapping_of(read_number), {})
-        self.described = set(saved.read("described", list_of(read_text), []))
+        described: list[str] = saved.read("described", list_of(read_text), [])
+        self.described = set(described)
 
 
 @dataclass

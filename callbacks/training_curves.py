@@ -1,4 +1,4 @@
-"""Loss and accuracy of every epoch as one picture beside the log."""
+"""Draw loss and accuracy of every epoch in one picture next to the log."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,11 @@ from interpretable_training.visual import draw_curves
 
 
 class TrainingCurves(L.Callback):
-    """Writes `curves.png` into the logger's folder when training ends, also when it is interrupted or resumed."""
+    """Writes `curves.png` into the logger's folder when training ends, also when it is interrupted or resumed.
+
+    >>> TrainingCurves().state_dict()
+    {'epochs': {}}
+    """
 
     def __init__(self) -> None:
         self.epochs: dict[int, dict[str, float]] = {}  # what was logged in each of them

@@ -114,8 +114,11 @@ class Watcher(WatchHooks):
 
     def settings(self) -> dict[str, Any]:
         """Return the options that the journal and the loggers get."""
-        return {name: getattr(self.options, name) for name in ("every_n_epochs", "every_n_steps")} | {
-            "max_images": self.n
+        options = self.options
+        return {
+            "max_images": self.n,
+            "every_n_epochs": options.every_n_epochs,
+            "every_n_steps": options.every_n_steps,
         }
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
@@ -229,7 +232,8 @@ class Watcher(WatchHooks):
         """Take over the state of a checkpoint."""
         self.schedule.last_step = saved.read("last_step", optional(epoch_and_step), None)
         self.schedule.last_epoch = saved.read("last_epoch", optional(read_count), None)
-        self.errors.reasons = Counter(saved.read("reasons", mapping_of(read_count), {}))
+        reasons: dict[str, int] = saved.read("reasons", mapping_of(read_count), {})
+        self.errors.reasons = Counter(reasons)
         self.budget.restore(saved.part("budget"))
         self.schedule.stretch = self.budget.stretch(self.n)
         self.address = saved.read("journal", optional(read_address), None)

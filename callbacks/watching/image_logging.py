@@ -52,9 +52,12 @@ class Gallery:
                     images[key] = (list(drawn), self.captions(found, view, S, context, moment))
             shown.append((f"test-{group}" if test else group, found, pictures, rows))
         try:
-            for part in shown if session.run is not None else ():
+            journal = None if session.run is None else session.run.journal
+            for part in shown:
+                if journal is None:
+                    break
                 prefix = ("test-" if test else "") + (context.panel.prefix if part[0].endswith("panel") else "")
-                self.keep(session.run.journal, context.class_names, *part, moment, prefix)
+                self.keep(journal, context.class_names, *part, moment, prefix)
         finally:  # also with a full disk
             logger_adapters.log_images(session.trainer, images, moment.logged, moment.epoch)
             self.sent.add(moment.stage)
@@ -79,10 +82,10 @@ class Gallery:
                 small = shrink(on_picture(S, pictures))
                 file, scales = journal.save_maps(f"{group}-{moment.name}-{method}-{view}".lower(), small)
                 told = self.rows(found, view, S, scales, prefix)
-                facts = {"group": group, "method": method, "view": view, "weights": moment.weights}
+                facts: dict[str, Any] = {"epoch": moment.epoch, "step": moment.step, "stage": moment.stage}
+                facts |= {"group": group, "method": method, "view": view, "weights": moment.weights}
                 facts |= {"file": file, "h": small.shape[1], "w": small.shape[2]}
-                size = {"epoch": moment.epoch, "step": moment.step, "stage": moment.stage}
-                journal.write("maps", **size, **facts, rows=told)
+                journal.write("maps", **facts, rows=told)
 
     def rows(self, found: Explained, view: str, S: Tensor, scales: list[Any], prefix: str) -> list[dict[str, Any]]:
         """What is told of each map."""
@@ -161,7 +164,8 @@ class Gallery:
 
     def restore(self, saved: Saved) -> None:
         self.tops = saved.read("tops", mapping_of(read_number), {})
-        self.sent = set(saved.read("sent", list_of(read_text), []))
+        sent: list[str] = saved.read("sent", list_of(read_text), [])
+        self.sent = set(sent)
 
 
 def as_bytes(pictures: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -69,7 +70,7 @@ def explain_pictures(
     bar = tqdm(desc="explain", unit=" pictures", total=len(files), disable=len(files) <= BATCH)
     for batch in batches(files, subject):
         indices, pictures = zip(*batch)
-        options = {"multilabel": subject.multilabel, "ids": list(indices)}
+        options: dict[str, Any] = {"multilabel": subject.multilabel, "ids": list(indices)}
         explained = explain_images(chosen, subject.network, torch.stack(pictures), None, wanted, **options)
         for reason in explained.errors.values():
             sys.stderr.write(f"{reason}\n")

@@ -1,4 +1,4 @@
-"""How sure a mean over images is, and a difference of two.
+"""Bootstrap intervals of a mean over images, and of the difference of two.
 
     m[r] = mean over images drawn with replacement     r = 1..R                 (1)
     interval = from the 2.5th to the 97.5th percentile of m                     (2)

@@ -1,4 +1,4 @@
-"""What is done of an evaluation, batch by batch, kept in a folder so that it can go on after a stop."""
+"""Cache of an evaluation: results of batches in a folder, from which it continues after a stop."""
 
 import json
 import zlib
@@ -31,7 +31,7 @@ class Part:
 
 
 class Cache:
-    """Parts in a folder; without a folder nothing is kept.
+    """Store parts in a folder; without a folder, nothing is stored.
 
     Args:
         folder: where; made if it is not there.

@@ -1,4 +1,4 @@
-"""What `evaluate` does with each batch: explain, score, and keep the numbers of each image."""
+"""Run of `evaluate`: explain and score each batch, and store the numbers of each image."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any

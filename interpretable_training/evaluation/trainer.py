@@ -170,7 +170,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def write(table: Table, folder: Path, trainer: L.Trainer) -> None:
-    """Print the table, save what was found, and log it."""
+    """Print, save and log the table."""
     files = table.save(folder)
     if any(table.curves.values()):
         files.append(folder / "curves.png")

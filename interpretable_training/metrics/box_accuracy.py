@@ -1,4 +1,4 @@
-"""Whether some threshold makes the map's box the object's. Choe et al., CVPR 2020, https://arxiv.org/abs/2001.07437
+"""Accuracy of the map's box at the best threshold. Choe et al., CVPR 2020, https://arxiv.org/abs/2001.07437
 
     BoxAcc(t, d) = mean over images of max over B of 1[IoU(B, box of {p: S[p] > t}) >= d]    (1)
     BA           = 100 mean over d of max over t of BoxAcc(t, d)                              (2)

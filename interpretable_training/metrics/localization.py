@@ -1,4 +1,4 @@
-"""Whether a box made of the map is the box of the object.
+"""Localization of the object by a box made of the map.
 
     B[p] = box around the largest component of {p: S[p] > mean S}                       (1)
     LE   = 100 (1 - max over B of v(B, B[p])),  v = 1[IoU > 0.5], or the IoU itself      (2)

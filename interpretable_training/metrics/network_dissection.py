@@ -1,4 +1,4 @@
-"""Which units see a concept. Bau et al., Network Dissection, CVPR 2017, https://arxiv.org/abs/1704.05796
+"""IoU of units and concepts. Bau et al., Network Dissection, CVPR 2017, https://arxiv.org/abs/1704.05796
 
     M[k]      = 1[up(A[k]) > T[k]],  P(A[k] > T[k]) = 0.005 over all images and places      (1)
     IoU[k, c] = sum over images of |M[k] and L[c]| / sum over images of |M[k] or L[c]|       (2)

@@ -1,4 +1,4 @@
-"""Whether the map, or its highest point, lies on the object.
+"""Share of the map on the object, and position of its highest point.
 
     SP = 100 1[argmax S in U]                                               (1)
     EP = 100 (sum over U of S) / (sum of S)                                 (2)

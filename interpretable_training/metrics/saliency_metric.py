@@ -1,4 +1,4 @@
-"""How small a part of the image suffices for the class. Dabkowski and Gal, NeurIPS 2017,
+"""Size of the part of the image that suffices for the class. Dabkowski and Gal, NeurIPS 2017,
 https://arxiv.org/abs/1705.07857
 
     SM = log(max(0.05, |B| / (H W))) - log p    (1)

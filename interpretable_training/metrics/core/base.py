@@ -1,4 +1,4 @@
-"""What the metrics share: one number per image, averaged over images, with its passport."""
+"""Base classes of the metrics: one number per image, averaged over images, with its passport."""
 
 import copy
 import math

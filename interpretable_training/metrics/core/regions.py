@@ -1,4 +1,4 @@
-"""Where the object is, as pixels and as boxes, whichever of them a batch carries.
+"""Regions of the object, as pixels and as boxes, whichever of them a batch carries.
 
     U = union of the boxes, or the mask               (1)
     IoU(a, b) = |a and b| / (|a| + |b| - |a and b|)    (2)

@@ -1,7 +1,7 @@
-"""What metrics ask about a batch: scores of images changed in some way, each computed when first asked for and kept.
+"""Scores of changed images of a batch, each computed when a metric first requests it, and stored.
 
 All metrics of a batch share one `ScoredBatch`, so that a masked image that two of them need is scored once. What does
-not depend on the maps (the clean images, a blurred copy) is kept in `clean`, which methods explaining the same batch
+not depend on the maps (the clean images, a blurred copy) is stored in `clean`, which methods explaining the same batch
 share.
 """
 

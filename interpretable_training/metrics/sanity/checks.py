@@ -1,4 +1,4 @@
-"""Sanity checks of methods: what is told of each, and the table of all.
+"""Sanity checks of methods: the result of each, and the table of all.
 
     similarity = mean over images of sim(S, S')    (1)
 

@@ -1,4 +1,4 @@
-"""Whether maps depend on what the labels say. Adebayo et al., NeurIPS 2018, https://arxiv.org/abs/1810.03292
+"""Dependence of maps on the labels of the training. Adebayo et al., NeurIPS 2018, https://arxiv.org/abs/1810.03292
 
     s = mean over images of sim(S, S')    (1)
 

@@ -1,4 +1,4 @@
-"""Whether maps change with a shift of the images that the network does not feel. Kindermans et al., 2017,
+"""Invariance of maps to a shift of the images that the network undoes. Kindermans et al., 2017,
 https://arxiv.org/abs/1711.00867
 
     f2(z) = f(z - m)                                                                      (1)
@@ -6,7 +6,7 @@ https://arxiv.org/abs/1711.00867
     d     = max over pixels of |S[f](x) - S[f2](x + m)| / max over pixels of |S[f](x)|    (3)
 
 m: one constant per channel. (1) is wrapped around the network, or done by the bias of its first convolution as in (2):
-methods that read biases tell them apart, all others do not; what m adds around the images belongs to no bias. Both
+only methods that read biases return different maps for the two; what m adds around the images belongs to no bias. Both
 networks are the same function of what is seen, and so should their maps be: a method passes where d is nothing but
 rounding. The images are rounded so that both networks compute with equal numbers, in double precision, since a unit at
 the kink of a ReLU that rounding turns on changes a map visibly.
@@ -54,7 +54,7 @@ class InputInvariance:
         undo: the shift at the "input" of the network (1) or in the "bias" of the convolutions that see the images (2).
         share: of the images on which a method has to be invariant.
         double: compute in double precision, with a copy of the weights; False takes the model's own.
-        similarity: which similarities are told beside d.
+        similarity: which similarities are returned in addition to d.
     """
 
     shift: float | Sequence[float] = -1.0

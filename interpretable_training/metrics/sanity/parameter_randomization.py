@@ -1,10 +1,10 @@
-"""Whether maps depend on what a network has learned. Adebayo et al., NeurIPS 2018, https://arxiv.org/abs/1810.03292
+"""Dependence of maps on the parameters of the network. Adebayo et al., NeurIPS 2018, https://arxiv.org/abs/1810.03292
 
     s[k] = mean over images of sim(S, S[k])    (1)
 
 S: map of the network. S[k]: of the network whose last k steps of layers are random ("cascading"), or its k-th alone
-("independent"), for the class that the network itself predicts. A method whose map stays the same, however much the
-network has forgotten, cannot tell what it has learned: small s is good.
+("independent"), for the class that the network itself predicts. A map that stays the same when
+the parameters are random does not depend on what the network has learned: small s is good.
 
 The authors look at pictures and curves. A rule is needed for a verdict: s where the half of the layers nearer to the
 output is random, which is where they find guided backpropagation unmoved. At the very end of the cascade no method is.

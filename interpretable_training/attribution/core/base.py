@@ -8,7 +8,7 @@ of a layer and their gradients dA implements `combine`; one that runs the model 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +194,7 @@ def name_methods(methods: Methods) -> dict[str, Attribution]:
         named = dict(methods)
     else:
         several = isinstance(methods, Iterable) and not isinstance(methods, (str, bytes, type, Tensor))
-        listed = list(methods) if several else [methods]  # type: ignore[arg-type]
+        listed: list[Any] = list(methods) if several else [methods]  # type: ignore[arg-type]
         for method in listed:
             of_package("attribution", "a method", method, Attribution)
         named = {type(method).__name__.lower(): method for method in listed}

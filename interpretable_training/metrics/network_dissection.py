@@ -99,7 +99,7 @@ class UnitIoU(Metric):
             both = M.new_zeros(len(M), self.num_concepts).index_copy(1, concept, M @ L.T)
             intersection = intersection + both.to(intersection)
             unit_area = unit_area + M.sum(1, keepdim=True).to(unit_area)
-            concept_area = concept_area.index_add(1, concept, L.sum(1)[None].to(concept_area))
+            concept_area = concept_area.index_add(1, concept.to(concept_area.device), L.sum(1)[None].to(concept_area))
         self.intersection, self.unit_area, self.concept_area = intersection, unit_area, concept_area
 
     def _concepts(self, mask: Tensor, target: Tensor | None, B: int) -> Iterator[tuple[Tensor, Tensor]]:

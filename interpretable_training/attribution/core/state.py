@@ -280,7 +280,7 @@ class Snapshot:
 
     def fits(self, value: Any) -> bool:
         """Whether a tensor or array is small enough to be copied."""
-        if isinstance(value, Tensor) and (is_lazy(value) or value.device.type == "meta"):
+        if isinstance(value, Tensor) and (is_lazy(value) or value.is_meta):
             return False
         size = value.nbytes if not isinstance(value, Tensor) or value.layout == torch.strided else 0
         if size > (min(SMALL, self.left) if self.small else self.left):

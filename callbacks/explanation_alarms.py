@@ -33,7 +33,7 @@ from interpretable_training.callbacks.watching.options import (
     suggest_options,
 )
 from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.callbacks.watching.startup_report import Line
 from interpretable_training.report.value_readers import list_of, mapping_of, read_text
@@ -114,10 +114,10 @@ class ExplanationAlarms(Watcher):
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
         return [("alarms", ", ".join(f"{kind} > {limit:g}" for kind, limit in self.thresholds.items()))]
 
-    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> Explained:
+    def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> Explained:
         return session.explain(context, self.methods, self.target, self.budget.keep(self.n))
 
-    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+    def values(self, parts: list[Any], step: ExplanationStep) -> dict[str, float]:
         if not parts:
             return {}
         explained = joined(parts).sorted_by_id()
@@ -142,7 +142,7 @@ class ExplanationAlarms(Watcher):
         self.previous, self.latest = now, values
         return values
 
-    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], moment: Moment) -> None:
+    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], step: ExplanationStep) -> None:
         for key, value in self.latest.items():
             method, _, kind = key.removeprefix("xai/").rsplit("/", 2)
             limit = self.thresholds[kind]
@@ -151,8 +151,8 @@ class ExplanationAlarms(Watcher):
             elif key not in self.above:
                 self.above.add(key)
                 message = f"{method}: {MEANINGS[kind]} ({kind} {value:.2f}, threshold {limit:g})"
-                session.write("alarm", moment, name=key, value=value, threshold=limit, message=message)
-                text = f"{message}, epoch {moment.epoch}, step {moment.step}"
+                session.write("alarm", step, name=key, value=value, threshold=limit, message=message)
+                text = f"{message}, epoch {step.epoch}, step {step.global_step}"
                 log.warning(text)
                 logger_adapters.alert(session.trainer, MEANINGS[kind], text)
 

@@ -30,7 +30,7 @@ from interpretable_training.callbacks.watching.options import (
     suggest_options,
 )
 from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.callbacks.watching.startup_report import Line, probe
 from interpretable_training.metrics.core.similarity import spearman
@@ -115,10 +115,10 @@ class ExplanationDrift(Watcher):
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
         return probe(session.trainer, context, self.methods, self.target, self.n)
 
-    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> Explained:
+    def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> Explained:
         return session.explain(context, self.methods, self.target, self.n)
 
-    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+    def values(self, parts: list[Any], step: ExplanationStep) -> dict[str, float]:
         if not parts:
             return {}
         explained = joined(parts).sorted_by_id()
@@ -138,7 +138,7 @@ class ExplanationDrift(Watcher):
             for ref, numbers in refs.items()
             for kind in numbers
         }
-        self.history.append({"epoch": moment.epoch, "step": moment.step, "values": values})
+        self.history.append({"epoch": step.epoch, "step": step.global_step, "values": values})
         self.numbers = rows
         return values
 
@@ -146,7 +146,7 @@ class ExplanationDrift(Watcher):
         """Return the references that have a map of this method."""
         return [ref for ref in REFERENCES if name in self.maps.get(ref, {})]
 
-    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], moment: Moment) -> None:
+    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], step: ExplanationStep) -> None:
         for name, refs in self.numbers.items():
             rows = [
                 {
@@ -155,7 +155,7 @@ class ExplanationDrift(Watcher):
                 }
                 for i, index in enumerate(self.ids)
             ]
-            session.write("drift", moment, method=name, rows=rows)
+            session.write("drift", step, method=name, rows=rows)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)

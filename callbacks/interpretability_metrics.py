@@ -30,7 +30,7 @@ from interpretable_training.callbacks.watching.options import (
     suggest_options,
 )
 from interpretable_training.callbacks.watching.saved_state import Saved
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.callbacks.watching.startup_report import PROBED, Line
 from interpretable_training.evaluation.cache import Part
@@ -134,7 +134,7 @@ class InterpretabilityMetrics(Watcher):
         failed = [("failed", str(why)) for why in measured.errors.values()]
         return [*failed, ("an explanation step", f"about {seconds:.2g} s for {n} images")]
 
-    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> "Measurements":
+    def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> "Measurements":
         return self._measure(session, context, self.budget.keep(self.n))
 
     def _measure(self, session: WatchSession, context: RunContext, n: int) -> "Measurements":
@@ -170,7 +170,7 @@ class InterpretabilityMetrics(Watcher):
         else:
             yield from session.explain_batches(context, self.methods, self.target, n)
 
-    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+    def values(self, parts: list[Any], step: ExplanationStep) -> dict[str, float]:
         values: dict[str, float] = {}
         for method in self.methods:
             for name, metric in self.metrics.items():
@@ -182,12 +182,12 @@ class InterpretabilityMetrics(Watcher):
                 invalid = int(rows.isnan().any(1).sum()) if numbers else 0
                 if invalid:
                     values[f"xai/{method}/{name}/invalid"] = float(invalid)
-        self._keep_best(values, moment)
+        self._keep_best(values, step)
         return values
 
-    def _keep_best(self, values: Mapping[str, float], moment: Moment) -> None:
+    def _keep_best(self, values: Mapping[str, float], step: ExplanationStep) -> None:
         """Keep the best of each number of a fit, for the summary."""
-        for method in self.methods if moment.stage == "fit" else ():
+        for method in self.methods if step.stage == "fit" else ():
             for name, metric in self.metrics.items():
                 key = f"xai/{method}/{name}"
                 better = max if metric.wants_high else min

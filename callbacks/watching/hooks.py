@@ -9,7 +9,7 @@ import lightning as L
 from interpretable_training.callbacks.watching.budget import BudgetController
 from interpretable_training.callbacks.watching.errors import ErrorPolicy, Failure
 from interpretable_training.callbacks.watching.options import WatchOptions
-from interpretable_training.callbacks.watching.schedule import Schedule, is_last_batch, this_moment
+from interpretable_training.callbacks.watching.schedule import Schedule, current_step, is_last_batch
 from interpretable_training.callbacks.watching.session import WatchSession, session_of
 
 
@@ -44,7 +44,7 @@ class WatchHooks(L.Callback):
         """Run what concerns this process alone; a failure is counted."""
         session = session_of(trainer)
         if isinstance(result := session.attempt(self.errors, work), Failure):
-            session.fail(self.errors, [result], this_moment(trainer))
+            session.fail(self.errors, [result], current_step(trainer))
 
     def _is_active(self, trainer: L.Trainer) -> bool:
         return trainer.state.fn in self.options.stages
@@ -150,14 +150,14 @@ class WatchHooks(L.Callback):
             return
         if self.schedule.epoch_lacks_step(trainer):  # where the loader does not know its last batch
             self._explain(trainer, pl_module)
-        session, moment = session_of(trainer), this_moment(trainer)
+        session, step = session_of(trainer), current_step(trainer)
         self.budget.end_epoch()
         change = self.budget.adjust(trainer, self.n)
         self.schedule.stretch = self.budget.stretch(self.n)
-        session.write_costs(self.errors.owner, self.budget, change, moment)
+        session.write_costs(self.errors.owner, self.budget, change, step)
         if self._all_arrived(trainer, "epoch end"):
             session.memo.clear()
-            session.end_epoch(self.budget.duration, moment)
+            session.end_epoch(self.budget.duration, step)
 
 
 def active_callbacks(trainer: L.Trainer) -> list[WatchHooks]:

@@ -12,7 +12,7 @@ from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.discovery import name_of
 from interpretable_training.callbacks.watching.explanations import Explained, statistics
 from interpretable_training.callbacks.watching.saved_state import Saved
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.report.journal import Journal, read_journal, shrink
 from interpretable_training.report.value_readers import list_of, mapping_of, read_number, read_text
@@ -33,14 +33,16 @@ class Gallery:
         self.tops: dict[str, float] = {}  # by method
         self.sent: set[str] = set()  # the stages whose original images were sent
 
-    def show(self, session: WatchSession, context: RunContext, groups: dict[str, Explained], moment: Moment) -> None:
-        """Draw the groups of a moment, and send them in one call."""
+    def show(
+        self, session: WatchSession, context: RunContext, groups: dict[str, Explained], step: ExplanationStep
+    ) -> None:
+        """Draw the groups of an explanation step, and send them in one call."""
         images: dict[str, tuple[list[Tensor], list[str]]] = {}
-        prefix, test = moment.prefix + "xai", moment.stage == "test"
+        prefix, test = step.prefix + "xai", step.stage == "test"
         shown: list[tuple[str, Explained, Tensor, dict[str, Tensor]]] = []
         for group, found in groups.items():
             pictures = context.colors.pictures(found.images)
-            if group == "panel" and moment.stage not in self.sent:
+            if group == "panel" and step.stage not in self.sent:
                 images[f"{prefix}/images"] = (list(as_bytes(pictures)), self.titles(found, context.class_names))
             rows = {"image": as_bytes(pictures)}
             for view, maps in found.maps.items():
@@ -49,7 +51,7 @@ class Gallery:
                     name = method if len(found.maps) == 1 else f"{method}/{view}"
                     rows[name.replace("/", " ")] = drawn
                     key = f"{prefix}/{name}" if group == "panel" else f"{prefix}/{group}/{name}"
-                    images[key] = (list(drawn), self.captions(found, view, S, context, moment))
+                    images[key] = (list(drawn), self.captions(found, view, S, context, step))
             shown.append((f"test-{group}" if test else group, found, pictures, rows))
         try:
             journal = None if session.run is None else session.run.journal
@@ -57,10 +59,10 @@ class Gallery:
                 if journal is None:
                     break
                 prefix = ("test-" if test else "") + (context.panel.prefix if part[0].endswith("panel") else "")
-                self.keep(journal, context.class_names, *part, moment, prefix)
+                self.keep(journal, context.class_names, *part, step, prefix)
         finally:  # also with a full disk
-            logger_adapters.log_images(session.trainer, images, moment.logged, moment.epoch)
-            self.sent.add(moment.stage)
+            logger_adapters.log_images(session.trainer, images, step.logged, step.epoch)
+            self.sent.add(step.stage)
 
     def keep(
         self,
@@ -70,20 +72,20 @@ class Gallery:
         found: Explained,
         pictures: Tensor,
         rows: dict[str, Tensor],
-        moment: Moment,
+        step: ExplanationStep,
         prefix: str = "",
     ) -> None:
         """Write pictures, maps and a sheet to the journal; the ids get the prefix."""
         for row, index in enumerate(found.ids):
             journal.save_image(f"{prefix}{index}", pictures[row], self.label(found, row))
-        journal.save_panel(f"{group}-{moment.name}", draw_sheet(rows, self.titles(found, class_names)))
+        journal.save_panel(f"{group}-{step.name}", draw_sheet(rows, self.titles(found, class_names)))
         for view, maps in found.maps.items():
             for method, S in maps.items():
                 small = shrink(on_picture(S, pictures))
-                file, scales = journal.save_maps(f"{group}-{moment.name}-{method}-{view}".lower(), small)
+                file, scales = journal.save_maps(f"{group}-{step.name}-{method}-{view}".lower(), small)
                 told = self.rows(found, view, S, scales, prefix)
-                facts: dict[str, Any] = {"epoch": moment.epoch, "step": moment.step, "stage": moment.stage}
-                facts |= {"group": group, "method": method, "view": view, "weights": moment.weights}
+                facts: dict[str, Any] = {"epoch": step.epoch, "step": step.global_step, "stage": step.stage}
+                facts |= {"group": group, "method": method, "view": view, "weights": step.weights}
                 facts |= {"file": file, "h": small.shape[1], "w": small.shape[2]}
                 journal.write("maps", **facts, rows=told)
 
@@ -128,7 +130,7 @@ class Gallery:
             titles.append(f"{name_of(class_names, pred)} {float(prob[i]):.2f}{wrong}")
         return titles
 
-    def captions(self, found: Explained, view: str, S: Tensor, context: RunContext, moment: Moment) -> list[str]:
+    def captions(self, found: Explained, view: str, S: Tensor, context: RunContext, step: ExplanationStep) -> list[str]:
         """What is to know of each overlay."""
         numbers, target = statistics(S), found.targets[view]
         prob, titles, captions = found.prob(target), self.titles(found, context.class_names), []
@@ -142,7 +144,7 @@ class Gallery:
             parts.append(" ".join(f"{name} {float(numbers[name][i]):.3g}" for name in ("max", "mass", "entropy")))
             parts += ["map is constant"] if numbers["degenerate"][i] else []
             parts += ["colors guessed"] if context.colors.guessed else []
-            parts += [f"{moment.weights} weights"] if moment.weights != "raw" else []
+            parts += [f"{step.weights} weights"] if step.weights != "raw" else []
             captions.append(" | ".join(parts))
         return captions
 

@@ -10,23 +10,23 @@ from interpretable_training.callbacks.watching._compat import averages_weights, 
 
 
 @dataclass(frozen=True)
-class Moment:
-    """One moment of a run, at which callbacks explain.
+class ExplanationStep:
+    """One time in a run at which callbacks explain.
 
-    >>> Moment("test", epoch=3, step=12, logged=12).prefix
+    >>> ExplanationStep("test", epoch=3, global_step=12, logged=12).prefix
     'test/'
 
     Attributes:
         stage: "fit", "validate" or "test".
         epoch: the trainer's current one.
-        step: optimizer steps so far.
+        global_step: optimizer steps so far.
         logged: the step under which Lightning logs now.
         weights: "raw", or "averaged" while a callback has put averaged weights into the model.
     """
 
     stage: str
     epoch: int
-    step: int
+    global_step: int
     logged: int
     weights: str = "raw"
 
@@ -34,7 +34,7 @@ class Moment:
     def name(self) -> str:
         """Part of the names of files."""
         start = "" if self.stage == "fit" else f"{self.stage}-"
-        return f"{start}epoch{self.epoch:04d}-step{self.step:07d}"
+        return f"{start}epoch{self.epoch:04d}-step{self.global_step:07d}"
 
     @property
     def prefix(self) -> str:
@@ -89,17 +89,17 @@ class Schedule:
         self.validated = True
         return explain
 
-    def record(self, moment: Moment, for_epoch: bool) -> None:
+    def record(self, step: ExplanationStep, for_epoch: bool) -> None:
         """Note an explanation step of a fit."""
-        if moment.stage == "fit":
-            self.last_step = moment.epoch, moment.step
-            self.last_epoch = moment.epoch if for_epoch else self.last_epoch
+        if step.stage == "fit":
+            self.last_step = step.epoch, step.global_step
+            self.last_epoch = step.epoch if for_epoch else self.last_epoch
 
 
-def this_moment(trainer: L.Trainer) -> Moment:
-    """Return the moment at which a hook runs."""
+def current_step(trainer: L.Trainer) -> ExplanationStep:
+    """Return the explanation step of the hook that runs."""
     averaged = trainer.validating and any(map(averages_weights, trainer.callbacks))  # type: ignore[attr-defined]
-    return Moment(
+    return ExplanationStep(
         str(trainer.state.fn.value if trainer.state.fn else "fit"),
         trainer.current_epoch,
         trainer.global_step,

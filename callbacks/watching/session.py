@@ -25,7 +25,7 @@ from interpretable_training.callbacks.watching.explanations import Explained, jo
 from interpretable_training.callbacks.watching.image_panel import Collector
 from interpretable_training.callbacks.watching.options import WatchOptions
 from interpretable_training.callbacks.watching.run_journal import RunJournal, run_folder
-from interpretable_training.callbacks.watching.schedule import Moment, this_moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep, current_step
 from interpretable_training.callbacks.watching.startup_report import Line, merge_lines, number_names
 
 
@@ -133,10 +133,10 @@ class WatchSession:
         self, context: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int
     ) -> Iterator[tuple[list[int], Picked, Explained]]:
         """Yield ids, batch and explanations of this process's images among the first `n` of the panel."""
-        moment = this_moment(self.trainer)
+        step = current_step(self.trainer)
         for number, (ids, picked) in enumerate(context.batches(self.trainer, n)):
             key = id(context.panel), id(context.network), weight_versions(context.network), number, len(ids)
-            yield ids, picked, explain_batch(context, ids, picked, methods, target, self.memo.batch(moment, key))
+            yield ids, picked, explain_batch(context, ids, picked, methods, target, self.memo.batch(step, key))
 
     def explain(self, context: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int) -> Explained:
         """Explain this process's images among the first `n` of the panel.
@@ -156,9 +156,9 @@ class WatchSession:
         """How many bytes the journal has written."""
         return 0 if self.run is None else self.run.journal.bytes_written
 
-    def write(self, kind: str, moment: Moment | None, **facts: Any) -> None:
+    def write(self, kind: str, step: ExplanationStep | None, **facts: Any) -> None:
         """Append a line to the journal."""
-        when = {} if moment is None else {"epoch": moment.epoch, "step": moment.step, "stage": moment.stage}
+        when = {} if step is None else {"epoch": step.epoch, "step": step.global_step, "stage": step.stage}
         if self.run is not None:
             self.run.write(kind, **when, **facts)
 
@@ -169,14 +169,14 @@ class WatchSession:
 
     def attempt(self, policy: ErrorPolicy, work: Callable[[], Any]) -> Any:
         """Return the result of `work`, or its Failure, which is not counted yet."""
-        moment = this_moment(self.trainer)
-        return policy.attempt(work, lambda kind, **facts: self.write(kind, moment, **facts))
+        step = current_step(self.trainer)
+        return policy.attempt(work, lambda kind, **facts: self.write(kind, step, **facts))
 
-    def fail(self, policy: ErrorPolicy, failures: Sequence[Failure], moment: Moment) -> None:
+    def fail(self, policy: ErrorPolicy, failures: Sequence[Failure], step: ExplanationStep) -> None:
         """Count failures, write them to the journal, and raise the first where that is the policy."""
-        policy.handle(failures, lambda kind, **facts: self.write(kind, moment, **facts))
+        policy.handle(failures, lambda kind, **facts: self.write(kind, step, **facts))
 
-    def log(self, label: str, values: Mapping[str, float], moment: Moment, on_step: bool) -> None:
+    def log(self, label: str, values: Mapping[str, float], step: ExplanationStep, on_step: bool) -> None:
         """Log numbers, equal on all ranks, as Lightning's own, so that other callbacks see them."""
         options: dict[str, Any] = {"batch_size": 1, "sync_dist": self.trainer.world_size > 1}
         options |= {"on_step": on_step, "on_epoch": not on_step, "logger": not on_step, "add_dataloader_idx": False}
@@ -185,12 +185,12 @@ class WatchSession:
                 self.trainer.lightning_module.log(name, value, **options)
         self.logged |= set(values)
         if values:
-            self.write("values", moment, callback=label, values=values)
+            self.write("values", step, callback=label, values=values)
 
-    def send(self, values: Mapping[str, float], moment: Moment) -> None:
+    def send(self, values: Mapping[str, float], step: ExplanationStep) -> None:
         """Send numbers of a step to the loggers; Lightning would leave out some (`log_every_n_steps`)."""
         for logger in self.trainer.loggers:
-            logger.log_metrics({**values, "epoch": moment.epoch}, step=moment.logged)
+            logger.log_metrics({**values, "epoch": step.epoch}, step=step.logged)
 
     # What is written once for all callbacks
 
@@ -209,16 +209,16 @@ class WatchSession:
             rank_zero_info("\n".join(["What the watching callbacks found:", *rows]))
         logger_adapters.log_facts(self.trainer, settings)
 
-    def write_costs(self, label: str, budget: BudgetController, change: str, moment: Moment) -> None:
+    def write_costs(self, label: str, budget: BudgetController, change: str, step: ExplanationStep) -> None:
         """Write what a callback cost in an epoch, and what it leaves out from now on."""
         if change:
             rank_zero_info(f"{label}: {change}")
-            self.write("dropped", moment, callback=label, what=change)
+            self.write("dropped", step, callback=label, what=change)
         cost = {"xai/seconds": budget.seconds, "xai/share_of_epoch": budget.share, "xai/megabytes": budget.bytes / 1e6}
-        self.write("values", moment, callback=label, values=cost)
+        self.write("values", step, callback=label, values=cost)
         self.seconds += budget.seconds
 
-    def end_epoch(self, duration: float, moment: Moment) -> None:
+    def end_epoch(self, duration: float, step: ExplanationStep) -> None:
         """Log the costs of all callbacks, and write the project's own numbers to the journal."""
         trainer = self.trainer
         total = {"xai/seconds": self.seconds, "xai/share_of_epoch": self.seconds / duration}
@@ -231,7 +231,7 @@ class WatchSession:
             if not name.startswith("xai/") and value.numel() == 1 and (fresh or "val" not in name)
         }
         if numbers:
-            self.write("training", moment, values=numbers)
+            self.write("training", step, values=numbers)
 
 
 SESSIONS: weakref.WeakKeyDictionary[L.Trainer, WatchSession] = weakref.WeakKeyDictionary()

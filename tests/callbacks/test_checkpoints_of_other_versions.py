@@ -28,7 +28,7 @@ CHECKPOINTS = 12  # each with a corruption in each of the callbacks
 def everyone():
     methods, options = GradCAM(), {"on_error": "raise"}
     return [
-        ExplanationLogger(methods, max_images=3, worst=2, scale="run", **options),
+        ExplanationLogger(methods, max_images=3, hardest=2, scale="run", **options),
         InterpretabilityMetrics(methods, metrics=AverageDrop(), max_images=4, **options),
         ExplanationDrift(methods, max_images=3, monitor="val/loss", mode="min", **options),
         ExplanationAlarms(methods, max_images=3, border=0.3, drift=1e-6, **options),

@@ -158,7 +158,7 @@ def test_a_missing_caption_is_an_error():
 
 
 def test_keys_are_fit_for_files_and_do_not_meet():
-    for key in ("xai/gradcam", "xai/worst/score_cam", "xai/images", "grad cam-2.0"):
+    for key in ("xai/gradcam", "xai/hardest/score_cam", "xai/images", "grad cam-2.0"):
         assert safe_key(key) == key
     odd = [
         "a:b",

@@ -57,7 +57,7 @@ class Drawing(Dataset):
 
 def watching():
     return [
-        ExplanationLogger(max_images=4, worst=2, **EVERYWHERE),
+        ExplanationLogger(max_images=4, hardest=2, **EVERYWHERE),
         InterpretabilityMetrics(max_images=4, **EVERYWHERE),
         ExplanationDrift(max_images=4, **EVERYWHERE),
     ]

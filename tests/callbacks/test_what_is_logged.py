@@ -110,11 +110,11 @@ def test_maps_that_stay_the_same_do_not_drift(tmp_path):
 
 def test_a_process_that_fails_once_takes_no_reference_away():
     watcher = ExplanationDrift(max_images=4)
-    moment = SimpleNamespace(epoch=0, step=0)
+    step = SimpleNamespace(epoch=0, global_step=0)
     whole, half = look_of([0, 1, 2, 3]), look_of([0, 2])
-    watcher.values([whole], moment)
-    assert watcher.values([half], moment) == {}
-    assert watcher.values([whole], moment)["xai/gradcam/similarity_first"] == pytest.approx(1)
+    watcher.values([whole], step)
+    assert watcher.values([half], step) == {}
+    assert watcher.values([whole], step)["xai/gradcam/similarity_first"] == pytest.approx(1)
 
 
 def look_of(ids):

@@ -1,11 +1,11 @@
-"""Alarms for maps that lie where they should not.
+"""Alarms for maps with mass where it should not be.
 
     alike   = mean over pairs of images of pearson(S, S')                     (1)
     outside = share of the map's mass outside of the object's mask or boxes   (2)
     border  = share of the map's mass in the outer tenth of the image         (3)
     drift   = mean over images of the share of mass that moved since the previous maps, see ExplanationDrift (4)
 
-S, S': maps of two images. Mass: the positive values of a map. A map without any is left out.
+S, S': maps of two images. Mass: the positive values of a map. A map without mass is left out.
 """
 
 import logging
@@ -19,12 +19,12 @@ from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.attribution.core.prepared_model import Output
-from interpretable_training.callbacks.explanation_drift import compare, small_maps
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
+from interpretable_training.callbacks.watching.map_changes import compare_maps, small_maps
 from interpretable_training.callbacks.watching.options import (
     Images,
     OnError,
@@ -49,10 +49,10 @@ MEANINGS = {
 
 
 class ExplanationAlarms(Watcher):
-    """Logs `xai/<method>/alarm/<kind>` and warns when a value is above its threshold; a kind without one is off.
+    """Log `xai/<method>/alarm/<kind>` and warn when a value is above its threshold; a kind without one is off.
 
-    An alarm is a warning, a line in the report and, where the logger has them, an alert; given when the value rises
-    above the threshold, not again while it stays there.
+    An alarm is a warning, a line in the report and, where the logger has them, an alert. It is given when the value
+    rises above the threshold, and not again while the value stays above it.
 
     >>> ExplanationAlarms(alike=0.9, border=0.5).thresholds
     {'alike': 0.9, 'border': 0.5}
@@ -137,7 +137,7 @@ class ExplanationAlarms(Watcher):
             if "drift" in self.thresholds:
                 previous = self.previous.get(name)
                 same = previous is not None and previous.shape == now[name].shape
-                shift = compare(now[name], previous)["shift"].nanmean() if same else 0.0  # type: ignore[arg-type]
+                shift = compare_maps(now[name], previous)["shift"].nanmean() if same else 0.0  # type: ignore[arg-type]
                 values[f"xai/{name}/alarm/drift"] = float(shift)
         self.previous, self.latest = now, values
         return values

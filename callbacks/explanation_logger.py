@@ -32,7 +32,7 @@ from interpretable_training.callbacks.watching.startup_report import Line, probe
 
 
 class ExplanationLogger(Watcher):
-    """Sends maps of a fixed panel of images to the loggers, and keeps them on disk for the report.
+    """Send maps of a fixed panel of images to the loggers, and write them to disk for the report.
 
     >>> ExplanationLogger(GradCAM("layer4"), max_images=8, target="both").settings()["hardest"]
     4

@@ -50,7 +50,7 @@ def default_metrics() -> list[ImageMetric]:
 
 
 class InterpretabilityMetrics(Watcher):
-    """Logs `xai/<method>/<metric>`, the means over a fixed set of images; with the stage first in test and validate.
+    """Log `xai/<method>/<metric>`, the means over a fixed set of images; with the stage first in test and validate.
 
     `ModelCheckpoint(monitor="xai/gradcam/average_gain")`, `EarlyStopping`, schedulers and sweeps see them in the same
     validation, wherever the callback stands in the list.
@@ -209,7 +209,7 @@ class InterpretabilityMetrics(Watcher):
 
 @dataclass
 class Measurements:
-    """The numbers of a process's images, and why single methods have none."""
+    """Numbers of the images of one process, and the failures of single methods."""
 
     parts: list[Part] = field(default_factory=list)
     errors: dict[str, Failure] = field(default_factory=dict)
@@ -219,13 +219,13 @@ class Measurements:
         parts: list[Part] = []
 
         def measure(rows: slice) -> None:
-            few, check, found = picked.rows(rows), not self.parts and not parts, None
+            few, check, shared = picked.rows(rows), not self.parts and not parts, None
             if explained is not None:
                 classes, maps = explained.targets[run.target], explained.maps[run.target]
-                found = classes[rows], {name: S[rows] for name, S in maps.items()}
+                shared = classes[rows], {name: S[rows] for name, S in maps.items()}
             annotations = annotations_of(few.rest)
             number = len(self.parts)
-            parts.append(run.measure(number, ids[rows], few.images, few.target, check, annotations, found))
+            parts.append(run.measure(number, ids[rows], few.images, few.target, check, annotations, shared))
 
         in_chunks(measure, len(ids), len(ids), picked.images)
         self.parts += parts

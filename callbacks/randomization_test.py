@@ -21,7 +21,7 @@ from interpretable_training.metrics.sanity.parameter_randomization import Parame
 
 
 class RandomizationTest(Watcher):
-    """Compares maps with those of the network with random layers; a method with the same maps fails.
+    """Compare maps with those of the network with random layers; a method with the same maps fails.
 
     Runs once, at the end of fit, on the images of rank zero; the network is not written. Call `run` for any other time.
 

@@ -39,7 +39,7 @@ from interpretable_training.report.value_readers import mapping_of, optional, re
 
 
 class Watcher(WatchHooks):
-    """Explains the model from time to time and changes nothing in it.
+    """Explain the model from time to time and change nothing in it.
 
     A subclass implements `compute`, and `values` or `draw`.
 
@@ -126,16 +126,16 @@ class Watcher(WatchHooks):
         return []
 
     def start(self, session: WatchSession, context: RunContext) -> None:
-        """Send what is sent once, at the start."""
+        """Send passports and other facts once, at the start."""
 
     @property
     def label(self) -> str:
-        """The callback's name in records."""
+        """Return the callback's name in records."""
         return type(self).__name__
 
     @property
     def state_key(self) -> str:
-        """Different for callbacks whose settings differ."""
+        """Return a key that differs between callbacks with different settings."""
         options = self.options
         images = options.images if isinstance(options.images, (str, list, tuple)) else type(options.images).__name__
         named = {"images": images, "n": self.n, "stages": tuple(options.stages), "network": options.network}

@@ -14,7 +14,7 @@ from interpretable_training.callbacks.watching.session import WatchSession, sess
 
 
 class WatchHooks(L.Callback):
-    """Calls `_begin` at the start of a stage, `_explain` for each explanation step and `finish` at the end of fit."""
+    """Call `_begin` at the start of a stage, `_explain` for each explanation step and `finish` at the end of fit."""
 
     options: WatchOptions
     n: int  # images
@@ -38,10 +38,10 @@ class WatchHooks(L.Callback):
         raise NotImplementedError
 
     def finish(self, session: WatchSession) -> None:
-        """Send what is sent once, at the end; on rank zero."""
+        """Send tables and summaries once, at the end; on rank zero."""
 
     def _guard(self, trainer: L.Trainer, work: Callable[[], Any]) -> None:
-        """Run what concerns this process alone; a failure is counted."""
+        """Run work of this process alone; a failure is counted."""
         session = session_of(trainer)
         if isinstance(result := session.attempt(self.errors, work), Failure):
             session.fail(self.errors, [result], current_step(trainer))
@@ -50,7 +50,7 @@ class WatchHooks(L.Callback):
         return trainer.state.fn in self.options.stages
 
     def _all_arrived(self, trainer: L.Trainer, event: str) -> bool:
-        """Whether this is the last of the active callbacks to come to an event."""
+        """Whether this is the last of the active callbacks to reach an event."""
         return self._is_active(trainer) and session_of(trainer).arrive(event, self, active_callbacks(trainer))
 
     def _leave_hook(self, trainer: L.Trainer) -> None:

@@ -1,4 +1,4 @@
-"""The session that all watching callbacks of a Trainer share: what was found, the explanations, the journal, the logs.
+"""The session that all watching callbacks of a Trainer share: run contexts, explanations, journal and logs.
 
 A callback calls the session, never the other way round. Callbacks whose panel options are equal share a run context,
 and in each explanation step the session computes the maps of a method on a batch once.
@@ -31,7 +31,7 @@ from interpretable_training.callbacks.watching.startup_report import Line, merge
 
 @dataclass(frozen=True)
 class StartEntry:
-    """What a callback adds to the start-up report."""
+    """Part of a callback in the start-up report."""
 
     label: str
     settings: dict[str, Any]
@@ -40,7 +40,7 @@ class StartEntry:
 
 
 class WatchSession:
-    """The shared state of the watching callbacks of one Trainer, which it refers to weakly."""
+    """Shared state of the watching callbacks of one Trainer, which it refers to weakly."""
 
     def __init__(self, trainer: L.Trainer) -> None:
         self._trainer = weakref.ref(trainer)
@@ -49,7 +49,7 @@ class WatchSession:
 
     @property
     def trainer(self) -> L.Trainer:
-        """The Trainer."""
+        """Return the Trainer."""
         trainer = self._trainer()
         assert trainer is not None, "a session lives as long as its Trainer"
         return trainer
@@ -57,7 +57,7 @@ class WatchSession:
     # A stage
 
     def reset(self) -> None:
-        """Drop what belongs to the stage before."""
+        """Drop the state of the previous stage."""
         self.is_open = False
         self.contexts: dict[Hashable, RunContext] = {}
         self.collectors: dict[int, Collector] = {}  # by the identity of the options
@@ -89,7 +89,7 @@ class WatchSession:
             self.run.claim_page()
 
     def arrive(self, event: str, callback: L.Callback, active: Sequence[L.Callback]) -> bool:
-        """Note that a callback has come to an event; whether all active callbacks have."""
+        """Store that a callback has reached an event, and return whether all active callbacks have."""
         arrived = self.arrived.setdefault(event, set())
         arrived.add(id(callback))
         complete = all(id(other) in arrived for other in active)
@@ -122,7 +122,7 @@ class WatchSession:
         return context
 
     def _key(self, options: WatchOptions) -> Hashable:
-        """Return what callbacks that share a context have in common; images of a stream are a callback's own."""
+        """Return the key of the shared context; a callback that reads a stream does not share it."""
         return id(options) if id(options) in self.collectors else (self.trainer.state.fn, options.panel_key)
 
     def needs_batches(self, options: WatchOptions) -> bool:
@@ -153,7 +153,7 @@ class WatchSession:
 
     @property
     def bytes_written(self) -> int:
-        """How many bytes the journal has written."""
+        """Return the number of bytes that the journal has written."""
         return 0 if self.run is None else self.run.journal.bytes_written
 
     def write(self, kind: str, step: ExplanationStep | None, **facts: Any) -> None:
@@ -177,7 +177,7 @@ class WatchSession:
         policy.handle(failures, lambda kind, **facts: self.write(kind, step, **facts))
 
     def log(self, label: str, values: Mapping[str, float], step: ExplanationStep, on_step: bool) -> None:
-        """Log numbers, equal on all ranks, as Lightning's own, so that other callbacks see them."""
+        """Log numbers, equal on all ranks, with Lightning's `log`, so that other callbacks can monitor them."""
         options: dict[str, Any] = {"batch_size": 1, "sync_dist": self.trainer.world_size > 1}
         options |= {"on_step": on_step, "on_epoch": not on_step, "logger": not on_step, "add_dataloader_idx": False}
         for name, value in values.items():
@@ -195,7 +195,7 @@ class WatchSession:
     # What is written once for all callbacks
 
     def write_start_report(self) -> None:
-        """Write and print what the callbacks found, and send their settings to the loggers."""
+        """Write and print the start-up report, and send the settings of the callbacks to the loggers."""
         entries, self.entries = self.entries, []
         names = number_names([entry.label for entry in entries])
         settings = {name: entry.settings for name, entry in zip(names, entries)}
@@ -206,11 +206,11 @@ class WatchSession:
         if lines:
             width = max(len(name) for name, _ in lines)
             rows = [f"  {name:<{width}}  {text}" for name, text in lines]
-            rank_zero_info("\n".join(["What the watching callbacks found:", *rows]))
+            rank_zero_info("\n".join(["Start-up report of the watching callbacks:", *rows]))
         logger_adapters.log_facts(self.trainer, settings)
 
     def write_costs(self, label: str, budget: BudgetController, change: str, step: ExplanationStep) -> None:
-        """Write what a callback cost in an epoch, and what it leaves out from now on."""
+        """Write the cost of a callback in an epoch, and the change of its budget level."""
         if change:
             rank_zero_info(f"{label}: {change}")
             self.write("dropped", step, callback=label, what=change)
@@ -219,7 +219,7 @@ class WatchSession:
         self.seconds += budget.seconds
 
     def end_epoch(self, duration: float, step: ExplanationStep) -> None:
-        """Log the costs of all callbacks, and write the project's own numbers to the journal."""
+        """Log the costs of all callbacks, and write the numbers of the project to the journal."""
         trainer = self.trainer
         total = {"xai/seconds": self.seconds, "xai/share_of_epoch": self.seconds / duration}
         self.seconds = 0.0
@@ -238,7 +238,7 @@ SESSIONS: weakref.WeakKeyDictionary[L.Trainer, WatchSession] = weakref.WeakKeyDi
 
 
 def session_of(trainer: L.Trainer) -> WatchSession:
-    """Return the session of a Trainer; it begins when it is first asked for."""
+    """Return the session of a Trainer, a new one at the first call."""
     if trainer not in SESSIONS:
         SESSIONS[trainer] = WatchSession(trainer)
     return SESSIONS[trainer]

@@ -92,7 +92,7 @@ def test_a_method_that_works_later_is_compared_from_then_on(tmp_path, faulty):
     assert [line.get("xai/faulty/similarity_first") for line in lines] == [None, 1, 1]
 
 
-def test_maps_that_are_not_numbers_are_shown_as_such_and_counted(tmp_path, faulty):
+def test_maps_that_are_not_numbers_are_marked_and_counted(tmp_path, faulty):
     method, becomes = faulty
     becomes(lambda images: torch.nan)
     fit(tmp_path, everyone([GradCAM(), method]))

@@ -86,7 +86,7 @@ PROGRAM = """
 
 
 @pytest.mark.slow
-def test_a_termination_in_an_explanation_stops_where_lightning_stops(tmp_path):
+def test_a_termination_in_a_step_stops_where_lightning_stops(tmp_path):
     program = textwrap.dedent(PROGRAM.format(tests=os.path.dirname(os.path.dirname(__file__))))
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr  # of Lightning's SIGTERMException

@@ -121,7 +121,7 @@ def test_other_ranks_send_nothing(known):
     assert logger.told == []
 
 
-def test_a_failing_logger_keeps_nothing_from_the_next_and_is_named(known):
+def test_a_failing_logger_is_named_and_the_next_gets_everything(known):
     good, trainer = Memory(), trainer_of(Full(), Full())
     trainer.loggers.insert(1, good)
     with pytest.raises(

@@ -128,7 +128,7 @@ def test_each_callback_changes_nothing(tmp_path, name, case):
         (None, everyone),
     ],
 )
-def test_nothing_changes_in_a_training_that_goes_on_from_a_checkpoint(tmp_path, writers, every_n_train_steps):
+def test_nothing_changes_in_a_training_resumed_from_a_checkpoint(tmp_path, writers, every_n_train_steps):
     keeper = ModelCheckpoint(tmp_path, every_n_train_steps=every_n_train_steps)
     make = trainers(tmp_path, lambda: keeper, enable_checkpointing=True, max_epochs=1)
     make(writers()).fit(Small(), *loaders())

@@ -42,7 +42,7 @@ def test_hardest_images_have_the_largest_losses_of_the_validation(tmp_path):
     assert len(lines) == len(logger.pictures) == 3
 
 
-def test_all_pictures_of_a_look_are_sent_at_once_and_the_originals_only_the_first_time(tmp_path):
+def test_pictures_of_a_step_are_sent_at_once_and_originals_once(tmp_path):
     logger = Memory()
     methods = [GradCAM(), LayerCAM()]
     fit(tmp_path, [ExplanationLogger(methods, max_images=3, hardest=2, on_error="raise")], logger=logger)
@@ -109,7 +109,7 @@ def spends(thrift, seconds, epochs=1, n=16):
     return told
 
 
-def test_a_budget_halves_the_images_then_the_looks_and_gives_them_back():
+def test_budget_halves_images_then_steps_and_restores_them():
     thrift = BudgetController(Budget(share=0.1))
     assert spends(thrift, 0.2, 4) == [(True, 8, 1), (True, 4, 1), (True, 4, 2), (True, 4, 4)]
     assert spends(thrift, 0.05) == [(False, 4, 4)]  # within the budget

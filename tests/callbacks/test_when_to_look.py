@@ -89,7 +89,7 @@ def test_looks(tmp_path, case):
     assert [step + 1 for step in logger.steps(KEY)] == [step for _, step in expected]
 
 
-def test_nothing_happens_at_the_sanity_check_but_the_table_after_it(tmp_path):
+def test_sanity_check_explains_nothing_and_the_table_follows_it(tmp_path):
     seen = []
 
     class Sees(L.Callback):
@@ -140,7 +140,7 @@ def test_stages_that_were_not_asked_for_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("last", ["fit", "test"])
-def test_what_there_is_one_of_is_done_whichever_callback_is_the_last(tmp_path, last):
+def test_shared_work_is_done_whichever_callback_is_last(tmp_path, last):
     """The table, the costs and the report, though the last callback does not look in this stage."""
     other = "fit" if last == "test" else "test"
     callbacks = [panel(stages=(other,), on_error="raise"), ExplanationDrift(max_images=2, stages=(last,))]

@@ -17,7 +17,7 @@ def panel_of(tmp_path, images="panel", val=None, n=6, **options):
     return context_of(trainer, watcher).panel
 
 
-def test_the_panel_holds_as_many_of_each_class_and_is_the_same_in_each_run(tmp_path):
+def test_panel_is_balanced_and_the_same_in_each_run(tmp_path):
     labels = torch.tensor([0] * 20 + [1] * 7 + [2] * 3)
     data = TensorDataset(pictures(30, 1).tensors[0], labels)
     panels = [

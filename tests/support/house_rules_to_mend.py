@@ -15,18 +15,10 @@ PRIVATE_USES_TO_MEND = {  # files that use private names of other libraries
 }
 
 TEST_IMPORTS_TO_MEND = {  # test modules that import another test module
-    "tests/callbacks/test_guided_gradient_regularization.py",
 }
 
 LONG_NAMES_TO_MEND = {  # test modules with names of more than 65 characters
     "tests/attribution/test_engine.py",
     "tests/attribution/test_engine_models.py",
-    "tests/callbacks/test_alarms.py",
-    "tests/callbacks/test_foreign_projects.py",
-    "tests/callbacks/test_observer_state.py",
-    "tests/callbacks/test_randomization_callback.py",
-    "tests/callbacks/test_training_curves.py",
-    "tests/callbacks/test_what_is_shown.py",
-    "tests/callbacks/test_which_images.py",
     "tests/data/test_loaders.py",
 }

@@ -7,7 +7,7 @@ import lightning as L
 
 
 class Objective(L.Callback):
-    """Logs the weighted sum of logged values after each validation.
+    """Log the weighted sum of logged values after each validation.
 
     Accuracy and faithfulness together: `Objective({"val/accuracy": 1, "xai/gradcam/average_gain": 0.01})`.
 

@@ -8,7 +8,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from support.house_rules_to_mend import LONG_NAMES_TO_MEND
 
 try:
     import tomllib
@@ -203,7 +202,7 @@ def test_test_names_have_at_most_65_characters():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
-    assert {(path, name) for path, name in names if len(name) > 65 and path not in LONG_NAMES_TO_MEND} == set()
+    assert {(path, name) for path, name in names if len(name) > 65} == set()
 
 
 def private_uses(path):

@@ -31,7 +31,7 @@ from interpretable_training.visual.colors import Colors, find_colors
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a callback explains, and how its pictures are drawn and named.
+    """Network, panel, class names and colors of a run.
 
     Attributes:
         network_name: name of the network in the LightningModule, "" for the LightningModule itself.

@@ -17,7 +17,7 @@ from interpretable_training.attribution.core.base import name_methods
 from interpretable_training.callbacks.watching.explanation_memo import explain_images
 from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
 from interpretable_training.callbacks.watching.image_logging import Gallery, as_bytes
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.data.pictures import BROKEN
 from interpretable_training.files import save_picture
 from interpretable_training.mistakes import MistakeError, closest, require_writable
@@ -110,7 +110,7 @@ def write_page(subject: Subject, gallery: Gallery, explained: Explained, files: 
     names = [file.name for file in files]
     ids = names if len({*names}) == len(names) else [str(file) for file in files]
     by_name = replace(explained, ids=[ids[i] for i in explained.ids])
-    gallery.keep(journal, subject.class_names, "panel", by_name, pictures, rows, Moment("explain", 0, 0, 0))
+    gallery.keep(journal, subject.class_names, "panel", by_name, pictures, rows, ExplanationStep("explain", 0, 0, 0))
     page = write_report(journal.folder, folder / "index.html", run=journal.run)
     sys.stdout.write(f"Overlays, sheet.png and the page: {page}\n")
     return page

@@ -162,7 +162,7 @@ def test_extremal_refuses_wrong_options(wrong, network, images):
 
 def test_extremal_refuses_an_area_that_is_no_sequence():
     with pytest.raises(
-        TypeError, match="expected areas of ExtremalPerturbation as a sequence of a finite number, got 0.1"
+        TypeError, match=r"expected areas of ExtremalPerturbation as a sequence of a finite number, got 0.1"
     ):
         Small(areas=0.1)
 

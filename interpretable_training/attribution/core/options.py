@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .ranges import check_ranges
 
-PER_CHANNEL = ("mean", "std", "shift")  # may be tensors where sequences are allowed
+ARRAYS = ("mean", "std", "shift", "draws")  # may be tensors and arrays where sequences are allowed
 LARGEST = {int: 2**63, float: 1e30}
 
 
@@ -37,8 +38,8 @@ def _check_options(
     check_ranges(owner, numbers, optional)
     for name, value in given.items():
         hint = hints.get(name, Any)
-        listed = isinstance(value, Tensor) and Tensor not in _parts(hint) and name not in PER_CHANNEL
-        if fits(value, hint) and not listed:
+        is_array = isinstance(value, (Tensor, np.ndarray)) and Tensor not in _parts(hint) and name not in ARRAYS
+        if fits(value, hint) and not is_array:
             continue
         choices = [choice for part in _literals(hint) for choice in get_args(part)]
         several = isinstance(value, (list, tuple)) and not any(get_origin(part) is Literal for part in _parts(hint))
@@ -93,10 +94,10 @@ def _fits(value: Any, part: Any) -> bool:
         number = isinstance(value, kind) and not isinstance(value, bool)
         return number and math.isfinite(value) and abs(value) < LARGEST[int if isinstance(value, int) else part]
     if origin in (list, tuple, Sequence):
-        if isinstance(value, Tensor):
-            value = value.tolist() if value.ndim == 1 and not value.is_meta else None
-        listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-        return listed and all(fits(v, inside[0] if inside else Any) for v in value)
+        if isinstance(value, (Tensor, np.ndarray)):
+            value = value.tolist() if value.ndim == 1 and not getattr(value, "is_meta", False) else None
+        is_sequence = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        return is_sequence and all(fits(v, inside[0] if inside else Any) for v in value)
     if origin is not None:
         part = origin
     if part is Callable:
@@ -124,7 +125,7 @@ def _kinds(hint: Any, choices: Sequence[Any] = ()) -> list[str]:
         if origin is Literal:
             kinds.append(f"one of {tuple(choices)}" if choices else "choice")
         elif origin in (list, tuple, Sequence):
-            kinds.append(f"several of {' or '.join(_kinds(get_args(part)[0]))}" if get_args(part) else "several values")
+            kinds.append(f"a sequence of {' or '.join(_kinds(get_args(part)[0]))}" if get_args(part) else "a sequence")
         else:
             kinds.append(words.get(part, getattr(origin or part, "__name__", str(part))))
     return kinds

@@ -46,7 +46,9 @@ def _check_options(
         if choices and (isinstance(value, str) or several or set(_kinds(hint)) <= {"choice", "nothing"}):
             raise ValueError(f"expected {owner}.{name} to be one of {tuple(choices)}, got {value!r:.100}.")
         kinds = " or ".join(dict.fromkeys(_kinds(hint, choices)))
-        raise TypeError(f"expected {name} of {owner} as {kinds}, got {value!r:.100}.")
+        tensors = isinstance(value, (list, tuple, np.ndarray)) and Tensor in _parts(hint)
+        advice = "; pass one tensor, as torch.stack makes." if tensors else "."
+        raise TypeError(f"expected {name} of {owner} as {kinds}, got {value!r:.100}{advice}")
 
 
 def check_fields(instance: Any) -> None:

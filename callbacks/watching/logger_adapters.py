@@ -27,7 +27,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from torch import Tensor
 
 from interpretable_training.callbacks.watching._compat import key_prefix, logged_step
-from interpretable_training.text_tables import csv_text
+from interpretable_training.files import csv_text
 
 Pictures = Sequence[np.ndarray | Tensor]
 Checked = Mapping[str, Sequence[tuple[np.ndarray, str]]]  # by key that is fit for file names: picture, caption

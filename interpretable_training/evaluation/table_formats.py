@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Callable
 
-from interpretable_training.text_tables import WIDTH, aligned, csv_text
+from interpretable_training.files import WIDTH, aligned, csv_text
 
 from .table_data import Cell, TableData
 

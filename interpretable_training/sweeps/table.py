@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from interpretable_training.text_tables import csv_text
+from interpretable_training.files import csv_text
 
 from .file import Sweep
 from .parameters import Choice, Interval

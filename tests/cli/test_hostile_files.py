@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 
 from interpretable_training.cli import main
+from interpretable_training.files import csv_text
 from interpretable_training.models import TinyCNN
 from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
 from interpretable_training.modules.class_paths import check_configuration, check_hyper_parameters
-from interpretable_training.text_tables import csv_text
 
 CONFIG = Path(__file__).parents[2] / "configs" / "baseline.yaml"
 DATA = [f"--data.{key}={value}" for key, value in {"image_size": 16, "n_train": 6, "n_val": 6, "n_test": 6}.items()]

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from interpretable_training.attribution.core.map_operations import one_of
-from interpretable_training.text_tables import WIDTH, aligned
+from interpretable_training.files import WIDTH, aligned
 
 from ..core.inputs import shape_of
 from ..core.similarity import WINDOW, cell_and_block, hog_similarity, spearman, ssim

@@ -1,11 +1,11 @@
-"""Alarms for maps that lie where they should not.
+"""Alarms for maps with mass where it should not be.
 
     alike   = mean over pairs of images of pearson(S, S')                     (1)
     outside = share of the map's mass outside of the object's mask or boxes   (2)
     border  = share of the map's mass in the outer tenth of the image         (3)
     drift   = mean over images of the share of mass that moved since the previous maps, see ExplanationDrift (4)
 
-S, S': maps of two images. Mass: the positive values of a map. A map without any is left out.
+S, S': maps of two images. Mass: the positive values of a map. A map without mass is left out.
 """
 
 import logging
@@ -19,12 +19,12 @@ from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.attribution.core.prepared_model import Output
-from interpretable_training.callbacks.explanation_drift import compare, small_maps
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
+from interpretable_training.callbacks.watching.map_changes import compare_maps, small_maps
 from interpretable_training.callbacks.watching.options import (
     Images,
     OnError,
@@ -33,7 +33,7 @@ from interpretable_training.callbacks.watching.options import (
     suggest_options,
 )
 from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.callbacks.watching.startup_report import Line
 from interpretable_training.report.value_readers import list_of, mapping_of, read_text
@@ -49,10 +49,10 @@ MEANINGS = {
 
 
 class ExplanationAlarms(Watcher):
-    """Logs `xai/<method>/alarm/<kind>` and warns when a value is above its threshold; a kind without one is off.
+    """Log `xai/<method>/alarm/<kind>` and warn when a value is above its threshold; a kind without one is off.
 
-    An alarm is a warning, a line in the report and, where the logger has them, an alert; given when the value rises
-    above the threshold, not again while it stays there.
+    An alarm is a warning, a line in the report and, where the logger has them, an alert. It is given when the value
+    rises above the threshold, and not again while the value stays above it.
 
     >>> ExplanationAlarms(alike=0.9, border=0.5).thresholds
     {'alike': 0.9, 'border': 0.5}
@@ -114,10 +114,10 @@ class ExplanationAlarms(Watcher):
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
         return [("alarms", ", ".join(f"{kind} > {limit:g}" for kind, limit in self.thresholds.items()))]
 
-    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> Explained:
+    def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> Explained:
         return session.explain(context, self.methods, self.target, self.budget.keep(self.n))
 
-    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+    def values(self, parts: list[Any], step: ExplanationStep) -> dict[str, float]:
         if not parts:
             return {}
         explained = joined(parts).sorted_by_id()
@@ -137,12 +137,12 @@ class ExplanationAlarms(Watcher):
             if "drift" in self.thresholds:
                 previous = self.previous.get(name)
                 same = previous is not None and previous.shape == now[name].shape
-                shift = compare(now[name], previous)["shift"].nanmean() if same else 0.0  # type: ignore[arg-type]
+                shift = compare_maps(now[name], previous)["shift"].nanmean() if same else 0.0  # type: ignore[arg-type]
                 values[f"xai/{name}/alarm/drift"] = float(shift)
         self.previous, self.latest = now, values
         return values
 
-    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], moment: Moment) -> None:
+    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], step: ExplanationStep) -> None:
         for key, value in self.latest.items():
             method, _, kind = key.removeprefix("xai/").rsplit("/", 2)
             limit = self.thresholds[kind]
@@ -151,8 +151,8 @@ class ExplanationAlarms(Watcher):
             elif key not in self.above:
                 self.above.add(key)
                 message = f"{method}: {MEANINGS[kind]} ({kind} {value:.2f}, threshold {limit:g})"
-                session.write("alarm", moment, name=key, value=value, threshold=limit, message=message)
-                text = f"{message}, epoch {moment.epoch}, step {moment.step}"
+                session.write("alarm", step, name=key, value=value, threshold=limit, message=message)
+                text = f"{message}, epoch {step.epoch}, step {step.global_step}"
                 log.warning(text)
                 logger_adapters.alert(session.trainer, MEANINGS[kind], text)
 
@@ -161,7 +161,8 @@ class ExplanationAlarms(Watcher):
 
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
-        self.above = set(saved.read("above", list_of(read_text), []))
+        above: list[str] = saved.read("above", list_of(read_text), [])
+        self.above = set(above)
         self.previous = saved.read("previous", mapping_of(map_stack), {})
 
 

@@ -22,6 +22,7 @@ from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
+from interpretable_training.callbacks.watching.map_changes import Maps, compare_maps, small_maps
 from interpretable_training.callbacks.watching.options import (
     Images,
     OnError,
@@ -30,11 +31,9 @@ from interpretable_training.callbacks.watching.options import (
     suggest_options,
 )
 from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.callbacks.watching.startup_report import Line, probe
-from interpretable_training.metrics.core.similarity import spearman
-from interpretable_training.report.journal import shrink
 from interpretable_training.report.value_readers import (
     list_of,
     mapping_of,
@@ -46,11 +45,10 @@ from interpretable_training.report.value_readers import (
 from interpretable_training.visual.drift_curves import draw_drift
 
 REFERENCES = ("previous", "first", "best")
-Maps = dict[str, Tensor]  # method -> small maps (n, h, w)
 
 
 class ExplanationDrift(Watcher):
-    """Logs `xai/<method>/similarity_<reference>` and `xai/<method>/shift_<reference>`, means over a panel of images.
+    """Log `xai/<method>/similarity_<reference>` and `xai/<method>/shift_<reference>`, means over a panel of images.
 
     References are the `previous` explanation step, the `first` one and the one with the `best` monitored value so far.
     The first maps are compared with themselves.
@@ -115,10 +113,10 @@ class ExplanationDrift(Watcher):
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
         return probe(session.trainer, context, self.methods, self.target, self.n)
 
-    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> Explained:
+    def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> Explained:
         return session.explain(context, self.methods, self.target, self.n)
 
-    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+    def values(self, parts: list[Any], step: ExplanationStep) -> dict[str, float]:
         if not parts:
             return {}
         explained = joined(parts).sorted_by_id()
@@ -130,7 +128,9 @@ class ExplanationDrift(Watcher):
             self.maps, self.ids = {}, explained.ids  # other images: nothing to compare with
         for reference in ("first", "previous"):
             self.maps[reference] = now | self.maps.get(reference, {})
-        rows = {name: {ref: compare(S, self.maps[ref][name]) for ref in self._known(name)} for name, S in now.items()}
+        rows = {
+            name: {ref: compare_maps(S, self.maps[ref][name]) for ref in self._known(name)} for name, S in now.items()
+        }
         self.maps["previous"] = self.maps["previous"] | now
         values = {
             f"xai/{name}/{kind}_{ref}": float(numbers[kind].nanmean())
@@ -138,7 +138,7 @@ class ExplanationDrift(Watcher):
             for ref, numbers in refs.items()
             for kind in numbers
         }
-        self.history.append({"epoch": moment.epoch, "step": moment.step, "values": values})
+        self.history.append({"epoch": step.epoch, "step": step.global_step, "values": values})
         self.numbers = rows
         return values
 
@@ -146,7 +146,7 @@ class ExplanationDrift(Watcher):
         """Return the references that have a map of this method."""
         return [ref for ref in REFERENCES if name in self.maps.get(ref, {})]
 
-    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], moment: Moment) -> None:
+    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], step: ExplanationStep) -> None:
         for name, refs in self.numbers.items():
             rows = [
                 {
@@ -155,7 +155,7 @@ class ExplanationDrift(Watcher):
                 }
                 for i, index in enumerate(self.ids)
             ]
-            session.write("drift", moment, method=name, rows=rows)
+            session.write("drift", step, method=name, rows=rows)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -208,18 +208,3 @@ def history_entry(value: Any) -> dict[str, Any]:
         **{key: read_count(value[key]) for key in ("epoch", "step")},
         "values": mapping_of(read_number)(value["values"]),
     }
-
-
-def small_maps(explained: Explained) -> Maps:
-    """Return the maps of the only view, as small as the journal keeps them, on a scale that half precision can hold."""
-    maps: Maps = next(iter(explained.maps.values()), {})
-    shrunk = {name: shrink(S if S.ndim == 3 else S.flatten(1)[:, None]) for name, S in maps.items()}  # signals, volumes
-    scaled = {name: S / S.flatten(1).abs().amax(1).clamp(min=1e-30)[:, None, None] for name, S in shrunk.items()}
-    return {name: S.half().float() for name, S in scaled.items()}  # what a checkpoint holds, exactly
-
-
-def compare(now: Tensor, then: Tensor) -> dict[str, Tensor]:
-    """Return (1) and (2) of maps (n, h, w), NaN where one is constant or has no mass."""
-    p, q = (S.abs().flatten(1).double() for S in (now, then))
-    p, q = (m / m.sum(1, keepdim=True) for m in (p, q))  # NaN where there is no mass
-    return {"similarity": spearman(now, then), "shift": (p - q).abs().sum(1) / 2}  # (1), (2)

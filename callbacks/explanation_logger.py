@@ -26,15 +26,15 @@ from interpretable_training.callbacks.watching.options import (
     suggest_options,
 )
 from interpretable_training.callbacks.watching.saved_state import Saved
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession, session_of
 from interpretable_training.callbacks.watching.startup_report import Line, probe
 
 
 class ExplanationLogger(Watcher):
-    """Sends maps of a fixed panel of images to the loggers, and keeps them on disk for the report.
+    """Send maps of a fixed panel of images to the loggers, and write them to disk for the report.
 
-    >>> ExplanationLogger(GradCAM("layer4"), max_images=8, target="both").settings()["worst"]
+    >>> ExplanationLogger(GradCAM("layer4"), max_images=8, target="both").settings()["hardest"]
     4
 
     `Watcher` describes the options from `every_n_epochs` on.
@@ -44,7 +44,7 @@ class ExplanationLogger(Watcher):
         max_images: how many images.
         images: which images; see `Watcher`.
         target: the class that is explained: "pred", "label", "both", "least", "topk:K" or a number.
-        worst: of how many images more, those with the largest loss in the validation, maps are shown.
+        hardest: number of further images with maps: those with the highest loss of the validation.
         scale: the colors of a map cover its own values ("image"), or the largest of the "run" so far, which shows how
             strong maps are compared with those of other images and epochs.
         table: whether a table of all maps' numbers is sent at the end.
@@ -57,7 +57,7 @@ class ExplanationLogger(Watcher):
         max_images: int = 16,
         images: Images = "panel",
         target: str | int = "pred",
-        worst: int = 4,
+        hardest: int = 4,
         scale: Literal["image", "run"] = "image",
         table: bool = True,
         every_n_epochs: int | None = 1,
@@ -76,18 +76,18 @@ class ExplanationLogger(Watcher):
     ) -> None:
         super().__init__(**common_options(locals()))
         one_of("scale", scale, "image", "run")
-        if worst < 0:
-            raise ValueError(f"expected worst of at least 0, got {worst}.")
+        if hardest < 0:
+            raise ValueError(f"expected hardest of at least 0, got {hardest}.")
         check_target(target)
         self.methods = name_methods(GradCAM() if methods is None else methods)
         self.target, self.table = target, table
-        self.hardest = HardestImages(worst, self.options)
+        self.hardest = HardestImages(hardest, self.options)
         self.warned = False  # that there are no hardest images
         self.gallery = Gallery(self.methods, scale)
 
     def settings(self) -> dict[str, Any]:
         methods = {name: repr(method) for name, method in self.methods.items()}
-        settings = {"methods": methods, "target": self.target, "worst": self.hardest.k, "scale": self.gallery.scale}
+        settings = {"methods": methods, "target": self.target, "hardest": self.hardest.k, "scale": self.gallery.scale}
         return {**settings, **super().settings()}
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
@@ -99,11 +99,16 @@ class ExplanationLogger(Watcher):
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._listen(trainer)
+
+    def on_test_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._listen(trainer)
+
+    def _listen(self, trainer: L.Trainer) -> None:
+        """Read the logits of the next batch."""
         context = session_of(trainer).found_context(self.options)
         if context is not None and not trainer.sanity_checking:
             self.hardest.listen(context.network)
-
-    on_test_batch_start = on_validation_batch_start
 
     def after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
         self._guard(trainer, lambda: self.hardest.take(trainer, batch))
@@ -113,12 +118,12 @@ class ExplanationLogger(Watcher):
         self.hardest.stop()
         super().on_exception(trainer, pl_module, exception)
 
-    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> dict[str, Explained]:
+    def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> dict[str, Explained]:
         groups = {"panel": session.explain(context, self.methods, self.target, self.budget.keep(self.n))}
         if self.hardest.unavailable and not self.warned:
             self.warned = True
             rank_zero_warn(
-                f"ExplanationLogger shows no worst images: {context.network_name or 'the network'} is not called by "
+                f"ExplanationLogger shows no hardest images: {context.network_name or 'the network'} is not called by "
                 "the step, or is compiled as a part of it; pass network= with the part that is called."
             )
         trainer = session.trainer
@@ -127,16 +132,16 @@ class ExplanationLogger(Watcher):
             images, label = (torch.stack([getattr(image, name) for image in hardest]) for name in ("image", "label"))
             images = images.to(trainer.lightning_module.device)
             options = context.options.output, context.multilabel, [image.id for image in hardest]
-            groups["worst"] = explain_images(self.methods, context.network, images, label, self.target, *options)
+            groups["hardest"] = explain_images(self.methods, context.network, images, label, self.target, *options)
         self.hardest.images = []
         return groups
 
-    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], moment: Moment) -> None:
+    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], step: ExplanationStep) -> None:
         groups = {"panel": joined([part["panel"] for part in parts]).sorted_by_id()}
-        hardest = [part["worst"] for part in parts if "worst" in part]
+        hardest = [part["hardest"] for part in parts if "hardest" in part]
         if hardest:
-            groups["worst"] = joined(hardest).largest_losses(self.hardest.k)
-        self.gallery.show(session, context, groups, moment)
+            groups["hardest"] = joined(hardest).largest_losses(self.hardest.k)
+        self.gallery.show(session, context, groups, step)
 
     def finish(self, session: WatchSession) -> None:
         if self.table:

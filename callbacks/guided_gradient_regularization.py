@@ -1,4 +1,4 @@
-"""Guided-gradient regularization for a LightningModule that knows nothing of it.
+"""Guided-gradient regularization for any LightningModule.
 
 The hook is `on_before_backward`: Lightning hands over the loss that `training_step` returned, just before it is
 differentiated, and the regularizer is added to it in place. Before that, `on_train_batch_start` prepares the step:
@@ -29,11 +29,14 @@ CRITERIA = ("criterion", "loss", "loss_fn", "loss_function")
 
 
 class GuidedGradientRegularization(L.Callback):
-    """Adds a guided-gradient regularizer to the loss of any LightningModule with automatic optimization.
+    """Add a guided-gradient regularizer to the loss of any LightningModule with automatic optimization.
 
     L_C is whatever `training_step` returns as its loss. With a `fraction` below 1 the part of the batch runs once more
     and needs a criterion and a target of its own. Logged, of the steps that are regularized: `train/regularization`,
     `train/similarity`, `train/gradient_norm` and `train/guided_gradient_norm`.
+
+    >>> GuidedGradientRegularization(GuidedGradientRegularizer(weight=0.01), network="encoder").network
+    'encoder'
 
     Args:
         regularizer: What is added. Layers (`at`) are named as in the LightningModule: "network.layer3".
@@ -99,10 +102,10 @@ class GuidedGradientRegularization(L.Callback):
             self.reported = True
 
     def compare_part(self, step: "Step", pl_module: L.LightningModule, scale: float) -> Parts:
-        """The parts of the loss of a fraction of the batch."""
+        """Return the parts of the loss of a fraction of the batch."""
         assert step.images is not None and step.network is not None  # noqa: PT018  one fact
         named = [getattr(pl_module, name, None) for name in CRITERIA]
-        criterion = self.criterion or next((found for found in named if callable(found)), None)
+        criterion = self.criterion or next((candidate for candidate in named if callable(candidate)), None)
         if criterion is None:
             raise ValueError(
                 f"expected a criterion for a fraction of the batch, found none of {CRITERIA} in "
@@ -123,7 +126,7 @@ class GuidedGradientRegularization(L.Callback):
 
 
 class Step:
-    """What is known of the training step that is under way."""
+    """State of the training step that is running: weight, batch, images, network."""
 
     def __init__(self, weight: float = 0.0, batch: Any = None) -> None:
         self.weight, self.batch, self.stack = weight, batch, ExitStack()
@@ -142,12 +145,12 @@ class Step:
             self.stack.callback(handle.remove)
 
     def take(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Remember the images, and give the network a copy whose gradient can be taken."""
-        found = [*enumerate(args), *kwargs.items()]
-        key = next((k for k, v in found if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 2), None)
+        """Store the images, and give the network a copy whose gradient can be taken."""
+        arguments = [*enumerate(args), *kwargs.items()]
+        key = next((k for k, v in arguments if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 2), None)
         if self.images is not None or key is None:
             return None
-        values = dict(found)
+        values = dict(arguments)
         self.images, self.network = values[key], network
         if self.run is None:
             return None

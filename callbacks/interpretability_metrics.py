@@ -30,7 +30,7 @@ from interpretable_training.callbacks.watching.options import (
     suggest_options,
 )
 from interpretable_training.callbacks.watching.saved_state import Saved
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.callbacks.watching.startup_report import PROBED, Line
 from interpretable_training.evaluation.cache import Part
@@ -50,7 +50,7 @@ def default_metrics() -> list[ImageMetric]:
 
 
 class InterpretabilityMetrics(Watcher):
-    """Logs `xai/<method>/<metric>`, the means over a fixed set of images; with the stage first in test and validate.
+    """Log `xai/<method>/<metric>`, the means over a fixed set of images; with the stage first in test and validate.
 
     `ModelCheckpoint(monitor="xai/gradcam/average_gain")`, `EarlyStopping`, schedulers and sweeps see them in the same
     validation, wherever the callback stands in the list.
@@ -134,7 +134,7 @@ class InterpretabilityMetrics(Watcher):
         failed = [("failed", str(why)) for why in measured.errors.values()]
         return [*failed, ("an explanation step", f"about {seconds:.2g} s for {n} images")]
 
-    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> "Measurements":
+    def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> "Measurements":
         return self._measure(session, context, self.budget.keep(self.n))
 
     def _measure(self, session: WatchSession, context: RunContext, n: int) -> "Measurements":
@@ -170,7 +170,7 @@ class InterpretabilityMetrics(Watcher):
         else:
             yield from session.explain_batches(context, self.methods, self.target, n)
 
-    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+    def values(self, parts: list[Any], step: ExplanationStep) -> dict[str, float]:
         values: dict[str, float] = {}
         for method in self.methods:
             for name, metric in self.metrics.items():
@@ -182,12 +182,12 @@ class InterpretabilityMetrics(Watcher):
                 invalid = int(rows.isnan().any(1).sum()) if numbers else 0
                 if invalid:
                     values[f"xai/{method}/{name}/invalid"] = float(invalid)
-        self._keep_best(values, moment)
+        self._keep_best(values, step)
         return values
 
-    def _keep_best(self, values: Mapping[str, float], moment: Moment) -> None:
+    def _keep_best(self, values: Mapping[str, float], step: ExplanationStep) -> None:
         """Keep the best of each number of a fit, for the summary."""
-        for method in self.methods if moment.stage == "fit" else ():
+        for method in self.methods if step.stage == "fit" else ():
             for name, metric in self.metrics.items():
                 key = f"xai/{method}/{name}"
                 better = max if metric.wants_high else min
@@ -203,12 +203,13 @@ class InterpretabilityMetrics(Watcher):
     def restore(self, saved: Saved) -> None:
         super().restore(saved)
         self.best = saved.read("best", mapping_of(read_number), {})
-        self.described = set(saved.read("described", list_of(read_text), []))
+        described: list[str] = saved.read("described", list_of(read_text), [])
+        self.described = set(described)
 
 
 @dataclass
 class Measurements:
-    """The numbers of a process's images, and why single methods have none."""
+    """Numbers of the images of one process, and the failures of single methods."""
 
     parts: list[Part] = field(default_factory=list)
     errors: dict[str, Failure] = field(default_factory=dict)
@@ -218,13 +219,13 @@ class Measurements:
         parts: list[Part] = []
 
         def measure(rows: slice) -> None:
-            few, check, found = picked.rows(rows), not self.parts and not parts, None
+            few, check, shared = picked.rows(rows), not self.parts and not parts, None
             if explained is not None:
                 classes, maps = explained.targets[run.target], explained.maps[run.target]
-                found = classes[rows], {name: S[rows] for name, S in maps.items()}
+                shared = classes[rows], {name: S[rows] for name, S in maps.items()}
             annotations = annotations_of(few.rest)
             number = len(self.parts)
-            parts.append(run.measure(number, ids[rows], few.images, few.target, check, annotations, found))
+            parts.append(run.measure(number, ids[rows], few.images, few.target, check, annotations, shared))
 
         in_chunks(measure, len(ids), len(ids), picked.images)
         self.parts += parts

@@ -1,4 +1,4 @@
-"""One number of several, for what can look at one only: checkpoints, early stopping, sweeps."""
+"""One number made of several logged values, for checkpoints, early stopping and sweeps, which monitor one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,15 @@ import lightning as L
 
 
 class Objective(L.Callback):
-    """Logs the weighted sum of logged values after each validation.
+    """Log the weighted sum of logged values after each validation.
 
     Accuracy and faithfulness together: `Objective({"val/accuracy": 1, "xai/gradcam/average_gain": 0.01})`.
 
+    >>> Objective({"val/accuracy": 1, "val/loss": -0.5}).name
+    'val/objective'
+
     Args:
-        weights: name of a logged value -> its weight; negative for what shall be small.
+        weights: name of a logged value -> its weight; negative for values that should be small.
         name: of the sum.
     """
 

@@ -14,14 +14,14 @@ from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.options import Images, OnError, common_options, suggest_options
-from interpretable_training.callbacks.watching.schedule import Moment, this_moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep, current_step
 from interpretable_training.callbacks.watching.session import WatchSession, session_of
 from interpretable_training.metrics.sanity.checks import Check, SanityTable
 from interpretable_training.metrics.sanity.parameter_randomization import ParameterRandomization
 
 
 class RandomizationTest(Watcher):
-    """Compares maps with those of the network with random layers; a method with the same maps fails.
+    """Compare maps with those of the network with random layers; a method with the same maps fails.
 
     Runs once, at the end of fit, on the images of rank zero; the network is not written. Call `run` for any other time.
 
@@ -62,7 +62,7 @@ class RandomizationTest(Watcher):
         methods = {name: repr(method) for name, method in self.methods.items()}
         return {"methods": methods, "max_images": self.n, "test": repr(self.test)}
 
-    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> None:
+    def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> None:
         return None
 
     def finish(self, session: WatchSession) -> None:
@@ -77,7 +77,7 @@ class RandomizationTest(Watcher):
         images = torch.cat([picked.images for _, picked in context.batches(trainer)])
         checks = self.test(context.network, self.methods, images, output=context.options.output)
         rows = [{"method": c.method, "similarity": c.similarity, "passed": c.passed, "rule": c.rule} for c in checks]
-        session.write("randomization", this_moment(trainer), rows=rows)
+        session.write("randomization", current_step(trainer), rows=rows)
         values = {f"xai/{c.method}/randomization_{kind}": v for c in checks for kind, v in c.similarity.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=logger_adapters.logged_step(trainer))

@@ -1,4 +1,4 @@
-"""Loss and accuracy of every epoch as one picture beside the log."""
+"""Draw loss and accuracy of every epoch in one picture next to the log."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,18 @@ from interpretable_training.visual import draw_curves
 
 
 class TrainingCurves(L.Callback):
-    """Writes `curves.png` into the logger's folder when training ends, also when it is interrupted or resumed."""
+    """Write `curves.png` into the logger's folder when training ends, also when it is interrupted or resumed.
+
+    >>> TrainingCurves().state_dict()
+    {'epochs': {}}
+    """
 
     def __init__(self) -> None:
-        self.epochs: dict[int, dict[str, float]] = {}  # what was logged in each of them
+        self.epochs: dict[int, dict[str, float]] = {}  # epoch -> logged values
         self.folder: Path | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Asked here, because all ranks have to ask and after an exception some of them are gone.
+        # All ranks have to call `run_folder`; after an exception some of them are gone.
         self.folder = run_folder(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -31,7 +35,7 @@ class TrainingCurves(L.Callback):
         self.collect(trainer, "train/")
 
     def collect(self, trainer: L.Trainer, prefix: str) -> None:
-        """Remember what was just logged; each split in its own hook, so that no old value is taken twice."""
+        """Store the values just logged; each split in a separate hook, so that no old value is stored twice."""
         logged = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
         self.epochs.setdefault(trainer.current_epoch, {}).update(logged)
 

@@ -1,1 +1,1 @@
-"""The machinery of watching callbacks."""
+"""Base, session and schedule of the watching callbacks."""

@@ -49,5 +49,5 @@ def weight_versions(network: nn.Module) -> tuple[int, ...]:
 
 
 def tree_leaves(tree: Any) -> list[Any]:
-    """Return the values in nested containers, registered ones too; torch has no public name for it."""
+    """Return the values in nested containers, also in registered ones; torch has no public name for it."""
     return _tree_leaves(tree)

@@ -28,10 +28,10 @@ from interpretable_training.callbacks.watching.options import (
 from interpretable_training.callbacks.watching.run_journal import RunJournal, read_address
 from interpretable_training.callbacks.watching.saved_state import Saved, epoch_and_step
 from interpretable_training.callbacks.watching.schedule import (
-    Moment,
+    ExplanationStep,
     Schedule,
+    current_step,
     gather,
-    this_moment,
 )
 from interpretable_training.callbacks.watching.session import StartEntry, WatchSession, session_of
 from interpretable_training.callbacks.watching.startup_report import Line, context_lines
@@ -39,7 +39,7 @@ from interpretable_training.report.value_readers import mapping_of, optional, re
 
 
 class Watcher(WatchHooks):
-    """Explains the model from time to time and changes nothing in it.
+    """Explain the model from time to time and change nothing in it.
 
     A subclass implements `compute`, and `values` or `draw`.
 
@@ -101,21 +101,24 @@ class Watcher(WatchHooks):
 
     # What subclasses implement
 
-    def compute(self, session: WatchSession, context: RunContext, moment: Moment) -> Any:
+    def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> Any:
         """Return what this process computes of its images. No exchange with other processes."""
         raise NotImplementedError(f"expected {type(self).__name__} to implement compute.")
 
-    def values(self, parts: list[Any], moment: Moment) -> dict[str, float]:
+    def values(self, parts: list[Any], step: ExplanationStep) -> dict[str, float]:
         """Return numbers to be logged, the same in every process; NaN where all parts are missing."""
         return {}
 
-    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], moment: Moment) -> None:
+    def draw(self, session: WatchSession, context: RunContext, parts: list[Any], step: ExplanationStep) -> None:
         """Write pictures and records; on rank zero."""
 
     def settings(self) -> dict[str, Any]:
         """Return the options that the journal and the loggers get."""
-        return {name: getattr(self.options, name) for name in ("every_n_epochs", "every_n_steps")} | {
-            "max_images": self.n
+        options = self.options
+        return {
+            "max_images": self.n,
+            "every_n_epochs": options.every_n_epochs,
+            "every_n_steps": options.every_n_steps,
         }
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
@@ -123,16 +126,16 @@ class Watcher(WatchHooks):
         return []
 
     def start(self, session: WatchSession, context: RunContext) -> None:
-        """Send what is sent once, at the start."""
+        """Send passports and other facts once, at the start."""
 
     @property
     def label(self) -> str:
-        """The callback's name in records."""
+        """Return the callback's name in records."""
         return type(self).__name__
 
     @property
     def state_key(self) -> str:
-        """Different for callbacks whose settings differ."""
+        """Return a key that differs between callbacks with different settings."""
         options = self.options
         images = options.images if isinstance(options.images, (str, list, tuple)) else type(options.images).__name__
         named = {"images": images, "n": self.n, "stages": tuple(options.stages), "network": options.network}
@@ -148,7 +151,7 @@ class Watcher(WatchHooks):
             return
         if trainer.state.fn == "fit" and not trainer.global_step:
             self.load_state_dict(self.initial_state)  # nothing remains of an earlier training
-        session, moment = session_of(trainer), this_moment(trainer)
+        session, step = session_of(trainer), current_step(trainer)
         if not session.is_open:
             warn_of_conflicts(trainer, active_callbacks(trainer))
             peers = [callback for callback in trainer.callbacks if isinstance(callback, Watcher)]  # type: ignore[attr-defined]
@@ -157,7 +160,7 @@ class Watcher(WatchHooks):
         self.journal, self.address = session.run, None
         context = session.attempt(self.errors, lambda: session.context(self.options, pl_module))
         failures = [part for part in gather(trainer, context if isinstance(context, Failure) else None) if part]
-        session.fail(self.errors, failures, moment)
+        session.fail(self.errors, failures, step)
         self._add_to_start_report(session, None if isinstance(context, Failure) else context)
         if self._all_arrived(trainer, "start"):
             self._guard(trainer, session.write_start_report)
@@ -178,12 +181,12 @@ class Watcher(WatchHooks):
         self, trainer: L.Trainer, pl_module: L.LightningModule, for_epoch: bool = True, on_step: bool = False
     ) -> None:
         """Compute, exchange, log, draw."""
-        session, moment = session_of(trainer), this_moment(trainer)
-        if moment.stage == "fit" and (moment.epoch, moment.step) == self.schedule.last_step:
+        session, step = session_of(trainer), current_step(trainer)
+        if step.stage == "fit" and (step.epoch, step.global_step) == self.schedule.last_step:
             return  # explained before the checkpoint was written from which the training resumed
         start, size = time.perf_counter(), session.bytes_written
-        parts = gather(trainer, session.attempt(self.errors, lambda: self._part(session, pl_module, moment)))
-        self.schedule.record(moment, for_epoch)
+        parts = gather(trainer, session.attempt(self.errors, lambda: self._part(session, pl_module, step)))
+        self.schedule.record(step, for_epoch)
         context = session.found_context(self.options)
         if context is not None and not self._reported:
             self._add_to_start_report(session, context)
@@ -191,28 +194,28 @@ class Watcher(WatchHooks):
         failures = [part for part in parts if isinstance(part, Failure)]
         good = [part for part in parts if part is not None and not isinstance(part, Failure)]
         of_methods = [failure for part in good for failure in method_failures(part)]
-        session.fail(self.errors, failures + of_methods, moment)
+        session.fail(self.errors, failures + of_methods, step)
         if good or failures:
-            self._log(session, good, moment, on_step)
+            self._log(session, good, step, on_step)
         if good and trainer.is_global_zero:
             assert context is not None  # rank zero has the first image
-            self._guard(trainer, lambda: self.draw(session, context, good, moment))
+            self._guard(trainer, lambda: self.draw(session, context, good, step))
         self.budget.spend(time.perf_counter() - start, session.bytes_written - size)
 
-    def _part(self, session: WatchSession, pl_module: L.LightningModule, moment: Moment) -> Any:
+    def _part(self, session: WatchSession, pl_module: L.LightningModule, step: ExplanationStep) -> Any:
         context = session.context(self.options, pl_module)
-        return None if context is None else self.compute(session, context, moment)
+        return None if context is None else self.compute(session, context, step)
 
-    def _log(self, session: WatchSession, parts: list[Any], moment: Moment, on_step: bool) -> None:
+    def _log(self, session: WatchSession, parts: list[Any], step: ExplanationStep, on_step: bool) -> None:
         values: dict[str, float] = {}
         try:
-            values = self.values(parts, moment)  # the same in all processes
+            values = self.values(parts, step)  # the same in all processes
         except Exception as error:
-            session.fail(self.errors, [Failure(error)], moment)
-        values = {moment.prefix + name: value for name, value in values.items()}
-        session.log(self.errors.owner, values, moment, on_step)
+            session.fail(self.errors, [Failure(error)], step)
+        values = {step.prefix + name: value for name, value in values.items()}
+        session.log(self.errors.owner, values, step, on_step)
         if values and on_step:
-            self._guard(session.trainer, lambda: session.send(values, moment))
+            self._guard(session.trainer, lambda: session.send(values, step))
 
     # The state in a checkpoint
 
@@ -229,7 +232,8 @@ class Watcher(WatchHooks):
         """Take over the state of a checkpoint."""
         self.schedule.last_step = saved.read("last_step", optional(epoch_and_step), None)
         self.schedule.last_epoch = saved.read("last_epoch", optional(read_count), None)
-        self.errors.reasons = Counter(saved.read("reasons", mapping_of(read_count), {}))
+        reasons: dict[str, int] = saved.read("reasons", mapping_of(read_count), {})
+        self.errors.reasons = Counter(reasons)
         self.budget.restore(saved.part("budget"))
         self.schedule.stretch = self.budget.stretch(self.n)
         self.address = saved.read("journal", optional(read_address), None)

@@ -18,7 +18,7 @@ SLACK = 3  # a level is taken back when the cost is this many times below the bu
 
 @dataclass(frozen=True)
 class Budget:
-    """The highest cost of a callback in an epoch.
+    """Highest cost of a callback in an epoch.
 
     >>> Budget(share=0.05, megabytes=20)
     Budget(share=0.05, megabytes=20)
@@ -41,7 +41,7 @@ class Budget:
 
 
 class BudgetController:
-    """Counts seconds and bytes of an epoch, and sets how many images a callback explains and how often.
+    """Count seconds and bytes of an epoch, and set how many images a callback explains and how often.
 
     Each level halves the number of images; below the fewest each level doubles the time between explanation steps
     instead.
@@ -67,7 +67,7 @@ class BudgetController:
 
     @property
     def share(self) -> float:
-        """Share of the last epoch's time."""
+        """Return the share of the last epoch's time."""
         return self.seconds / self.duration
 
     def keep(self, n: int) -> int:

@@ -30,7 +30,7 @@ def warn_of_conflicts(trainer: L.Trainer, active: Sequence[WatchHooks]) -> None:
 
 
 def logged_names(callback: WatchHooks) -> set[str]:
-    """Return the names under which a callback logs: its methods, with its metrics where it has some."""
+    """Return the names under which a callback logs: its methods, with its metrics where it has them."""
     settings = callback.settings()
     methods, metrics = settings.get("methods", []), settings.get("metrics")
     return {f"{method}/{metric}" for method in methods for metric in metrics} if metrics else set(methods)

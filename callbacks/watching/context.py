@@ -31,7 +31,7 @@ from interpretable_training.visual.colors import Colors, find_colors
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a callback explains, and how its pictures are drawn and named.
+    """Network, panel, class names and colors of a run.
 
     Attributes:
         network_name: name of the network in the LightningModule, "" for the LightningModule itself.
@@ -91,12 +91,12 @@ def find_panel(trainer: L.Trainer, options: WatchOptions) -> Panel | None:
         return None
     if isinstance(images, (str, Dataset, DataLoader)):
         return choose_panel(loader, options, rank, world, "own-" if given else "")
-    wrong = [i for i in images if not 0 <= i < len(loader.dataset)]  # type: ignore[union-attr]
+    wrong = [i for i in images if not 0 <= i < len(loader.dataset)]
     if wrong:
         raise ValueError(
             f"expected images as indices below {len(loader.dataset)}, the size of the data set, got {wrong}."
         )
-    return read_panel(loader, list(images)[rank::world], "given indices", options.seed)  # type: ignore[arg-type]
+    return read_panel(loader, list(images)[rank::world], "given indices", options.seed)
 
 
 def panel_of_batches(trainer: L.Trainer, batches: list[Any], options: WatchOptions, source: str) -> Panel:

@@ -1,4 +1,4 @@
-"""What a watching callback looks at: the network inside a LightningModule, and the names of its classes."""
+"""Discovery of the network inside a LightningModule, and of the names of its classes."""
 
 import difflib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ USUAL = ("network", "model", "net", "backbone", "classifier", "module", "encoder
 def find_network(
     pl_module: L.LightningModule, images: Tensor, name: str | None = None, output: Output = None
 ) -> tuple[str, nn.Module]:
-    """Name and module of the network that is explained; the name of the LightningModule itself is "".
+    """Return name and module of the network that is explained; the name of the LightningModule itself is "".
 
     Without a name it is the part that returns the same logits as the LightningModule, whose `forward` may do no more
     than call it, else the LightningModule. One without a `forward` of its own is explained by its only part that
@@ -47,7 +47,7 @@ def find_network(
 
 
 def named_network(pl_module: L.LightningModule, name: str) -> nn.Module:
-    """A part of the LightningModule; "" is itself."""
+    """Return a part of the LightningModule by its name; "" is the LightningModule itself."""
     try:
         return pl_module.get_submodule(name)
     except AttributeError as error:
@@ -59,7 +59,7 @@ def named_network(pl_module: L.LightningModule, name: str) -> nn.Module:
 
 
 def candidate_parts(pl_module: nn.Module) -> dict[str, nn.Module]:
-    """Parts that could be the network: those with parameters, usual names first."""
+    """Return the parts that could be the network: those with parameters, usual names first."""
     parts = {
         name: part
         for name, part in pl_module.named_children()
@@ -68,28 +68,28 @@ def candidate_parts(pl_module: nn.Module) -> dict[str, nn.Module]:
     return {name: parts[name] for name in sorted(parts, key=lambda n: USUAL.index(n) if n in USUAL else len(USUAL))}
 
 
-def equals(found: Tensor | None, whole: Tensor) -> bool:
-    """Whether a part returned what the whole does."""
-    return found is not None and found.shape == whole.shape and torch.equal(found, whole)
+def equals(logits: Tensor | None, whole: Tensor) -> bool:
+    """Whether a part returned the same logits as the whole."""
+    return logits is not None and logits.shape == whole.shape and torch.equal(logits, whole)
 
 
 def logits_of(module: nn.Module, images: Tensor, output: Output) -> Tensor | None:
-    """The logits that a module returns for images, if it does."""
+    """Return the logits of a module for images, None where it returns no logits."""
     try:
-        found = module(images.clone())
-        logits = pick_logits(found, output_of(found, output))
-    except Exception:  # whatever a module that is no classifier of images makes of them
+        returned = module(images.clone())
+        logits = pick_logits(returned, output_of(returned, output))
+    except Exception:  # a module that is no classifier of images may raise anything
         return None
     return logits if len(logits) == len(images) and logits.is_floating_point() else None
 
 
 def output_of(returned: Any, output: Output) -> Output:
-    """`output`, without a key that belongs to what the LightningModule returns around the network's tensor."""
+    """Return `output`, or None for a key of what the LightningModule returns around the network's tensor."""
     return None if isinstance(returned, Tensor) and not callable(output) else output
 
 
 def output_for(network: nn.Module, images: Tensor, output: Output) -> Output:
-    """`output_of` what the network returns for a few images."""
+    """Return `output_of` for the values that the network returns for a few images."""
     if output is None or callable(output):
         return output
     with prepare_model(network) as prepared, torch.no_grad():
@@ -97,7 +97,7 @@ def output_for(network: nn.Module, images: Tensor, output: Output) -> Output:
 
 
 def find_class_names(given: Sequence[str] | None, *holders: Any) -> tuple[list[str] | None, str]:
-    """Names of the classes and where they are from: given, or of the first holder that has some."""
+    """Return the names of the classes and their source: given, or the first holder that has them."""
     if given is not None:
         return [str(name) for name in given], "given"
     for holder in holders:
@@ -113,5 +113,5 @@ def find_class_names(given: Sequence[str] | None, *holders: Any) -> tuple[list[s
 
 
 def name_of(names: list[str] | None, label: int) -> str:
-    """A class in words."""
+    """Return the name of a class, "class N" where it has none."""
     return names[label] if names is not None and 0 <= label < len(names) else f"class {label}"

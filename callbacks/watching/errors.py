@@ -11,7 +11,7 @@ from interpretable_training.callbacks.watching.options import OnError
 
 
 class Failure:
-    """An exception that one process sends to the others; of a single method, if it is named."""
+    """Exception that one process sends to the others; of a single method, if it is named."""
 
     def __init__(self, error: Exception, method: str = "") -> None:
         self.error = error

@@ -1,4 +1,4 @@
-"""Explain batches of images, and share what was computed between the callbacks of one explanation step."""
+"""Explain batches of images, and share the maps between the callbacks of one explanation step."""
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping
@@ -24,7 +24,7 @@ from interpretable_training.metrics.core.regions import pixels
 class BatchMemo:
     """Images, logits and maps of one batch, each computed when it is first needed.
 
-    A method that failed is kept with its error, so that all callbacks that ask for it count the failure.
+    A method that failed is stored with its error, so that all callbacks that use it count the failure.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class BatchMemo:
 
 
 class ExplanationMemo:
-    """What was computed of each batch in the current explanation step."""
+    """Memos of the batches of the current explanation step."""
 
     def __init__(self) -> None:
         self.step: Hashable = None
@@ -108,7 +108,7 @@ def explain_batch(
         picked: the batch, on the device.
         methods: name -> method.
         target: the class that is explained.
-        memo: what is known of this batch already.
+        memo: the logits and maps of this batch so far.
     """
     target = "pred" if target == "label" and picked.target is None else target
     options = context.options.output, context.multilabel, ids, memo

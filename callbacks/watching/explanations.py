@@ -16,7 +16,7 @@ Views = dict[str, Tensor]  # name -> class of each image (B,)
 
 @dataclass
 class Explained:
-    """Explanations of some images, on the CPU.
+    """Explanations of a batch of images, on the CPU.
 
     Attributes:
         ids: index of each image, or a name.
@@ -50,7 +50,7 @@ class Explained:
         return score_of(self.logits, target, "sigmoid" if self.multilabel else "prob")
 
     def rows(self, order: list[int]) -> "Explained":
-        """Return some of the images, in another order."""
+        """Return the rows `order`, in this order."""
         return Explained(
             [self.ids[i] for i in order],
             self.images[order],

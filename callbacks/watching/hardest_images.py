@@ -1,4 +1,4 @@
-"""The images with the largest losses of a validation, found while it runs, without a further pass."""
+"""The images with the largest losses of a validation, collected while it runs, without a further pass."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from interpretable_training.callbacks.watching.options import WatchOptions
 
 @dataclass
 class HardImage:
-    """An image with its loss."""
+    """Image, label and loss of one of the hardest images."""
 
     loss: float
     id: int  # below zero where the index in the data set is not known
@@ -28,13 +28,13 @@ class HardImage:
 
 
 class HardestImages:
-    """Reads the logits that the network returns in `validation_step`, and keeps the images with the largest losses.
+    """Read the logits that the network returns in `validation_step`, and store the images with the largest losses.
 
     A hook reads the logits, for the time of a batch. Hardest images are unavailable when `validation_step` does not
     call the network, or the network is compiled as a part of the step.
 
     Args:
-        k: how many images are kept.
+        k: number of images.
         options: how batches and outputs are read.
     """
 
@@ -58,7 +58,7 @@ class HardestImages:
             self.handle = network.register_forward_hook(self.keep_output)
 
     def keep_output(self, network: nn.Module, args: Any, output: Any) -> None:
-        """Keep what the first call in a batch returns."""
+        """Store the output of the first call in a batch."""
         if self.output is None:  # later calls are those of other callbacks after the step
             self.output = output
 
@@ -98,7 +98,7 @@ class HardestImages:
                 index = trainer.global_rank + trainer.world_size * (start + row)
                 index = index if ordered(trainer) else -1 - int(checksum(image), 16)
                 self.images.append(HardImage(float(loss[row]), index, image, label))
-        self.images = sorted(self.images, key=lambda bad: -bad.loss)[: self.k]
+        self.images = sorted(self.images, key=lambda image: -image.loss)[: self.k]
 
 
 def ordered(trainer: L.Trainer) -> bool:

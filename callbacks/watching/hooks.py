@@ -9,12 +9,12 @@ import lightning as L
 from interpretable_training.callbacks.watching.budget import BudgetController
 from interpretable_training.callbacks.watching.errors import ErrorPolicy, Failure
 from interpretable_training.callbacks.watching.options import WatchOptions
-from interpretable_training.callbacks.watching.schedule import Schedule, is_last_batch, this_moment
+from interpretable_training.callbacks.watching.schedule import Schedule, current_step, is_last_batch
 from interpretable_training.callbacks.watching.session import WatchSession, session_of
 
 
 class WatchHooks(L.Callback):
-    """Calls `_begin` at the start of a stage, `_explain` for each explanation step and `finish` at the end of fit."""
+    """Call `_begin` at the start of a stage, `_explain` for each explanation step and `finish` at the end of fit."""
 
     options: WatchOptions
     n: int  # images
@@ -38,19 +38,19 @@ class WatchHooks(L.Callback):
         raise NotImplementedError
 
     def finish(self, session: WatchSession) -> None:
-        """Send what is sent once, at the end; on rank zero."""
+        """Send tables and summaries once, at the end; on rank zero."""
 
     def _guard(self, trainer: L.Trainer, work: Callable[[], Any]) -> None:
-        """Run what concerns this process alone; a failure is counted."""
+        """Run work of this process alone; a failure is counted."""
         session = session_of(trainer)
         if isinstance(result := session.attempt(self.errors, work), Failure):
-            session.fail(self.errors, [result], this_moment(trainer))
+            session.fail(self.errors, [result], current_step(trainer))
 
     def _is_active(self, trainer: L.Trainer) -> bool:
         return trainer.state.fn in self.options.stages
 
     def _all_arrived(self, trainer: L.Trainer, event: str) -> bool:
-        """Whether this is the last of the active callbacks to come to an event."""
+        """Whether this is the last of the active callbacks to reach an event."""
         return self._is_active(trainer) and session_of(trainer).arrive(event, self, active_callbacks(trainer))
 
     def _leave_hook(self, trainer: L.Trainer) -> None:
@@ -150,14 +150,14 @@ class WatchHooks(L.Callback):
             return
         if self.schedule.epoch_lacks_step(trainer):  # where the loader does not know its last batch
             self._explain(trainer, pl_module)
-        session, moment = session_of(trainer), this_moment(trainer)
+        session, step = session_of(trainer), current_step(trainer)
         self.budget.end_epoch()
         change = self.budget.adjust(trainer, self.n)
         self.schedule.stretch = self.budget.stretch(self.n)
-        session.write_costs(self.errors.owner, self.budget, change, moment)
+        session.write_costs(self.errors.owner, self.budget, change, step)
         if self._all_arrived(trainer, "epoch end"):
             session.memo.clear()
-            session.end_epoch(self.budget.duration, moment)
+            session.end_epoch(self.budget.duration, step)
 
 
 def active_callbacks(trainer: L.Trainer) -> list[WatchHooks]:

@@ -12,7 +12,7 @@ from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.discovery import name_of
 from interpretable_training.callbacks.watching.explanations import Explained, statistics
 from interpretable_training.callbacks.watching.saved_state import Saved
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.report.journal import Journal, read_journal, shrink
 from interpretable_training.report.value_readers import list_of, mapping_of, read_number, read_text
@@ -26,74 +26,79 @@ ROWS = 10_000  # that W&B keeps of a table
 
 
 class Gallery:
-    """Draws and sends what was explained; knows the largest values of the run so far."""
+    """Draw and send explanations; store the largest values of the run so far, for the colors."""
 
     def __init__(self, methods: Mapping[str, Attribution], scale: str) -> None:
         self.methods, self.scale = methods, scale
         self.tops: dict[str, float] = {}  # by method
         self.sent: set[str] = set()  # the stages whose original images were sent
 
-    def show(self, session: WatchSession, context: RunContext, groups: dict[str, Explained], moment: Moment) -> None:
-        """Draw the groups of a moment, and send them in one call."""
+    def show(
+        self, session: WatchSession, context: RunContext, groups: dict[str, Explained], step: ExplanationStep
+    ) -> None:
+        """Draw the groups of an explanation step, and send them in one call."""
         images: dict[str, tuple[list[Tensor], list[str]]] = {}
-        prefix, test = moment.prefix + "xai", moment.stage == "test"
+        prefix, test = step.prefix + "xai", step.stage == "test"
         shown: list[tuple[str, Explained, Tensor, dict[str, Tensor]]] = []
-        for group, found in groups.items():
-            pictures = context.colors.pictures(found.images)
-            if group == "panel" and moment.stage not in self.sent:
-                images[f"{prefix}/images"] = (list(as_bytes(pictures)), self.titles(found, context.class_names))
+        for group, explained in groups.items():
+            pictures = context.colors.pictures(explained.images)
+            if group == "panel" and step.stage not in self.sent:
+                images[f"{prefix}/images"] = (list(as_bytes(pictures)), self.titles(explained, context.class_names))
             rows = {"image": as_bytes(pictures)}
-            for view, maps in found.maps.items():
+            for view, maps in explained.maps.items():
                 for method, S in maps.items():
                     drawn = overlay(pictures, S, scale=self.ends(method, on_picture(S, pictures)))
-                    name = method if len(found.maps) == 1 else f"{method}/{view}"
+                    name = method if len(explained.maps) == 1 else f"{method}/{view}"
                     rows[name.replace("/", " ")] = drawn
                     key = f"{prefix}/{name}" if group == "panel" else f"{prefix}/{group}/{name}"
-                    images[key] = (list(drawn), self.captions(found, view, S, context, moment))
-            shown.append((f"test-{group}" if test else group, found, pictures, rows))
+                    images[key] = (list(drawn), self.captions(explained, view, S, context, step))
+            shown.append((f"test-{group}" if test else group, explained, pictures, rows))
         try:
-            for part in shown if session.run is not None else ():
+            journal = None if session.run is None else session.run.journal
+            for part in shown:
+                if journal is None:
+                    break
                 prefix = ("test-" if test else "") + (context.panel.prefix if part[0].endswith("panel") else "")
-                self.keep(session.run.journal, context.class_names, *part, moment, prefix)
+                self.keep(journal, context.class_names, *part, step, prefix)
         finally:  # also with a full disk
-            logger_adapters.log_images(session.trainer, images, moment.logged, moment.epoch)
-            self.sent.add(moment.stage)
+            logger_adapters.log_images(session.trainer, images, step.logged, step.epoch)
+            self.sent.add(step.stage)
 
     def keep(
         self,
         journal: Journal,
         class_names: list[str] | None,
         group: str,
-        found: Explained,
+        explained: Explained,
         pictures: Tensor,
         rows: dict[str, Tensor],
-        moment: Moment,
+        step: ExplanationStep,
         prefix: str = "",
     ) -> None:
         """Write pictures, maps and a sheet to the journal; the ids get the prefix."""
-        for row, index in enumerate(found.ids):
-            journal.save_image(f"{prefix}{index}", pictures[row], self.label(found, row))
-        journal.save_panel(f"{group}-{moment.name}", draw_sheet(rows, self.titles(found, class_names)))
-        for view, maps in found.maps.items():
+        for row, index in enumerate(explained.ids):
+            journal.save_image(f"{prefix}{index}", pictures[row], self.label(explained, row))
+        journal.save_panel(f"{group}-{step.name}", draw_sheet(rows, self.titles(explained, class_names)))
+        for view, maps in explained.maps.items():
             for method, S in maps.items():
                 small = shrink(on_picture(S, pictures))
-                file, scales = journal.save_maps(f"{group}-{moment.name}-{method}-{view}".lower(), small)
-                told = self.rows(found, view, S, scales, prefix)
-                facts = {"group": group, "method": method, "view": view, "weights": moment.weights}
+                file, scales = journal.save_maps(f"{group}-{step.name}-{method}-{view}".lower(), small)
+                map_rows = self.rows(explained, view, S, scales, prefix)
+                facts: dict[str, Any] = {"epoch": step.epoch, "step": step.global_step, "stage": step.stage}
+                facts |= {"group": group, "method": method, "view": view, "weights": step.weights}
                 facts |= {"file": file, "h": small.shape[1], "w": small.shape[2]}
-                size = {"epoch": moment.epoch, "step": moment.step, "stage": moment.stage}
-                journal.write("maps", **size, **facts, rows=told)
+                journal.write("maps", **facts, rows=map_rows)
 
-    def rows(self, found: Explained, view: str, S: Tensor, scales: list[Any], prefix: str) -> list[dict[str, Any]]:
-        """What is told of each map."""
-        target, numbers, loss = found.targets[view], statistics(S), found.loss()
-        prob, prob_pred = found.prob(target), found.prob(found.pred)
+    def rows(self, explained: Explained, view: str, S: Tensor, scales: list[Any], prefix: str) -> list[dict[str, Any]]:
+        """Return the line of each map in the journal."""
+        target, numbers, loss = explained.targets[view], statistics(S), explained.loss()
+        prob, prob_pred = explained.prob(target), explained.prob(explained.pred)
         return [
             {
                 "id": f"{prefix}{index}",
                 "target": int(target[i]),
-                "pred": int(found.pred[i]),
-                "label": self.label(found, i),
+                "pred": int(explained.pred[i]),
+                "label": self.label(explained, i),
                 "prob": float(prob[i]),
                 "prob_pred": float(prob_pred[i]),
                 "loss": None if loss is None else float(loss[i]),
@@ -101,36 +106,38 @@ class Gallery:
                 "hi": scales[i][1],
                 **{name: values[i].item() for name, values in numbers.items()},
             }
-            for i, index in enumerate(found.ids)
+            for i, index in enumerate(explained.ids)
         ]
 
     def ends(self, method: str, S: Tensor) -> Tensor | None:
-        """The values of the dark and the bright end of the colors; None for each map's own."""
+        """Return the values of the dark and the bright end of the colors; None for the range of each map."""
         if self.scale == "image":
             return None
-        own = map_scales(S.nan_to_num())
-        self.tops[method] = max(self.tops.get(method, 0.0), float(own[:, 1].max()))
-        return torch.tensor([min(0.0, float(own[:, 0].min())), self.tops[method]])
+        scales = map_scales(S.nan_to_num())
+        self.tops[method] = max(self.tops.get(method, 0.0), float(scales[:, 1].max()))
+        return torch.tensor([min(0.0, float(scales[:, 0].min())), self.tops[method]])
 
-    def label(self, found: Explained, row: int) -> int | None:
-        """The true class, where there is one."""
-        return None if found.label is None or found.label.ndim != 1 else int(found.label[row])
+    def label(self, explained: Explained, row: int) -> int | None:
+        """Return the true class of an image, None where it has no single one."""
+        return None if explained.label is None or explained.label.ndim != 1 else int(explained.label[row])
 
-    def titles(self, found: Explained, class_names: list[str] | None) -> list[str]:
-        """Predicted class and its probability, and the true one where it is another."""
-        prob, titles = found.prob(found.pred), []
-        for i, pred in enumerate(found.pred.tolist()):
-            label = self.label(found, i)
+    def titles(self, explained: Explained, class_names: list[str] | None) -> list[str]:
+        """Return the predicted class and its probability, with the true class where it is another."""
+        prob, titles = explained.prob(explained.pred), []
+        for i, pred in enumerate(explained.pred.tolist()):
+            label = self.label(explained, i)
             wrong = f" ({name_of(class_names, label)})" if label is not None and label != pred else ""
             titles.append(f"{name_of(class_names, pred)} {float(prob[i]):.2f}{wrong}")
         return titles
 
-    def captions(self, found: Explained, view: str, S: Tensor, context: RunContext, moment: Moment) -> list[str]:
-        """What is to know of each overlay."""
-        numbers, target = statistics(S), found.targets[view]
-        prob, titles, captions = found.prob(target), self.titles(found, context.class_names), []
-        for i, index in enumerate(found.ids):
-            label, about = self.label(found, i), name_of(context.class_names, int(target[i]))
+    def captions(
+        self, explained: Explained, view: str, S: Tensor, context: RunContext, step: ExplanationStep
+    ) -> list[str]:
+        """Return the caption of each overlay."""
+        numbers, target = statistics(S), explained.targets[view]
+        prob, titles, captions = explained.prob(target), self.titles(explained, context.class_names), []
+        for i, index in enumerate(explained.ids):
+            label, about = self.label(explained, i), name_of(context.class_names, int(target[i]))
             parts = [f"#{index}"] if index >= 0 else []  # unknown where the loader shuffles
             parts.append(f"predicted {titles[i]}")
             if label is not None:
@@ -139,7 +146,7 @@ class Gallery:
             parts.append(" ".join(f"{name} {float(numbers[name][i]):.3g}" for name in ("max", "mass", "entropy")))
             parts += ["map is constant"] if numbers["degenerate"][i] else []
             parts += ["colors guessed"] if context.colors.guessed else []
-            parts += [f"{moment.weights} weights"] if moment.weights != "raw" else []
+            parts += [f"{step.weights} weights"] if step.weights != "raw" else []
             captions.append(" | ".join(parts))
         return captions
 
@@ -151,9 +158,9 @@ class Gallery:
         rows: list[list[Any]] = []
         for line in read_journal(journal.folder, journal.run).of("maps"):
             for row in line["rows"] if line["method"] in self.methods else []:
-                told = [line.get(name) for name in ("epoch", "step", "group")]
-                told += [row["id"], line["method"], line["view"]]
-                rows.append(told + [row.get(name) for name in ("label", "pred", "target", "prob", "loss", *NUMBERS)])
+                cells = [line.get(name) for name in ("epoch", "step", "group")]
+                cells += [row["id"], line["method"], line["view"]]
+                rows.append(cells + [row.get(name) for name in ("label", "pred", "target", "prob", "loss", *NUMBERS)])
         logger_adapters.log_table(session.trainer, "xai/maps", COLUMNS + NUMBERS, rows[-ROWS:])
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,9 +168,10 @@ class Gallery:
 
     def restore(self, saved: Saved) -> None:
         self.tops = saved.read("tops", mapping_of(read_number), {})
-        self.sent = set(saved.read("sent", list_of(read_text), []))
+        sent: list[str] = saved.read("sent", list_of(read_text), [])
+        self.sent = set(sent)
 
 
 def as_bytes(pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] as uint8 (B, H, W, 3)."""
+    """Return pictures (B, 3, H, W) in [0, 1] as uint8 (B, H, W, 3)."""
     return pictures.mul(255).round().byte().permute(0, 2, 3, 1).contiguous()

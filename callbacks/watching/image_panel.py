@@ -26,7 +26,7 @@ READ_PER_IMAGE = 4  # items read for each image wanted, where labels are only kn
 
 @dataclass(frozen=True)
 class Panel:
-    """The images that are explained, as batches of the project's own loader.
+    """Images that are explained in each step, as batches of the project's loader.
 
     Attributes:
         ids: index of each image in its data set.
@@ -75,7 +75,7 @@ def seeded(seed: int, *sources: Any) -> Iterator[None]:
 def choose_panel(loader: DataLoader, options: WatchOptions, rank: int = 0, world: int = 1, prefix: str = "") -> Panel:
     """Choose images of a loader's data set, as many of each class, and return those of one rank.
 
-    Labels are taken from the data set's list of them; where it has none, some items are read. The classes take turns,
+    Labels are taken from the data set's list of them; where it has none, a few items are read. The classes take turns,
     so that the first images are balanced too.
     """
     index, seed, n = indices_of(loader), options.seed, options.count
@@ -139,7 +139,7 @@ def known_labels(dataset: Any) -> dict[int, int] | None:
 
 
 def read_labels(loader: DataLoader, ids: list[int], options: WatchOptions) -> dict[int, int] | None:
-    """Return index -> class of some items by reading them; None where they have no single label."""
+    """Return index -> class of the items `ids` by reading them; None where they have no single label."""
     labels: dict[int, int] = {}
     for part, start in zip(read_panel(loader, ids, "", options.seed).batches, count(0, loader.batch_size or 32)):
         try:
@@ -173,7 +173,7 @@ def first_loader(loaders: Any) -> DataLoader | None:
     if isinstance(loaders, dict):
         loaders = list(loaders.values())
     if isinstance(loaders, (list, tuple)):
-        return next((found for found in map(first_loader, loaders) if found is not None), None)
+        return next((loader for loader in map(first_loader, loaders) if loader is not None), None)
     return None
 
 
@@ -183,14 +183,14 @@ def indexed(loader: Any) -> bool:
 
 
 class Collector:
-    """Copies the first images of the batches that pass by, where none can be read by index."""
+    """Copy the first images of the batches that pass by, where none can be read by index."""
 
     def __init__(self, n: int, options: WatchOptions) -> None:
         self.n, self.options, self.seen = n, options, 0
         self.batches: list[Any] = []
 
     def take(self, batch: Any) -> None:
-        """Keep a copy of a batch on the CPU, as long as there are too few."""
+        """Store a copy of a batch on the CPU, while fewer than n images are stored."""
         if self.seen < self.n:
             images = pick(batch, self.options.image_key, self.options.label_key).images
             self.batches.append(apply_to_collection(batch, Tensor, lambda t: t.detach().cpu().clone()))

@@ -1,17 +1,17 @@
-"""Sends pictures, tables, facts and alerts of watching callbacks to the loggers of a Trainer, whichever they are.
+"""Send pictures, tables, facts and alerts of watching callbacks to the loggers of a Trainer, whichever they are.
 
-`adapter(logger)` says how a kind of logger takes them: W&B, TensorBoard and MLflow have an adapter each. CSV, no
-logger, `fast_dev_run` and loggers that nobody registered get nothing, for the journal on disk has it all. For
-a logger of your own:
+`adapter(logger)` returns the adapter of a kind of logger: W&B, TensorBoard and MLflow have one each. CSV, no logger,
+`fast_dev_run` and loggers without an adapter get nothing, because the journal on disk has it all. For
+another logger:
 
     class MyAdapter(Adapter):
         def images(self, images, step, epoch, file_type): ...
 
     adapter.register(MyLogger, MyAdapter)
 
-Ranks other than zero do nothing here, and none waits for another. What a logger raises is raised to the caller, after
-all loggers had their turn: so does W&B at once when its service has died. A service that is stopped, but alive, makes
-one wait, here as in Lightning's own logging of numbers.
+Ranks other than zero send nothing, and no rank waits for another. An error of a logger is raised to the caller after
+all loggers had their turn; W&B raises at once when its service has died. A service that is stopped, but alive, makes
+the caller wait, as in Lightning's logging of numbers.
 """
 
 import json
@@ -72,22 +72,22 @@ def log_table(trainer: L.Trainer, key: str, columns: Sequence[str], rows: Sequen
 
 
 def log_facts(trainer: L.Trainer, facts: Mapping[str, Any]) -> None:
-    """Send settings and passports: a name, such as that of a callback, and what there is to know under it."""
+    """Send settings and passports: a name, for example that of a callback, and the facts under it."""
     send(trainer, "facts", json.loads(plain_text(json.dumps(dict(facts), default=str, ensure_ascii=False))))
 
 
 def log_summary(trainer: L.Trainer, values: Mapping[str, Any]) -> None:
-    """Send what stands for the whole run, such as the best value of a metric; under keys that no row has."""
+    """Send values of the whole run, for example the best value of a metric; under keys that no row has."""
     send(trainer, "summary", dict(values))
 
 
 def alert(trainer: L.Trainer, title: str, text: str) -> None:
-    """Tell the people who asked their logger to be told."""
+    """Send an alert to the loggers that have alerts."""
     send(trainer, "alert", plain_text(title)[:TITLE], plain_text(text))
 
 
 class Adapter:
-    """How a kind of logger takes what is sent; this one takes nothing."""
+    """Adapter of a kind of logger; the base sends nothing."""
 
     def __init__(self, logger: Logger) -> None:
         self.logger: Any = logger
@@ -103,14 +103,14 @@ class Adapter:
     def alert(self, title: str, text: str) -> None: ...
 
     def prefixed(self, key: str) -> str:
-        """The key with the prefix that the logger puts before all of its keys."""
+        """Return the key with the prefix that the logger puts before all of its keys."""
         prefix = key_prefix(self.logger)
         return f"{prefix}{self.logger.LOGGER_JOIN_CHAR}{key}" if prefix else key
 
 
 @singledispatch
 def adapter(logger: Logger) -> Adapter:
-    """The adapter of a logger."""
+    """Return the adapter of a logger."""
     return Adapter(logger)
 
 
@@ -198,7 +198,7 @@ class MLFlowAdapter(Adapter):
 
 
 def send(trainer: L.Trainer, what: str, *args: Any) -> None:
-    """Have each logger take something, and raise only then for those that did not."""
+    """Send to each logger, then raise for those that failed."""
     if not trainer.is_global_zero:
         return
     failed = []
@@ -208,12 +208,12 @@ def send(trainer: L.Trainer, what: str, *args: Any) -> None:
         except Exception as error:
             failed.append((logger, error))
     if failed:
-        told = "; ".join(f"{type(logger).__name__}: {type(error).__name__}: {error}" for logger, error in failed)
-        raise RuntimeError(f"expected every logger to take the {what}, got from {told}") from failed[0][1]
+        reasons = "; ".join(f"{type(logger).__name__}: {type(error).__name__}: {error}" for logger, error in failed)
+        raise RuntimeError(f"expected every logger to take the {what}, got from {reasons}") from failed[0][1]
 
 
 def checked_picture(picture: np.ndarray | Tensor, key: str) -> np.ndarray:
-    """The picture as an array; loggers make black images or errors of anything but bytes."""
+    """Return the picture as an array; loggers make black images or errors of anything but bytes."""
     array = picture.detach().cpu().numpy() if isinstance(picture, Tensor) else np.asarray(picture)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(
@@ -224,7 +224,7 @@ def checked_picture(picture: np.ndarray | Tensor, key: str) -> np.ndarray:
 
 
 def safe_key(key: str) -> str:
-    """The key if it is fit for file names everywhere, otherwise one like it that is, and no other key's."""
+    """Return the key if it is fit for file names everywhere, otherwise a similar unique one that is."""
     parts = [re.sub(r"[^\w .-]", "_", part, flags=re.ASCII).strip(" .") for part in key.split("/")]
     safe = "/".join(part for part in parts if part)
     if safe and safe == key and len(key) <= LONGEST:
@@ -234,10 +234,10 @@ def safe_key(key: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Text that every encoder takes: a name that was read from a file system may hold halves of characters."""
+    """Return text that every encoder takes: a name that was read from a file system may hold halves of characters."""
     return text.encode(errors="replace").decode()
 
 
 def verbatim(lines: Sequence[str]) -> str:
-    """Markdown that shows the lines as they are, whatever is in them."""
+    """Return Markdown that shows the lines as they are, whatever is in them."""
     return "\n".join(f"    {line}" for line in lines)

@@ -21,7 +21,7 @@ OnError = Literal["warn", "raise"]
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """The common options of a callback; `Watcher` describes them."""
+    """Common options of a callback; `Watcher` describes them."""
 
     max_images: int
     images: Images
@@ -52,19 +52,19 @@ class WatchOptions:
 
     @functools.cached_property
     def count(self) -> int:
-        """How many images: `max_images`, or all where they are given by index."""
+        """Return the number of images: `max_images`, or all where they are given by index."""
         given = isinstance(self.images, Sequence) and not isinstance(self.images, str)
         return len(self.images) if given else self.max_images  # type: ignore[arg-type]
 
     @functools.cached_property
     def panel_key(self) -> Hashable:
-        """Equal for callbacks that explain the same images of the same network."""
+        """Return a key that is equal for callbacks that explain the same images of the same network."""
         names = ("images", "network", "output", "image_key", "label_key", "class_names", "mean", "std", "seed")
         return (self.count, *(hashable(getattr(self, name)) for name in names))
 
 
 def hashable(value: Any) -> Hashable:
-    """Return the value itself, a sequence as a tuple, and the identity of what cannot be hashed."""
+    """Return the value itself, a sequence as a tuple, and the identity of a value that cannot be hashed."""
     if isinstance(value, (list, tuple)):
         return tuple(map(hashable, value))
     return value if value is None or isinstance(value, (str, int, float)) else id(value)

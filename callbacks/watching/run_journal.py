@@ -26,7 +26,7 @@ write_report("explanations", "{page}", run="{run}")</pre>
 
 
 class RunJournal:
-    """What a run writes to disk: lines and files of its journal, and its page.
+    """Journal and page that a run writes to disk.
 
     Args:
         folder: the folder `explanations` of the run.
@@ -39,7 +39,7 @@ class RunJournal:
 
     @property
     def address(self) -> dict[str, str]:
-        """Where a training that resumes from a checkpoint finds the journal."""
+        """Return the folder and the run, for a training that resumes from a checkpoint."""
         return {"folder": str(self.journal.folder.absolute()), "run": self.journal.run}
 
     def resume(self, address: dict[str, str], step: int) -> None:
@@ -67,7 +67,7 @@ class RunJournal:
             self.warned = True
 
     def write_page(self) -> None:
-        """Write the page of what the journal holds; also of a training that was stopped."""
+        """Write the page from the journal; also of a training that was stopped."""
         try:
             self.page = self.page or claim_page(self.journal.folder.parent, self.journal.run)
             path = write_report(self.journal.folder, self.page, run=self.journal.run)
@@ -87,7 +87,7 @@ def read_address(value: Any) -> dict[str, str]:
 def run_folder(trainer: L.Trainer) -> Path:
     """Return the folder in which Lightning puts the folder of this run's checkpoints; call it in all processes.
 
-    Loggers such as that of W&B share a folder among their runs: each run gets a folder of its own, below their name.
+    Loggers such as that of W&B share a folder among their runs: each run gets a separate folder, below their name.
     """
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     logger = trainer.logger

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Saved:
-    """Reads a state value by value: one that is missing or unreadable becomes its default, and is named in a warning.
+    """Read a state value by value: one that is missing or unreadable becomes its default, and is named in a warning.
 
     Args:
         state: What the checkpoint holds.
@@ -27,19 +27,19 @@ class Saved:
         self.place = place
 
     def read(self, name: str, convert: Reader[T], default: T) -> T:
-        """The value of a name as `convert` returns it; the default where that fails."""
+        """Return the value of a name as `convert` returns it; the default where that fails."""
         try:
             return convert(self.state[name])
-        except Exception:  # whatever a value of another type makes of it
+        except Exception:  # a value of another type may raise anything
             self.lost.append(self.place + name)
             return default
 
     def part(self, name: str) -> "Saved":
-        """The state of a part of the callback."""
+        """Return the state of a part of the callback."""
         return Saved(self.state.get(name), self.lost, f"{self.place}{name}.")
 
     def load(self, restore: Callable[["Saved"], None], owner: str) -> None:
-        """Let a callback restore itself, and name what it could not read in one warning."""
+        """Call `restore`, and name the values that could not be read in one warning."""
         restore(self)
         if self.lost:
             rank_zero_warn(

@@ -1,4 +1,4 @@
-"""When callbacks explain, and how processes exchange what they computed."""
+"""Schedule of explanation steps, and the exchange of parts between processes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,40 +10,40 @@ from interpretable_training.callbacks.watching._compat import averages_weights, 
 
 
 @dataclass(frozen=True)
-class Moment:
-    """One moment of a run, at which callbacks explain.
+class ExplanationStep:
+    """One time in a run at which callbacks explain.
 
-    >>> Moment("test", epoch=3, step=12, logged=12).prefix
+    >>> ExplanationStep("test", epoch=3, global_step=12, logged=12).prefix
     'test/'
 
     Attributes:
         stage: "fit", "validate" or "test".
         epoch: the trainer's current one.
-        step: optimizer steps so far.
+        global_step: optimizer steps so far.
         logged: the step under which Lightning logs now.
         weights: "raw", or "averaged" while a callback has put averaged weights into the model.
     """
 
     stage: str
     epoch: int
-    step: int
+    global_step: int
     logged: int
     weights: str = "raw"
 
     @property
     def name(self) -> str:
-        """Part of the names of files."""
+        """Return the part of file names that identifies the step."""
         start = "" if self.stage == "fit" else f"{self.stage}-"
-        return f"{start}epoch{self.epoch:04d}-step{self.step:07d}"
+        return f"{start}epoch{self.epoch:04d}-step{self.global_step:07d}"
 
     @property
     def prefix(self) -> str:
-        """Start of all logged names: nothing in fit, "validate/" and "test/" in these stages."""
+        """Return the start of all logged names: nothing in fit, "validate/" and "test/" in these stages."""
         return "" if self.stage == "fit" else f"{self.stage}/"
 
 
 class Schedule:
-    """Decides after which batches, validations and epochs a callback explains.
+    """Decide after which batches, validations and epochs a callback explains.
 
     Args:
         every_n_epochs: explain in each n-th epoch, None for no epoch.
@@ -54,7 +54,7 @@ class Schedule:
         self.every_n_epochs, self.every_n_steps = every_n_epochs or 0, every_n_steps or 0
         self.stretch = 1  # factor by which a budget makes explanation steps rarer
         self.last_step: tuple[int, int] | None = None  # epoch and step of the last explanation step of a fit
-        self.last_epoch: int | None = None  # the last epoch with an explanation step of its own
+        self.last_epoch: int | None = None  # the last epoch with an explanation step for the epoch
         self.step = 0  # after the last batch
         self.validated = False  # whether this validation was asked for already
 
@@ -68,7 +68,7 @@ class Schedule:
         return every > 0 and (trainer.current_epoch % every == 0 or is_last_epoch(trainer))
 
     def epoch_lacks_step(self, trainer: L.Trainer) -> bool:
-        """Whether this epoch is one in which to explain, and did not have its explanation step yet."""
+        """Whether this epoch is one in which to explain, and had no explanation step yet."""
         return self.is_due(trainer) and self.last_epoch != trainer.current_epoch
 
     def after_training_batch(self, trainer: L.Trainer) -> tuple[bool, bool]:
@@ -79,7 +79,7 @@ class Schedule:
             return False, False  # the validation that follows has an explanation step
         every = self.every_n_steps * self.stretch
         by_steps = every > 0 and step // every > before // every  # an optimizer may make several steps in a batch
-        # An epoch without validation ends here: what is logged now is seen by every callback at its end.
+        # An epoch without validation ends now: every callback reads the values logged now at the end of the epoch.
         by_epochs = trainer.is_last_batch and self.epoch_lacks_step(trainer)
         return by_steps or by_epochs, by_epochs
 
@@ -89,17 +89,17 @@ class Schedule:
         self.validated = True
         return explain
 
-    def record(self, moment: Moment, for_epoch: bool) -> None:
-        """Note an explanation step of a fit."""
-        if moment.stage == "fit":
-            self.last_step = moment.epoch, moment.step
-            self.last_epoch = moment.epoch if for_epoch else self.last_epoch
+    def record(self, step: ExplanationStep, for_epoch: bool) -> None:
+        """Store an explanation step of a fit as the last one."""
+        if step.stage == "fit":
+            self.last_step = step.epoch, step.global_step
+            self.last_epoch = step.epoch if for_epoch else self.last_epoch
 
 
-def this_moment(trainer: L.Trainer) -> Moment:
-    """Return the moment at which a hook runs."""
+def current_step(trainer: L.Trainer) -> ExplanationStep:
+    """Return the explanation step of the hook that runs."""
     averaged = trainer.validating and any(map(averages_weights, trainer.callbacks))  # type: ignore[attr-defined]
-    return Moment(
+    return ExplanationStep(
         str(trainer.state.fn.value if trainer.state.fn else "fit"),
         trainer.current_epoch,
         trainer.global_step,

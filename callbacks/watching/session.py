@@ -1,4 +1,4 @@
-"""The session that all watching callbacks of a Trainer share: what was found, the explanations, the journal, the logs.
+"""The session that all watching callbacks of a Trainer share: run contexts, explanations, journal and logs.
 
 A callback calls the session, never the other way round. Callbacks whose panel options are equal share a run context,
 and in each explanation step the session computes the maps of a method on a batch once.
@@ -25,13 +25,13 @@ from interpretable_training.callbacks.watching.explanations import Explained, jo
 from interpretable_training.callbacks.watching.image_panel import Collector
 from interpretable_training.callbacks.watching.options import WatchOptions
 from interpretable_training.callbacks.watching.run_journal import RunJournal, run_folder
-from interpretable_training.callbacks.watching.schedule import Moment, this_moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep, current_step
 from interpretable_training.callbacks.watching.startup_report import Line, merge_lines, number_names
 
 
 @dataclass(frozen=True)
 class StartEntry:
-    """What a callback adds to the start-up report."""
+    """Part of a callback in the start-up report."""
 
     label: str
     settings: dict[str, Any]
@@ -40,7 +40,7 @@ class StartEntry:
 
 
 class WatchSession:
-    """The shared state of the watching callbacks of one Trainer, which it refers to weakly."""
+    """Shared state of the watching callbacks of one Trainer, which it refers to weakly."""
 
     def __init__(self, trainer: L.Trainer) -> None:
         self._trainer = weakref.ref(trainer)
@@ -49,7 +49,7 @@ class WatchSession:
 
     @property
     def trainer(self) -> L.Trainer:
-        """The Trainer."""
+        """Return the Trainer."""
         trainer = self._trainer()
         assert trainer is not None, "a session lives as long as its Trainer"
         return trainer
@@ -57,7 +57,7 @@ class WatchSession:
     # A stage
 
     def reset(self) -> None:
-        """Drop what belongs to the stage before."""
+        """Drop the state of the previous stage."""
         self.is_open = False
         self.contexts: dict[Hashable, RunContext] = {}
         self.collectors: dict[int, Collector] = {}  # by the identity of the options
@@ -89,7 +89,7 @@ class WatchSession:
             self.run.claim_page()
 
     def arrive(self, event: str, callback: L.Callback, active: Sequence[L.Callback]) -> bool:
-        """Note that a callback has come to an event; whether all active callbacks have."""
+        """Store that a callback has reached an event, and return whether all active callbacks have."""
         arrived = self.arrived.setdefault(event, set())
         arrived.add(id(callback))
         complete = all(id(other) in arrived for other in active)
@@ -122,7 +122,7 @@ class WatchSession:
         return context
 
     def _key(self, options: WatchOptions) -> Hashable:
-        """Return what callbacks that share a context have in common; images of a stream are a callback's own."""
+        """Return the key of the shared context; a callback that reads a stream does not share it."""
         return id(options) if id(options) in self.collectors else (self.trainer.state.fn, options.panel_key)
 
     def needs_batches(self, options: WatchOptions) -> bool:
@@ -133,10 +133,10 @@ class WatchSession:
         self, context: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int
     ) -> Iterator[tuple[list[int], Picked, Explained]]:
         """Yield ids, batch and explanations of this process's images among the first `n` of the panel."""
-        moment = this_moment(self.trainer)
+        step = current_step(self.trainer)
         for number, (ids, picked) in enumerate(context.batches(self.trainer, n)):
             key = id(context.panel), id(context.network), weight_versions(context.network), number, len(ids)
-            yield ids, picked, explain_batch(context, ids, picked, methods, target, self.memo.batch(moment, key))
+            yield ids, picked, explain_batch(context, ids, picked, methods, target, self.memo.batch(step, key))
 
     def explain(self, context: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int) -> Explained:
         """Explain this process's images among the first `n` of the panel.
@@ -153,12 +153,12 @@ class WatchSession:
 
     @property
     def bytes_written(self) -> int:
-        """How many bytes the journal has written."""
+        """Return the number of bytes that the journal has written."""
         return 0 if self.run is None else self.run.journal.bytes_written
 
-    def write(self, kind: str, moment: Moment | None, **facts: Any) -> None:
+    def write(self, kind: str, step: ExplanationStep | None, **facts: Any) -> None:
         """Append a line to the journal."""
-        when = {} if moment is None else {"epoch": moment.epoch, "step": moment.step, "stage": moment.stage}
+        when = {} if step is None else {"epoch": step.epoch, "step": step.global_step, "stage": step.stage}
         if self.run is not None:
             self.run.write(kind, **when, **facts)
 
@@ -169,15 +169,15 @@ class WatchSession:
 
     def attempt(self, policy: ErrorPolicy, work: Callable[[], Any]) -> Any:
         """Return the result of `work`, or its Failure, which is not counted yet."""
-        moment = this_moment(self.trainer)
-        return policy.attempt(work, lambda kind, **facts: self.write(kind, moment, **facts))
+        step = current_step(self.trainer)
+        return policy.attempt(work, lambda kind, **facts: self.write(kind, step, **facts))
 
-    def fail(self, policy: ErrorPolicy, failures: Sequence[Failure], moment: Moment) -> None:
+    def fail(self, policy: ErrorPolicy, failures: Sequence[Failure], step: ExplanationStep) -> None:
         """Count failures, write them to the journal, and raise the first where that is the policy."""
-        policy.handle(failures, lambda kind, **facts: self.write(kind, moment, **facts))
+        policy.handle(failures, lambda kind, **facts: self.write(kind, step, **facts))
 
-    def log(self, label: str, values: Mapping[str, float], moment: Moment, on_step: bool) -> None:
-        """Log numbers, equal on all ranks, as Lightning's own, so that other callbacks see them."""
+    def log(self, label: str, values: Mapping[str, float], step: ExplanationStep, on_step: bool) -> None:
+        """Log numbers, equal on all ranks, with Lightning's `log`, so that other callbacks can monitor them."""
         options: dict[str, Any] = {"batch_size": 1, "sync_dist": self.trainer.world_size > 1}
         options |= {"on_step": on_step, "on_epoch": not on_step, "logger": not on_step, "add_dataloader_idx": False}
         for name, value in values.items():
@@ -185,17 +185,17 @@ class WatchSession:
                 self.trainer.lightning_module.log(name, value, **options)
         self.logged |= set(values)
         if values:
-            self.write("values", moment, callback=label, values=values)
+            self.write("values", step, callback=label, values=values)
 
-    def send(self, values: Mapping[str, float], moment: Moment) -> None:
+    def send(self, values: Mapping[str, float], step: ExplanationStep) -> None:
         """Send numbers of a step to the loggers; Lightning would leave out some (`log_every_n_steps`)."""
         for logger in self.trainer.loggers:
-            logger.log_metrics({**values, "epoch": moment.epoch}, step=moment.logged)
+            logger.log_metrics({**values, "epoch": step.epoch}, step=step.logged)
 
     # What is written once for all callbacks
 
     def write_start_report(self) -> None:
-        """Write and print what the callbacks found, and send their settings to the loggers."""
+        """Write and print the start-up report, and send the settings of the callbacks to the loggers."""
         entries, self.entries = self.entries, []
         names = number_names([entry.label for entry in entries])
         settings = {name: entry.settings for name, entry in zip(names, entries)}
@@ -206,20 +206,20 @@ class WatchSession:
         if lines:
             width = max(len(name) for name, _ in lines)
             rows = [f"  {name:<{width}}  {text}" for name, text in lines]
-            rank_zero_info("\n".join(["What the watching callbacks found:", *rows]))
+            rank_zero_info("\n".join(["Start-up report of the watching callbacks:", *rows]))
         logger_adapters.log_facts(self.trainer, settings)
 
-    def write_costs(self, label: str, budget: BudgetController, change: str, moment: Moment) -> None:
-        """Write what a callback cost in an epoch, and what it leaves out from now on."""
+    def write_costs(self, label: str, budget: BudgetController, change: str, step: ExplanationStep) -> None:
+        """Write the cost of a callback in an epoch, and the change of its budget level."""
         if change:
             rank_zero_info(f"{label}: {change}")
-            self.write("dropped", moment, callback=label, what=change)
+            self.write("dropped", step, callback=label, what=change)
         cost = {"xai/seconds": budget.seconds, "xai/share_of_epoch": budget.share, "xai/megabytes": budget.bytes / 1e6}
-        self.write("values", moment, callback=label, values=cost)
+        self.write("values", step, callback=label, values=cost)
         self.seconds += budget.seconds
 
-    def end_epoch(self, duration: float, moment: Moment) -> None:
-        """Log the costs of all callbacks, and write the project's own numbers to the journal."""
+    def end_epoch(self, duration: float, step: ExplanationStep) -> None:
+        """Log the costs of all callbacks, and write the numbers of the project to the journal."""
         trainer = self.trainer
         total = {"xai/seconds": self.seconds, "xai/share_of_epoch": self.seconds / duration}
         self.seconds = 0.0
@@ -231,14 +231,14 @@ class WatchSession:
             if not name.startswith("xai/") and value.numel() == 1 and (fresh or "val" not in name)
         }
         if numbers:
-            self.write("training", moment, values=numbers)
+            self.write("training", step, values=numbers)
 
 
 SESSIONS: weakref.WeakKeyDictionary[L.Trainer, WatchSession] = weakref.WeakKeyDictionary()
 
 
 def session_of(trainer: L.Trainer) -> WatchSession:
-    """Return the session of a Trainer; it begins when it is first asked for."""
+    """Return the session of a Trainer, a new one at the first call."""
     if trainer not in SESSIONS:
         SESSIONS[trainer] = WatchSession(trainer)
     return SESSIONS[trainer]

@@ -47,7 +47,7 @@ def probe(
 
 
 def layers(context: RunContext, methods: Mapping[str, Attribution], images: Tensor) -> list[str]:
-    """Return the layers of the methods that have some, with their grids."""
+    """Return the layers of the methods that have layers, with their grids."""
     cams = {name: cam for name, cam in methods.items() if isinstance(cam, GradientCAM)}
     if not cams:
         return []
@@ -74,7 +74,7 @@ def picture_size(context: RunContext, images: Tensor, saliency: Tensor) -> int:
 
 
 def context_lines(context: RunContext, pl_module: L.LightningModule) -> list[Line]:
-    """Return what was found, one line each."""
+    """Return network, batches, images, classes and colors, one line each."""
     name = context.network_name or "the LightningModule itself"
     return [
         ("network", f"{name} ({type(context.network).__name__}) of {type(pl_module).__name__}"),

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,15 +17,16 @@ from interpretable_training.attribution.core.base import name_methods
 from interpretable_training.callbacks.watching.explanation_memo import explain_images
 from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
 from interpretable_training.callbacks.watching.image_logging import Gallery, as_bytes
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.data.pictures import BROKEN
 from interpretable_training.files import save_picture
+from interpretable_training.mistakes import MistakeError, closest, require_writable
 from interpretable_training.report.journal import Journal, safe_name
 from interpretable_training.report.page import write_report
 from interpretable_training.visual.overlay import overlay
 from interpretable_training.visual.sheet import draw_sheet
 
-from .errors import MistakeError, closest, printable, require_writable
+from .errors import printable
 from .explained_network import Subject, find_subject, import_modules
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -68,7 +70,7 @@ def explain_pictures(
     bar = tqdm(desc="explain", unit=" pictures", total=len(files), disable=len(files) <= BATCH)
     for batch in batches(files, subject):
         indices, pictures = zip(*batch)
-        options = {"multilabel": subject.multilabel, "ids": list(indices)}
+        options: dict[str, Any] = {"multilabel": subject.multilabel, "ids": list(indices)}
         explained = explain_images(chosen, subject.network, torch.stack(pictures), None, wanted, **options)
         for reason in explained.errors.values():
             sys.stderr.write(f"{reason}\n")
@@ -108,7 +110,7 @@ def write_page(subject: Subject, gallery: Gallery, explained: Explained, files: 
     names = [file.name for file in files]
     ids = names if len({*names}) == len(names) else [str(file) for file in files]
     by_name = replace(explained, ids=[ids[i] for i in explained.ids])
-    gallery.keep(journal, subject.class_names, "panel", by_name, pictures, rows, Moment("explain", 0, 0, 0))
+    gallery.keep(journal, subject.class_names, "panel", by_name, pictures, rows, ExplanationStep("explain", 0, 0, 0))
     page = write_report(journal.folder, folder / "index.html", run=journal.run)
     sys.stdout.write(f"Overlays, sheet.png and the page: {page}\n")
     return page

@@ -41,7 +41,7 @@ class Film:
 
     Args:
         run: The run in its journal.
-        group: "panel" or "worst".
+        group: "panel" or "hardest".
         axis: The x axis of curves.
         pictures: EmbeddedPictures of the journal.
         free: Images whose pictures other films put into the page.

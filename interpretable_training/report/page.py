@@ -22,7 +22,7 @@ from .journal import JournalRun, plain, read_journal
 
 PAGE = Path(__file__).parent / "static"
 SCRIPTS = ("chart.js", "film.js", "page.js")
-OTHERS = ("test-panel", "test-worst", "worst")  # films other than that of the panel
+OTHERS = ("test-panel", "test-hardest", "hardest")  # films other than that of the panel
 SHARE = 0.25  # of the page for these films when not all steps fit
 
 

@@ -72,7 +72,7 @@ def test_mass_outside_of_the_object(tmp_path, name):
     assert [line["name"] for line in record(tmp_path).of("alarm")] == ["xai/given/alarm/outside"]
 
 
-def test_an_alarm_is_given_when_a_value_rises_above_the_threshold(tmp_path, caplog):
+def test_alarm_is_given_when_a_value_rises_above_the_threshold(tmp_path, caplog):
     """Not while it stays there."""
 
     @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def test_alarms_need_a_threshold_and_an_object(tmp_path):
 # Randomization
 
 
-def test_a_method_that_knows_nothing_of_the_network_fails_the_randomization_test(tmp_path):
+def test_a_control_fails_the_randomization_test(tmp_path):
     logger = Memory()
     module = Module()
     watcher = RandomizationTest({"random": RandomMap(), "gradcam": GradCAM()}, max_images=3, on_error="raise")

@@ -33,7 +33,7 @@ METRICS = {"average_drop": AverageDrop(), "insertion": Insertion(steps=3)}
 def everyone(n=6, **options):
     options = {"on_error": "raise", **options}
     return [
-        ExplanationLogger(max_images=n, worst=3, **options),
+        ExplanationLogger(max_images=n, hardest=3, **options),
         InterpretabilityMetrics(metrics=METRICS, max_images=n, **options),
         ExplanationDrift(max_images=n, **options),
         ExplanationAlarms(max_images=n, alike=0.5, border=0.1, **options),
@@ -42,10 +42,10 @@ def everyone(n=6, **options):
 
 
 class OneRankFails(InterpretabilityMetrics):
-    def compute(self, session, context, moment):
+    def compute(self, session, context, step):
         if session.trainer.global_rank == 1:
             raise ZeroDivisionError("of the second process alone")
-        return super().compute(session, context, moment)
+        return super().compute(session, context, step)
 
 
 class Whole(Module):
@@ -163,12 +163,12 @@ def test_values_are_those_of_one_process_on_the_same_images(results, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["even", "the module itself"])
-def test_the_worst_are_those_of_both_processes(results, name):
+def test_hardest_images_are_those_of_both_processes(results, name):
     folder, first, _ = results
-    worst = [line for line in record(folder / name).of("maps") if line["group"] == "worst"][-1]
+    hardest = [line for line in record(folder / name).of("maps") if line["group"] == "hardest"][-1]
     images, labels = pictures(9, 1).tensors
     loss = F.cross_entropy(network_of(first, name)(images), labels, reduction="none")
-    rows = {int(row["id"]) % 9: row["loss"] for row in worst["rows"]}  # Lightning repeats an image for an even number
+    rows = {int(row["id"]) % 9: row["loss"] for row in hardest["rows"]}  # Lightning repeats an image for an even number
     assert rows == pytest.approx({i: float(loss[i]) for i in loss.topk(len(rows)).indices.tolist()}, rel=1e-5)
     assert len(rows) >= 2
 

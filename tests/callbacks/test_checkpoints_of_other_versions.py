@@ -28,7 +28,7 @@ CHECKPOINTS = 12  # each with a corruption in each of the callbacks
 def everyone():
     methods, options = GradCAM(), {"on_error": "raise"}
     return [
-        ExplanationLogger(methods, max_images=3, worst=2, scale="run", **options),
+        ExplanationLogger(methods, max_images=3, hardest=2, scale="run", **options),
         InterpretabilityMetrics(methods, metrics=AverageDrop(), max_images=4, **options),
         ExplanationDrift(methods, max_images=3, monitor="val/loss", mode="min", **options),
         ExplanationAlarms(methods, max_images=3, border=0.3, drift=1e-6, **options),
@@ -130,7 +130,7 @@ def test_one_warning_names_what_is_not_as_expected(written, way, how):
     assert drift.maps["first"]["gradcam"].shape == (3, 16, 16)
 
 
-def test_a_state_as_it_was_written_is_taken_over_without_a_warning(written, recwarn):
+def test_an_unchanged_state_is_restored_without_a_warning(written, recwarn):
     for callback, key in zip(everyone(), ours(written)):
         callback.load_state_dict(copy.deepcopy(written["callbacks"][key]))
         found, expected = callback.state_dict(), copy.deepcopy(written["callbacks"][key])

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     method = GradCAM()
     callbacks = [
-        ExplanationLogger(method, max_images=3, worst=2),
+        ExplanationLogger(method, max_images=3, hardest=2),
         InterpretabilityMetrics(method, metrics=AverageDrop(), max_images=4),
         ExplanationDrift(method, max_images=3),
         ExplanationAlarms(method, max_images=3, border=0.01, alike=0.01),

@@ -77,7 +77,7 @@ def test_one_of_several_methods_fails_and_the_others_go_on(tmp_path, faulty):
     logger = Memory()
     fit(tmp_path, everyone([GradCAM(), method, LayerCAM()]), logger=logger)
     assert {line["method"] for line in record(tmp_path).of("maps")} == {"gradcam", "layercam"}
-    assert set(logger.pictures[1][2]) == {f"xai/{w}{m}" for w in ("", "worst/") for m in ("gradcam", "layercam")}
+    assert set(logger.pictures[1][2]) == {f"xai/{w}{m}" for w in ("", "hardest/") for m in ("gradcam", "layercam")}
     assert len(logger.steps(KEY)) == len(logger.steps("xai/layercam/similarity_previous")) == 3
     reasons = {line["reason"] for line in record(tmp_path).of("failure")}
     assert any("faulty: ZeroDivisionError: a method's own mistake" in reason for reason in reasons)
@@ -92,7 +92,7 @@ def test_a_method_that_works_later_is_compared_from_then_on(tmp_path, faulty):
     assert [line.get("xai/faulty/similarity_first") for line in lines] == [None, 1, 1]
 
 
-def test_maps_that_are_not_numbers_are_shown_as_such_and_counted(tmp_path, faulty):
+def test_maps_that_are_not_numbers_are_marked_and_counted(tmp_path, faulty):
     method, becomes = faulty
     becomes(lambda images: torch.nan)
     fit(tmp_path, everyone([GradCAM(), method]))
@@ -225,17 +225,17 @@ def test_a_single_image_in_the_last_batch(tmp_path):
 
 
 class FailsAtFirst(InterpretabilityMetrics):
-    def compute(self, session, context, moment):
-        if moment.epoch == 0:
+    def compute(self, session, context, step):
+        if step.epoch == 0:
             raise RuntimeError("not yet")
-        return super().compute(session, context, moment)
+        return super().compute(session, context, step)
 
 
 class FailsAtLast(InterpretabilityMetrics):
-    def compute(self, session, context, moment):
-        if moment.epoch == 1:
+    def compute(self, session, context, step):
+        if step.epoch == 1:
             raise RuntimeError("no more")
-        return super().compute(session, context, moment)
+        return super().compute(session, context, step)
 
 
 @pytest.mark.parametrize("kind", [FailsAtFirst, FailsAtLast])

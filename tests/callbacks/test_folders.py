@@ -9,7 +9,7 @@ from interpretable_training.callbacks import ExplanationLogger
 
 
 def fit(tmp_path, logger):
-    watch = [ExplanationLogger(max_images=2, worst=0), ModelCheckpoint(monitor="val/loss")]
+    watch = [ExplanationLogger(max_images=2, hardest=0), ModelCheckpoint(monitor="val/loss")]
     trainer = trainer_of(tmp_path, watch, logger=logger, max_epochs=1, enable_checkpointing=True)
     trainer.fit(Module(), loader(), loader())
     return next(tmp_path.rglob("*.ckpt")).parents[1]

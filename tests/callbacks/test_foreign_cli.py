@@ -46,7 +46,7 @@ VALUES = {
     "seed": (7, 7),
     "target": ("least", "least"),
     "GuidedGradientRegularization.target": ("kind", "kind"),
-    "worst": (1, 1),
+    "hardest": (1, 1),
     "scale": ("run", "run"),
     "table": (False, False),
     "controls": (True, True),

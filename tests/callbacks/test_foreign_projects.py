@@ -62,7 +62,7 @@ def test_the_readme_example_runs_in_a_foreign_project(project, module, as_dict):
 
 
 @pytest.mark.slow
-def test_another_command_line_takes_the_callbacks_by_their_class_paths(project):
+def test_another_command_line_takes_callbacks_by_class_path(project):
     more = "--trainer.callbacks+=interpretable_training.callbacks"
     words = f"{more}.ExplanationLogger --trainer.callbacks.max_images=4 {more}.InterpretabilityMetrics {FEW}".split()
     project("project.py", "fit", "--model=TupleModule", "--data=Data", *words)

@@ -9,18 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins.precision import MixedPrecision
+from support.regularized_fits import EPOCHS, STRONG, fit, loader, two_ways
 from torch import nn
-from torch.utils.data import DataLoader
 
 from interpretable_training.callbacks import GuidedGradientRegularization
 from interpretable_training.modules import Classifier, GuidedGradientClassifier
 from interpretable_training.regularization import GuidedGradientRegularizer
 
-STRONG = GuidedGradientRegularizer(weight=1.0)
-
 
 class Foreign(L.LightningModule):
-    """Somebody else's: a functional ReLU between its parts, a dict as output, no criterion, its own names."""
+    """A foreign module: a functional ReLU between its parts, a dict as output, no criterion, unusual names."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +36,7 @@ class Foreign(L.LightningModule):
 
 
 class Record(L.Callback):
-    """The parameters after each step."""
+    """Record the parameters after each step."""
 
     def __init__(self):
         self.states = []
@@ -47,46 +45,23 @@ class Record(L.Callback):
         self.states.append(copy.deepcopy(pl_module.state_dict()))
 
 
-def loader(batch_size=4, keys=None):
-    generator = torch.Generator().manual_seed(0)
-    items = [(torch.randn(3, 16, 16, generator=generator), i % 2) for i in range(16)]
-    items = items if keys is None else [dict(zip(keys, item)) for item in items]
-    return DataLoader(items, batch_size=batch_size)
-
-
-def fit(folder, module, *callbacks, data=None, **kwargs):
-    trainer = L.Trainer(
-        **{"max_epochs": 1, **kwargs},
-        accelerator="cpu",
-        callbacks=[*callbacks],
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    torch.manual_seed(1)
-    trainer.fit(module, data or loader())
-    return trainer
-
-
 def small(cls=Classifier, **kwargs):
     torch.manual_seed(0)
     return cls("tiny_cnn", 2, network_kwargs={"width": 4}, **kwargs)
 
 
 def both_ways(folder, regularizer, at=None, **kwargs):
-    """The states after each step of the module that knows of the regularizer and of one that has the callback."""
-    found = []
-    there = regularizer if at is None else replace(regularizer, at=f"network.{regularizer.at}")
+    """Return the states after each step of a module with the regularizer, and of one with the callback."""
+    states = []
+    of_callback = regularizer if at is None else replace(regularizer, at=f"network.{regularizer.at}")
     for module, callbacks in (
         (small(GuidedGradientClassifier, regularizer=regularizer), []),
-        (small(), [GuidedGradientRegularization(there)]),
+        (small(), [GuidedGradientRegularization(of_callback)]),
     ):
         record = Record()
         fit(folder, module, record, *callbacks, **kwargs)
-        found.append(record.states)
-    return found
+        states.append(record.states)
+    return states
 
 
 @pytest.mark.parametrize(
@@ -204,11 +179,11 @@ def test_a_compiled_module_trains_eagerly_and_says_so(tmp_path, compiled):
     torch.testing.assert_close(module.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-5)
 
 
-EPOCHS = {"max_epochs": 3, "precision": "64-true"}
 RANKS = """
 import sys
-sys.path[:0] = [{folder!r}, {folder!r} + "/.."]
-from test_guided_gradient_regularization import *
+import torch
+sys.path.insert(0, {folder!r})
+from support.regularized_fits import EPOCHS, fit, loader, two_ways
 torch.set_num_threads(1)
 for way in ("module", "callback"):
     module, callbacks = two_ways()[way]
@@ -218,22 +193,11 @@ for way in ("module", "callback"):
 """
 
 
-def two_ways():
-    def optimizer(parameters):
-        return torch.optim.SGD(parameters, 0.1)
-
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(196, 2))
-    known = GuidedGradientClassifier(copy.deepcopy(network), 2, STRONG, optimizer=optimizer)
-    plain = Classifier(network, 2, optimizer=optimizer)
-    return {"module": (known, []), "callback": (plain, [GuidedGradientRegularization(STRONG)])}
-
-
 @pytest.mark.slow
 def test_two_processes_of_lightning_equal_one(tmp_path):
     """Each step takes all images, since Lightning shuffles them: two halves are the whole."""
     script = tmp_path / "ranks.py"
-    script.write_text(RANKS.format(folder=str(Path(__file__).parent), out=str(tmp_path)))
+    script.write_text(RANKS.format(folder=str(Path(__file__).parents[1]), out=str(tmp_path)))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     for way, (module, callbacks) in two_ways().items():

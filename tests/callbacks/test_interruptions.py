@@ -79,14 +79,14 @@ PROGRAM = """
                 Path("armed").touch()
 
     keeper = ModelCheckpoint(".", save_last=True)
-    callbacks = [Arms(), ExplanationLogger(Killed(), max_images=2, worst=0), keeper]
+    callbacks = [Arms(), ExplanationLogger(Killed(), max_images=2, hardest=0), keeper]
     fit(Path("."), callbacks, Module(), enable_checkpointing=True)
     print("came to an end")
 """
 
 
 @pytest.mark.slow
-def test_a_termination_in_an_explanation_stops_where_lightning_stops(tmp_path):
+def test_a_termination_in_a_step_stops_where_lightning_stops(tmp_path):
     program = textwrap.dedent(PROGRAM.format(tests=os.path.dirname(os.path.dirname(__file__))))
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr  # of Lightning's SIGTERMException
@@ -95,7 +95,7 @@ def test_a_termination_in_an_explanation_stops_where_lightning_stops(tmp_path):
     assert shown(tmp_path) == ENDS[:2]  # the look is done, and Lightning stops after the validation
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 8
     assert (tmp_path / "report.html").exists()
-    watching = ExplanationLogger({"killed": GradCAM()}, max_images=2, worst=0, on_error="raise")
+    watching = ExplanationLogger({"killed": GradCAM()}, max_images=2, hardest=0, on_error="raise")
     fit(tmp_path, [watching], ckpt_path=tmp_path / "last.ckpt")
 
 

@@ -12,7 +12,7 @@ from interpretable_training.callbacks import (
     InterpretabilityMetrics,
     RandomizationTest,
 )
-from interpretable_training.callbacks.watching.schedule import Moment
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.metrics import AverageDrop
 
 PREFIX = {"fit": "", "validate": "validate/", "test": "test/"}
@@ -22,7 +22,7 @@ PREFIX = {"fit": "", "validate": "validate/", "test": "test/"}
 def test_names_of_numbers_and_pictures_follow_the_rule(tmp_path, stage):
     options = {"max_images": 3, "stages": list(PREFIX), "on_error": "raise"}
     callbacks = [
-        ExplanationLogger(worst=1, **options),
+        ExplanationLogger(hardest=1, **options),
         InterpretabilityMetrics(metrics=AverageDrop(), **options),
         ExplanationDrift(**options),
         ExplanationAlarms(alike=-1.0, **options),
@@ -42,8 +42,8 @@ def test_names_of_numbers_and_pictures_follow_the_rule(tmp_path, stage):
         assert names
         assert [name for name in names if not rule.fullmatch(name)] == []
     assert f"{PREFIX[stage]}xai/gradcam/average_drop" in numbers & journal
-    assert pictures >= {f"{PREFIX[stage]}xai/{name}" for name in ("images", "gradcam", "worst/gradcam")}
+    assert pictures >= {f"{PREFIX[stage]}xai/{name}" for name in ("images", "gradcam", "hardest/gradcam")}
 
 
 def test_prefix_is_that_of_the_stage():
-    assert {stage: Moment(stage, 0, 0, 0).prefix for stage in PREFIX} == PREFIX
+    assert {stage: ExplanationStep(stage, 0, 0, 0).prefix for stage in PREFIX} == PREFIX

@@ -121,7 +121,7 @@ def test_other_ranks_send_nothing(known):
     assert logger.told == []
 
 
-def test_a_failing_logger_keeps_nothing_from_the_next_and_is_named(known):
+def test_a_failing_logger_is_named_and_the_next_gets_everything(known):
     good, trainer = Memory(), trainer_of(Full(), Full())
     trainer.loggers.insert(1, good)
     with pytest.raises(
@@ -158,7 +158,7 @@ def test_a_missing_caption_is_an_error():
 
 
 def test_keys_are_fit_for_files_and_do_not_meet():
-    for key in ("xai/gradcam", "xai/worst/score_cam", "xai/images", "grad cam-2.0"):
+    for key in ("xai/gradcam", "xai/hardest/score_cam", "xai/images", "grad cam-2.0"):
         assert safe_key(key) == key
     odd = [
         "a:b",

@@ -135,7 +135,7 @@ def test_pictures_lie_at_the_steps_of_lightnings_own_rows(
     assert np.abs(np.asarray(Image.open(file), int) - picture(1)).mean() < 4  # JPEG
 
 
-def test_all_pictures_of_an_event_are_one_row_with_the_right_pixels(offline_wandb):
+def test_pictures_of_an_event_are_one_row_with_equal_pixels(offline_wandb):
     trainer, rng = trainer_of(WandbLogger(prefix="mine")), np.random.default_rng(0)
     noise = [rng.integers(0, 256, (5, 7, 3), np.uint8) for _ in range(111)]
     event = {

@@ -57,7 +57,7 @@ class Drawing(Dataset):
 
 def watching():
     return [
-        ExplanationLogger(max_images=4, worst=2, **EVERYWHERE),
+        ExplanationLogger(max_images=4, hardest=2, **EVERYWHERE),
         InterpretabilityMetrics(max_images=4, **EVERYWHERE),
         ExplanationDrift(max_images=4, **EVERYWHERE),
     ]
@@ -166,7 +166,7 @@ def test_state_that_cannot_be_put_back_is_logged_once(tmp_path):
     assert any("could not be put back" in reason for reason in callback.errors.reasons)
 
 
-def test_state_that_cannot_be_put_back_is_raised_where_errors_are(tmp_path):
+def test_state_that_cannot_be_restored_is_raised_with_on_error_raise(tmp_path):
     with pytest.raises(StateWarning, match="HoldsGenerator changed steps"):
         trained(tmp_path, HoldsGenerator(), [ExplanationLogger(max_images=2, on_error="raise")])
 
@@ -200,7 +200,7 @@ def trained(folder, module, callbacks, val=None):
 
 
 @pytest.mark.parametrize("kind", DRAWS)
-def test_panels_are_the_same_in_all_runs_though_the_data_set_augments_at_random(tmp_path, kind):
+def test_panels_are_equal_in_all_runs_with_random_augmentation(tmp_path, kind):
     panels = []
     for seed in (1, 2):  # data sets that are seeded differently, as unseeded ones are
         callback = ExplanationLogger(max_images=4)
@@ -218,7 +218,7 @@ class Restless(Drawing):
 
 
 @pytest.mark.parametrize(("data", "differs"), [(Restless, True), (Drawing, False)])
-def test_the_start_up_report_says_which_panels_differ_between_runs(tmp_path, data, differs):
+def test_start_up_report_names_panels_that_differ_between_runs(tmp_path, data, differs):
     trained(tmp_path, Small(), [ExplanationLogger(max_images=4)], DataLoader(data("numpy"), 3, num_workers=0))
     lines = [json.loads(line) for path in tmp_path.rglob("journal.jsonl") for line in path.read_text().splitlines()]
     run = next(line for line in lines if line["kind"] == "run")

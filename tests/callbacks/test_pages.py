@@ -75,7 +75,7 @@ folder = Path(sys.argv[1])
 (folder / f"ready{sys.argv[3]}").touch()
 while not (folder / "go").exists():
     time.sleep(0.005)
-fit(folder / "runs", [ExplanationLogger(max_images=2, worst=1), ExplanationDrift(max_images=2)], max_epochs=2)
+fit(folder / "runs", [ExplanationLogger(max_images=2, hardest=1), ExplanationDrift(max_images=2)], max_epochs=2)
 """
 
 
@@ -97,7 +97,7 @@ def test_three_processes_in_one_folder_leave_three_pages(tmp_path):
 
 @pytest.mark.parametrize("size", [100, 2000, 10_000, 30_000])
 def test_a_disk_that_takes_small_files_only_leaves_no_half_page(tmp_path, size):
-    callbacks = [ExplanationLogger(max_images=2, worst=1), ExplanationDrift(max_images=2), Curves()]
+    callbacks = [ExplanationLogger(max_images=2, hardest=1), ExplanationDrift(max_images=2), Curves()]
     with files_of_at_most(size):
         trainer = fit(tmp_path, callbacks, Module(small_network()), max_epochs=2)
     assert trainer.state.finished
@@ -120,7 +120,7 @@ def assert_whole(folder):
 @pytest.mark.parametrize("kilobytes", [24, 32, 48, 64, 80, 96, 112, 128, 160, 200, 240, 280, 320, 400])
 def test_a_full_disk_leaves_no_half_page_and_no_half_picture(tmp_path, kilobytes):
     with small_disk(tmp_path / "disk", f"{kilobytes}k") as disk:
-        callbacks = [ExplanationLogger(max_images=3, worst=2), ExplanationDrift(max_images=3), Curves()]
+        callbacks = [ExplanationLogger(max_images=3, hardest=2), ExplanationDrift(max_images=3), Curves()]
         assert fit(disk, callbacks, Module(small_network()), max_epochs=8).state.finished
         assert_whole(disk)
 

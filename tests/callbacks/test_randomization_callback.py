@@ -34,7 +34,7 @@ class Looks(RandomizationTest):
         return self.checks
 
 
-def test_the_numbers_are_those_of_the_test_of_the_trained_network(tmp_path):
+def test_numbers_are_those_of_the_trained_network(tmp_path):
     test = ParameterRandomization("independent", similarity=("spearman", "ssim"), threshold=0.9, seed=3)
     methods = {"fake": FakeCAM(), "gradient": Gradient()}
     watcher, logger = Looks(methods, max_images=5, test=test, on_error="raise"), Memory()
@@ -56,7 +56,7 @@ def key(method, kind):
     return f"xai/{method}/randomization_{kind}"
 
 
-def test_it_is_asked_once_at_the_end_and_the_weights_are_those_of_training_alone(tmp_path):
+def test_it_runs_once_at_the_end_and_leaves_the_weights_as_trained(tmp_path):
     alone, watched = Module(), Module()
     fit(tmp_path / "a", [], alone, max_epochs=2)
     logger = Memory()
@@ -97,7 +97,7 @@ def test_a_method_that_fails_does_not_end_the_training(tmp_path):
         fit(tmp_path / "raises", [RandomizationTest({"fails": Fails()}, max_images=3, on_error="raise")], max_epochs=1)
 
 
-def test_a_list_of_methods_gets_names_and_the_settings_say_what_is_tested():
+def test_settings_name_the_methods_and_the_test():
     watcher = RandomizationTest([GradCAM(), Gradient()], max_images=3)
     assert list(watcher.methods) == ["gradcam", "gradient"]
     assert watcher.settings()["methods"]["gradient"] == repr(Gradient())

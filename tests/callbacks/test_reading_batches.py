@@ -105,16 +105,16 @@ def test_dicts_in_and_out(tmp_path):
     train, val = (DataLoader(Keyed(pictures(8, seed)), batch_size=4) for seed in (0, 1))
     output = {"output": "scores"}
     watching = [
-        ExplanationLogger(max_images=3, worst=2, on_error="raise", **output),
+        ExplanationLogger(max_images=3, hardest=2, on_error="raise", **output),
         numbers(on_error="raise", **output),
     ]
     fit(tmp_path, watching, KeyedModule(), train, val, max_epochs=1)
     table = dict(record(tmp_path).of("run")[0]["probe"])
     assert table["batches"] == "images (3, 16, 16) from 'photo', labels from 'kind'"
     assert table["network"] == "network (Sequential) of KeyedModule"
-    (panel, worst) = record(tmp_path).of("maps")
+    (panel, hardest) = record(tmp_path).of("maps")
     assert sorted(row["label"] for row in panel["rows"]) == [0, 1, 2]
-    assert all(row["loss"] is not None for row in worst["rows"])
+    assert all(row["loss"] is not None for row in hardest["rows"])
 
 
 def numbers(**options):
@@ -181,7 +181,7 @@ KINDS = {
 def test_images_and_models_of_other_kinds(tmp_path, case):
     make, data = KINDS[case]
     watching = [
-        ExplanationLogger(max_images=4, worst=2, on_error="raise"),
+        ExplanationLogger(max_images=4, hardest=2, on_error="raise"),
         numbers(on_error="raise"),
         ExplanationDrift(max_images=4, on_error="raise"),
     ]

@@ -38,7 +38,7 @@ class Keeper(ModelCheckpoint):
 def everyone(**options):
     methods, options = GradCAM(), {"on_error": "raise", **options}
     return [
-        ExplanationLogger(methods, max_images=3, worst=2, scale="run", **options),
+        ExplanationLogger(methods, max_images=3, hardest=2, scale="run", **options),
         InterpretabilityMetrics(methods, metrics=AverageDrop(), max_images=4, **options),
         ExplanationDrift(methods, max_images=3, **options),
         ExplanationAlarms(methods, max_images=3, border=0.3, drift=1e-6, **options),

@@ -27,7 +27,7 @@ from interpretable_training.metrics import AverageDrop, Insertion
 CLOCK = ("xai/seconds", "xai/share_of_epoch", "xai/megabytes")
 METRICS = {"average_drop": AverageDrop(), "insertion": Insertion(steps=3)}
 BUILDERS = {
-    "ExplanationLogger": lambda methods, **o: ExplanationLogger(methods, worst=2, **o),
+    "ExplanationLogger": lambda methods, **o: ExplanationLogger(methods, hardest=2, **o),
     "ExplanationDrift": lambda methods, **o: ExplanationDrift(methods, **o),
     "ExplanationAlarms": lambda methods, **o: ExplanationAlarms(methods, alike=-1.0, border=0.0, drift=0.0, **o),
     "InterpretabilityMetrics": lambda methods, **o: InterpretabilityMetrics(methods, METRICS, **o),

@@ -46,7 +46,7 @@ class Stop(L.Callback):
             raise self.error
 
 
-def test_rows_are_what_the_logger_wrote_and_the_picture_lies_beside_it(tmp_path, module, loader):
+def test_rows_equal_those_of_the_logger_beside_the_picture(tmp_path, module, loader):
     curves, logger = TrainingCurves(), CSVLogger(tmp_path)
     trainer(tmp_path, curves, logger=logger).fit(module, loader, loader)
     assert sorted(curves.epochs) == [0, 1]  # the sanity check is no epoch

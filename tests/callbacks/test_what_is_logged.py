@@ -13,8 +13,8 @@ from interpretable_training.callbacks import (
     ExplanationDrift,
     InterpretabilityMetrics,
 )
-from interpretable_training.callbacks.explanation_drift import compare
 from interpretable_training.callbacks.watching.explanations import Explained
+from interpretable_training.callbacks.watching.map_changes import compare_maps
 from interpretable_training.metrics import AverageDrop, AverageGain, Insertion, evaluate
 
 ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
@@ -64,12 +64,12 @@ def test_the_best_of_each_number_is_kept(tmp_path):
 
 def test_drift_of_maps_by_hand():
     a = torch.tensor([[[4.0, 3], [2, 1]]])
-    assert {k: v.item() for k, v in compare(a, a).items()} == {"similarity": 1, "shift": 0}
+    assert {k: v.item() for k, v in compare_maps(a, a).items()} == {"similarity": 1, "shift": 0}
     b = torch.tensor([[[1.0, 2], [3, 4]]])  # a tenth of the mass from each to the next: 0.3 + 0.1 of it have to move
-    assert {k: v.item() for k, v in compare(a, b).items()} == pytest.approx({"similarity": -1, "shift": 0.4})
+    assert {k: v.item() for k, v in compare_maps(a, b).items()} == pytest.approx({"similarity": -1, "shift": 0.4})
     c = torch.tensor([[[0.0, 0], [0, 1]]])
-    assert compare(a, c)["shift"].item() == pytest.approx(0.9)
-    assert compare(a, torch.zeros(1, 2, 2))["shift"].isnan().all()
+    assert compare_maps(a, c)["shift"].item() == pytest.approx(0.9)
+    assert compare_maps(a, torch.zeros(1, 2, 2))["shift"].isnan().all()
 
 
 def test_drift_against_each_reference(tmp_path):
@@ -92,7 +92,7 @@ def test_drift_against_each_reference(tmp_path):
             if then is None:
                 assert found is None
                 continue
-            expected = compare(maps[look], maps[then])
+            expected = compare_maps(maps[look], maps[then])
             assert found == pytest.approx(float(expected["similarity"].nanmean()), abs=2e-3)
             shift = values[look][f"xai/gradcam/shift_{reference}"]
             assert shift == pytest.approx(float(expected["shift"].nanmean()), abs=2e-3)
@@ -110,11 +110,11 @@ def test_maps_that_stay_the_same_do_not_drift(tmp_path):
 
 def test_a_process_that_fails_once_takes_no_reference_away():
     watcher = ExplanationDrift(max_images=4)
-    moment = SimpleNamespace(epoch=0, step=0)
+    step = SimpleNamespace(epoch=0, global_step=0)
     whole, half = look_of([0, 1, 2, 3]), look_of([0, 2])
-    watcher.values([whole], moment)
-    assert watcher.values([half], moment) == {}
-    assert watcher.values([whole], moment)["xai/gradcam/similarity_first"] == pytest.approx(1)
+    watcher.values([whole], step)
+    assert watcher.values([half], step) == {}
+    assert watcher.values([whole], step)["xai/gradcam/similarity_first"] == pytest.approx(1)
 
 
 def look_of(ids):

@@ -19,20 +19,20 @@ from interpretable_training.callbacks.watching.budget import BudgetController
 ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
 
 
-def test_the_worst_are_those_with_the_largest_losses_of_the_whole_validation(tmp_path):
+def test_hardest_images_have_the_largest_losses_of_the_validation(tmp_path):
     logger, notes = Memory(), Notes()
     names = ["cat", "dog", "<b>hen</b>"]
-    watcher = ExplanationLogger(max_images=2, worst=3, class_names=names, on_error="raise")
+    watcher = ExplanationLogger(max_images=2, hardest=3, class_names=names, on_error="raise")
     fit(tmp_path, [notes, watcher], val=loader(30, 1), logger=logger)
     images, labels = pictures(30, 1).tensors
-    lines = [line for line in record(tmp_path).of("maps") if line["group"] == "worst"]
+    lines = [line for line in record(tmp_path).of("maps") if line["group"] == "hardest"]
     for line, network, (_, _, sent) in zip(lines, notes.networks, logger.pictures):
         logits = network(images)
         loss = F.cross_entropy(logits, labels, reduction="none")
         top = loss.topk(3)
         assert [int(row["id"]) for row in line["rows"]] == top.indices.tolist()
         assert [row["loss"] for row in line["rows"]] == pytest.approx(top.values.tolist(), rel=1e-5)
-        captions = [caption for _, caption in sent["xai/worst/gradcam"]]
+        captions = [caption for _, caption in sent["xai/hardest/gradcam"]]
         for caption, i in zip(captions, top.indices.tolist()):
             prob, pred = logits[i].softmax(0).max(0)
             wrong = f" ({names[labels[i]]})" if pred != labels[i] else ""
@@ -42,12 +42,12 @@ def test_the_worst_are_those_with_the_largest_losses_of_the_whole_validation(tmp
     assert len(lines) == len(logger.pictures) == 3
 
 
-def test_all_pictures_of_a_look_are_sent_at_once_and_the_originals_only_the_first_time(tmp_path):
+def test_pictures_of_a_step_are_sent_at_once_and_originals_once(tmp_path):
     logger = Memory()
     methods = [GradCAM(), LayerCAM()]
-    fit(tmp_path, [ExplanationLogger(methods, max_images=3, worst=2, on_error="raise")], logger=logger)
+    fit(tmp_path, [ExplanationLogger(methods, max_images=3, hardest=2, on_error="raise")], logger=logger)
     assert [(step, epoch) for step, epoch, _ in logger.pictures] == [(step - 1, epoch) for epoch, step in ENDS]
-    keys = ["xai/gradcam", "xai/layercam", "xai/worst/gradcam", "xai/worst/layercam"]
+    keys = ["xai/gradcam", "xai/layercam", "xai/hardest/gradcam", "xai/hardest/layercam"]
     assert [sorted(images) for _, _, images in logger.pictures] == [sorted([*keys, "xai/images"]), keys, keys]
     assert [len(logger.pictures[1][2][key]) for key in keys] == [3, 3, 2, 2]
 
@@ -65,7 +65,7 @@ def test_all_pictures_of_a_look_are_sent_at_once_and_the_originals_only_the_firs
 )
 def test_which_class_is_shown(tmp_path, target, views):
     notes = Notes()
-    callbacks = [notes, ExplanationLogger(max_images=4, worst=0, target=target, on_error="raise")]
+    callbacks = [notes, ExplanationLogger(max_images=4, hardest=0, target=target, on_error="raise")]
     fit(tmp_path, callbacks, max_epochs=1)
     lines = record(tmp_path).of("maps")
     assert [line["view"] for line in lines] == views
@@ -86,9 +86,9 @@ def test_which_class_is_shown(tmp_path, target, views):
 
 def test_costs_are_logged_with_each_epoch(tmp_path):
     class Slow(ExplanationLogger):
-        def compute(self, session, context, moment):
+        def compute(self, session, context, step):
             time.sleep(0.2)
-            return super().compute(session, context, moment)
+            return super().compute(session, context, step)
 
     trainer = fit(tmp_path, [Slow(max_images=2, on_error="raise")])
     costs = [line["values"] for line in record(tmp_path).of("values") if "xai/seconds" in line["values"]]
@@ -109,7 +109,7 @@ def spends(thrift, seconds, epochs=1, n=16):
     return told
 
 
-def test_a_budget_halves_the_images_then_the_looks_and_gives_them_back():
+def test_budget_halves_images_then_steps_and_restores_them():
     thrift = BudgetController(Budget(share=0.1))
     assert spends(thrift, 0.2, 4) == [(True, 8, 1), (True, 4, 1), (True, 4, 2), (True, 4, 4)]
     assert spends(thrift, 0.05) == [(False, 4, 4)]  # within the budget
@@ -122,7 +122,7 @@ def test_a_budget_halves_the_images_then_the_looks_and_gives_them_back():
 
 def test_a_callback_that_costs_too_much_says_what_it_leaves_out(tmp_path):
     watching = [
-        ExplanationLogger(max_images=8, worst=0, budget=1e-9, on_error="raise"),
+        ExplanationLogger(max_images=8, hardest=0, budget=1e-9, on_error="raise"),
         ExplanationDrift(max_images=4, budget=Budget(share=1e-9), on_error="raise"),
     ]
     fit(tmp_path, watching, max_epochs=6)

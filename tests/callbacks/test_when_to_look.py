@@ -20,7 +20,7 @@ def drop(**options):
 
 
 def panel(**options):
-    return ExplanationLogger(max_images=3, **{"worst": 0, **options})
+    return ExplanationLogger(max_images=3, **{"hardest": 0, **options})
 
 
 class Stream(IterableDataset):
@@ -89,7 +89,7 @@ def test_looks(tmp_path, case):
     assert [step + 1 for step in logger.steps(KEY)] == [step for _, step in expected]
 
 
-def test_nothing_happens_at_the_sanity_check_but_the_table_after_it(tmp_path):
+def test_sanity_check_explains_nothing_and_the_table_follows_it(tmp_path):
     seen = []
 
     class Sees(L.Callback):
@@ -112,17 +112,17 @@ def test_nothing_happens_at_the_sanity_check_but_the_table_after_it(tmp_path):
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_stages_alone_under_inference_mode(tmp_path, stage):
     logger, stages = Memory(), ("fit", "validate", "test")
-    watching = [drop(stages=stages, on_error="raise"), panel(stages=stages, on_error="raise", worst=2)]
+    watching = [drop(stages=stages, on_error="raise"), panel(stages=stages, on_error="raise", hardest=2)]
     trainer, module = trainer_of(tmp_path, watching, logger=logger), Module()
     for _ in range(2):  # each of them is looked at
         (values,) = getattr(trainer, stage)(module, loader(), verbose=False)
         prefix = f"{stage}/"
         assert 0 <= values[prefix + KEY] <= 100
     assert looks(tmp_path, "InterpretabilityMetrics") == [(0, 0), (0, 0)]
-    groups = {"validate": {"panel", "worst"}, "test": {"test-panel", "test-worst"}}[stage]
+    groups = {"validate": {"panel", "hardest"}, "test": {"test-panel", "test-hardest"}}[stage]
     assert {line["group"] for line in record(tmp_path).of("maps")} == groups
     keys = {key for _, _, images in logger.pictures for key in images}
-    assert keys == {f"{prefix}xai/{name}" for name in ("images", "gradcam", "worst/gradcam")}
+    assert keys == {f"{prefix}xai/{name}" for name in ("images", "gradcam", "hardest/gradcam")}
     assert failures(tmp_path) == []
     assert (tmp_path / "report.html").exists()
 
@@ -140,7 +140,7 @@ def test_stages_that_were_not_asked_for_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("last", ["fit", "test"])
-def test_what_there_is_one_of_is_done_whichever_callback_is_the_last(tmp_path, last):
+def test_shared_work_is_done_whichever_callback_is_last(tmp_path, last):
     """The table, the costs and the report, though the last callback does not look in this stage."""
     other = "fit" if last == "test" else "test"
     callbacks = [panel(stages=(other,), on_error="raise"), ExplanationDrift(max_images=2, stages=(last,))]

@@ -17,7 +17,7 @@ def panel_of(tmp_path, images="panel", val=None, n=6, **options):
     return context_of(trainer, watcher).panel
 
 
-def test_the_panel_holds_as_many_of_each_class_and_is_the_same_in_each_run(tmp_path):
+def test_panel_is_balanced_and_the_same_in_each_run(tmp_path):
     labels = torch.tensor([0] * 20 + [1] * 7 + [2] * 3)
     data = TensorDataset(pictures(30, 1).tensors[0], labels)
     panels = [
@@ -72,9 +72,9 @@ def test_images_of_ones_own(tmp_path):
         panel_of(tmp_path / "w", images=[1, 30])
 
 
-def test_the_pictures_of_ones_own_do_not_take_the_names_of_the_worst(tmp_path):
+def test_given_images_are_not_named_as_hardest_images(tmp_path):
     own = TensorDataset(torch.zeros(3, 3, 16, 16), torch.zeros(3).long())
-    fit(tmp_path, [ExplanationLogger(images=own, worst=9, on_error="raise")], max_epochs=1)
+    fit(tmp_path, [ExplanationLogger(images=own, hardest=9, on_error="raise")], max_epochs=1)
     files = {line["id"]: line["file"] for line in record(tmp_path).of("image")}
     assert len(files) == 3 + 9
     for line in record(tmp_path).of("maps"):
@@ -83,12 +83,12 @@ def test_the_pictures_of_ones_own_do_not_take_the_names_of_the_worst(tmp_path):
             assert black == (line["group"] == "panel")
 
 
-def test_the_worst_of_a_shuffled_loader_have_no_index(tmp_path):
+def test_hardest_images_of_a_shuffled_loader_have_no_index(tmp_path):
     logger = Memory()
-    watching = ExplanationLogger(max_images=3, worst=2, on_error="raise")
+    watching = ExplanationLogger(max_images=3, hardest=2, on_error="raise")
     fit(tmp_path, [watching], val=loader(9, shuffle=True), max_epochs=2, logger=logger)
-    lines = [line for line in record(tmp_path).of("maps") if line["group"] == "worst"]
+    lines = [line for line in record(tmp_path).of("maps") if line["group"] == "hardest"]
     assert all(int(row["id"]) < 0 for line in lines for row in line["rows"])
-    captions = [caption for _, caption in logger.pictures[-1][2]["xai/worst/gradcam"]]
+    captions = [caption for _, caption in logger.pictures[-1][2]["xai/hardest/gradcam"]]
     assert all(caption.startswith("predicted") for caption in captions)
     assert failures(tmp_path) == []

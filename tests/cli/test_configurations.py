@@ -128,7 +128,7 @@ def test_the_first_line_is_the_command(path):
 def test_the_word_on_is_a_key(folder, capsys):
     """YAML takes it for true; stages of callbacks and scores of metrics are called so."""
     metrics = "{drop: {class_path: AverageDrop, init_args: {score: logit}}}"
-    watch = f"{{class_path: InterpretabilityMetrics, init_args: {{on: [validate], metrics: {metrics}}}}}"
+    watch = f"{{class_path: InterpretabilityMetrics, init_args: {{stages: [validate], metrics: {metrics}}}}}"
     (folder / "on.yaml").write_text(f"trainer: {{callbacks: [{watch}]}}")
     baseline = Path(__file__).parents[2] / "configs" / "baseline.yaml"
     with pytest.raises(SystemExit):

@@ -41,7 +41,7 @@ def test_page_has_all_data_of_the_journal(rich):
     assert journal.run in path.read_text()[:2000]  # whose page it is, for those who look at the file
     assert [event["epoch"] for event in page["films"]["panel"]["events"]] == list(range(6))
     assert page["films"]["panel"]["tracks"] == [["gradcam", "pred"], ["layercam", "pred"]]
-    assert len(page["films"]["worst"]["events"]) == 6
+    assert len(page["films"]["hardest"]["events"]) == 6
     assert set(page["images"]) == {str(i) for i in range(8)}
     assert page["metrics"][0]["title"] == "energy_on_cue"  # an alarm's comes first
     assert {chart["title"] for chart in page["training"]} == {"loss", "accuracy", "lr-AdamW"}
@@ -164,7 +164,7 @@ def test_test_images_have_their_own_part(tmp_path):
     told = {"group": "test-panel", "method": "gradcam", "view": "pred", "file": file, "h": 8, "w": 8}
     journal.write("maps", epoch=2, step=9, stage="test", **told, rows=[{"id": "test-1", "lo": lo, "hi": hi}])
     page, _ = made(journal.folder)
-    assert [len(page["films"][group]["events"]) for group in ("panel", "test-panel", "test-worst")] == [2, 1, 0]
+    assert [len(page["films"][group]["events"]) for group in ("panel", "test-panel", "test-hardest")] == [2, 1, 0]
     assert page["images"]["test-1"]["label"] == 1
 
 
@@ -195,13 +195,13 @@ def test_film_keeps_the_steps_that_fit(tmp_path):
 
 
 def long_journal(folder, noise, epochs=200):
-    """16 images and 2 methods in each of 200 epochs, with 4 worst ones."""
+    """16 images and 2 methods in each of 200 epochs, with 4 hardest ones."""
     generator = torch.Generator().manual_seed(0)
     journal = Journal(folder)
     for index in range(16):
         journal.save_image(str(index), torch.rand(3, 224, 224, generator=generator), index)
     for epoch in range(epochs):
-        for group, count in (("panel", 16), ("worst", 4)):
+        for group, count in (("panel", 16), ("hardest", 4)):
             for method in ("gradcam", "scorecam"):
                 side = 56 if noise else 7
                 maps = torch.rand(count, 1, side, side, generator=generator)
@@ -227,7 +227,7 @@ def test_report_of_200_epochs_stays_below_30_megabytes(tmp_path, noise):
     page, path = made(journal.folder, max_megabytes=5)
     assert 4e6 < path.stat().st_size < 5e6
     assert len(page["films"]["panel"]["events"]) > 1
-    assert len(page["films"]["worst"]["events"]) > 1
+    assert len(page["films"]["hardest"]["events"]) > 1
 
 
 def test_page_contains_the_installed_scripts(rich):

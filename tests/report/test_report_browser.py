@@ -77,11 +77,11 @@ def test_browser_shows_every_part_without_errors(rich, tmp_path):
     assert console == []
     assert 'data-ready="yes"' in text
     found = re.findall(r'<section id="(\w+)"', text)
-    wanted = ["glance", "panel", "metrics", "training", "final", "worst", "drift", "randomization", "failures"]
+    wanted = ["glance", "panel", "metrics", "training", "final", "hardest", "drift", "randomization", "failures"]
     assert found == [*wanted, "dropped", "cost", "probe", "settings"]
     raised = read_journal(rich.parent / "explanations").of("alarm")
     assert f"Raised {len(raised)} times, first at epoch {raised[0]['epoch']}. " in text
-    assert text.count("<canvas") >= 8 + 4 + 12  # panel, worst, the first look and the last
+    assert text.count("<canvas") >= 8 + 4 + 12  # panel, hardest, the first look and the last
     assert text.count('class="curve"') >= 20
     assert "epoch 11 · step 1128" in text
 

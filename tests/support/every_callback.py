@@ -40,7 +40,7 @@ OFTEN = {"methods": METHODS, "every_n_steps": 4, **EVERYWHERE}
 WATCHING = {
     "Explains": Explains,
     "TrainingCurves": TrainingCurves,
-    "ExplanationLogger": lambda: ExplanationLogger(METHODS, max_images=4, worst=2, target="both", **EVERYWHERE),
+    "ExplanationLogger": lambda: ExplanationLogger(METHODS, max_images=4, hardest=2, target="both", **EVERYWHERE),
     "ExplanationLogger by steps": lambda: ExplanationLogger(max_images=2, target="topk:2", scale="run", **OFTEN),
     "InterpretabilityMetrics": lambda: InterpretabilityMetrics(metrics=METRICS, max_images=4, controls=True, **OFTEN),
     "ExplanationDrift": lambda: ExplanationDrift(max_images=4, monitor="val/loss", mode="min", **OFTEN),

@@ -30,7 +30,7 @@ class Faulty(Attribution):
 
 def everyone(methods, **options):
     return [
-        ExplanationLogger(methods, max_images=3, worst=1, **options),
+        ExplanationLogger(methods, max_images=3, hardest=1, **options),
         InterpretabilityMetrics(methods, metrics=AverageDrop(), max_images=4, **options),
         ExplanationDrift(methods, max_images=3, **options),
         ExplanationAlarms(methods, max_images=3, alike=0.9, **options),

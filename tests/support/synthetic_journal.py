@@ -62,7 +62,7 @@ def write_maps(journal, when, group, method, chosen, maps, share, labels, classe
     rows = []
     for place, index in enumerate(chosen):
         label = int(labels[index])
-        wrong = group == "worst" or (index % 5 == 0 and share < 0.5)
+        wrong = group == "hardest" or (index % 5 == 0 and share < 0.5)
         pred = (label + 1) % classes if wrong else label
         prob = 0.3 + 0.65 * share * (0.8 + 0.02 * (index % 10))
         rows.append(row(index, label, pred, prob, scales[place], maps[place], 2.0 + index / 9 if wrong else None))
@@ -71,7 +71,7 @@ def write_maps(journal, when, group, method, chosen, maps, share, labels, classe
     journal.write("maps", **when, **facts, rows=rows)
 
 
-def write_journal(folder, epochs=12, count=16, size=64, class_names=None, methods=METHODS, worst=4):
+def write_journal(folder, epochs=12, count=16, size=64, class_names=None, methods=METHODS, hardest=4):
     """Everything that a run can leave."""
     data, pictures, batch = scenes(count, size)
     names = class_names or data.class_names
@@ -87,10 +87,10 @@ def write_journal(folder, epochs=12, count=16, size=64, class_names=None, method
         for method, noise in methods.items():
             maps = maps_at(share, batch, noise, generator)
             write_maps(journal, when, "panel", method, range(count), maps, share, batch["target"], len(names))
-            if worst:
-                chosen = [(epoch * 3 + k * 5) % count for k in range(worst)]
+            if hardest:
+                chosen = [(epoch * 3 + k * 5) % count for k in range(hardest)]
                 S = maps[chosen]
-                write_maps(journal, when, "worst", method, chosen, S, share, batch["target"], len(names))
+                write_maps(journal, when, "hardest", method, chosen, S, share, batch["target"], len(names))
             values |= numbers(method, maps, batch, share, noise)
             rows[method] = share
         journal.write("values", **when, callback="InterpretabilityMetrics", values=values)

@@ -191,9 +191,9 @@
       section("final", "Evaluation", "Separate validation and test", "Measured outside the training, with the weights that were loaded at that time.", ...page.final.map((part) =>
         make("div", {}, make("h3", {}, name(part.title)), table(part.head, part.rows))));
     }
-    film("worst", "Hardest images", "Hardest images", "The images with the highest loss of each epoch.");
+    film("hardest", "Hardest images", "Hardest images", "The images with the highest loss of each epoch.");
     film("test-panel", "Test images", "Test images", "Maps of test images, with the tested weights.");
-    film("test-worst", "Hardest test images", "Hardest test images", "The test images with the highest loss.");
+    film("test-hardest", "Hardest test images", "Hardest test images", "The test images with the highest loss.");
     if (page.drift.charts.length) section("drift", "Drift", "Drift of the maps", "How much the maps of the panel change: mean over its images. Click an image of the panel for its own curves.", make("div", { class: "grid" }, draw(page.drift.charts)));
     if (page.randomization.length) section("randomization", "Randomization", "Randomization test", "A map that stays the same when random weights replace the trained ones does not show what the model has learned.", table(["method", "similarity", "verdict", "rule"], page.randomization));
     if (page.failures.length) section("failures", "Failures", "Failures", "Explanation steps that failed. Training continued.", table(["callback", "reason", "count", "first epoch"], page.failures));

@@ -15,6 +15,7 @@ from interpretable_training.attribution import Attribution
 from interpretable_training.attribution.core import precision
 from interpretable_training.metrics import DataRandomization, InputInvariance, ParameterRandomization, UnitIoU
 
+pytestmark = pytest.mark.filterwarnings("error::interpretable_training.attribution.core.state.StateWarning")
 TARGET = torch.tensor([0, 2, 1])
 
 

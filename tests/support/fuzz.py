@@ -23,6 +23,8 @@ from support.attributions import METHODS, generators, state, toy
 from support.bad_values import HUGE, NAN, VALUES, T, X, bad_images, bad_maps, bad_targets, boxes_by_name, masks
 
 PACKAGE = Path(metrics.__file__).parents[1]
+# Exceptions to the rules, each documented: `ignores_model` of a method, the formula of a method without classes, the
+# docstring of an option that says which negative numbers it takes, `Complexity.update`, which takes maps alone.
 CONTROLS = ("fakecam", "randommap")  # run no model, so that much about it stays unknown
 CLASSLESS = ("eigencam", "attentionrollout", "rawattention")  # explain no class
 SANITY = ("ParameterRandomization", "DataRandomization", "InputInvariance")

@@ -15,10 +15,13 @@ def is_sharded(module: nn.Module) -> bool:
     """Whether parameters of the module are spread over processes."""
     if not isinstance(module, nn.Module):  # prepare_model raises the error
         return False
+    return is_fsdp2(module) or any(hasattr(p, "full_tensor") for p in module.parameters())
+
+
+def is_fsdp2(module: nn.Module) -> bool:
+    """Whether FSDP2 frees parameters of the module after each pass."""
     fsdp2 = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())  # not imported: nothing is sharded
-    return any(isinstance(m, fsdp2) for m in module.modules()) or any(
-        hasattr(p, "full_tensor") for p in module.parameters()
-    )
+    return any(isinstance(m, fsdp2) for m in module.modules())
 
 
 def refuse_sharded(module: nn.Module, what: str) -> None:

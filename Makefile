@@ -20,7 +20,7 @@ test-all: $(VENV)/.tests  ## run all tests, the slow ones too
 lint: $(VENV)/.lints  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build/installed
+	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
 	cd build/installed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml interpretable_training
 

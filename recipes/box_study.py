@@ -108,7 +108,7 @@ def _study(
 def draw_parts(study: EvaluationRecipe, path: str, names: tuple[str, ...] = ("gradcam", "opticam")) -> None:
     """Draw the maps of two methods, whole, inside and outside of the boxes."""
     images, target, annotations = study.examples()
-    pictures = denormalize(images, study.data.mean, study.data.std)
+    pictures = denormalize(images, study.data.mean, study.data.std)  # type: ignore[attr-defined]
     inside = inside_of(annotations["boxes"], images)
     rows = {"image": (255 * pictures).byte().permute(0, 2, 3, 1), "box": overlay(pictures, inside)}
     methods = {name: study.options["methods"][name] for name in names}

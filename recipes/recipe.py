@@ -17,7 +17,7 @@ from interpretable_training.visual import denormalize, draw_sheet, overlay
 
 
 class Recipe(NamedTuple):
-    """An experiment to run with `recipe.trainer.fit(recipe.module, recipe.data)`."""
+    """Experiment to run with `recipe.trainer.fit(recipe.module, recipe.data)`."""
 
     trainer: L.Trainer
     module: L.LightningModule
@@ -25,7 +25,7 @@ class Recipe(NamedTuple):
 
 
 class EvaluationRecipe(NamedTuple):
-    """A measurement to run with `study.run()`.
+    """Measurement to run with `study.run()`.
 
     Attributes:
         trainer: Trainer that evaluates.

@@ -8,10 +8,11 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from interpretable_training.data import ShapesDataModule
+from interpretable_training.mistakes import require_writable
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes import Recipe, shortcut
 
-from .errors import print_line, require_writable
+from .errors import print_line
 
 CUES = {
     "same": "as in training: {share:.0%} of the images hold the mark of their class",

@@ -1,15 +1,15 @@
 """Mistakes of the user as one paragraph on stderr, instead of a page of usage or a traceback."""
 
-import difflib
 import importlib
 import inspect
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from interpretable_training.mistakes import MistakeError, closest
 
 from ._compat import (
     constructor_error,
@@ -25,10 +25,6 @@ from ._compat import (
 
 DEBUG = "INTERPRETABLE_TRAINING_DEBUG"  # set to anything: tracebacks for everything
 OURS = re.compile(r"expected .*, got .*", re.DOTALL)  # how the errors of this package begin
-
-
-class MistakeError(Exception):
-    """A mistake of the user, in one paragraph."""
 
 
 @contextmanager
@@ -66,19 +62,6 @@ def print_line(text: str) -> None:
     """Print a line at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def require_writable(folder: str | Path) -> None:
-    """Raise before a training, not after it, where its results cannot be written."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise MistakeError(
-            f"expected an output folder that can be written, got {str(folder)!r} ({error.strerror}); choose another "
-            "(--output of the demo, --trainer.logger.init_args.save_dir or --trainer.default_root_dir otherwise)."
-        ) from error
 
 
 def rewrite_parser_error(message: str, options: Iterable[str], classes: Iterable[str]) -> str:
@@ -145,9 +128,3 @@ def parameters(class_path: str) -> set[str]:
         for key in inspect.signature(vars(base)["__init__"]).parameters
     }
     return names - {"self", "args", "kwargs"}
-
-
-def closest(name: str, names: Iterable[str]) -> list[str]:
-    """Return up to three names that look alike, ignoring case."""
-    lower = {known.lower(): known for known in names}
-    return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, cutoff=0.5)]

@@ -20,12 +20,13 @@ from interpretable_training.callbacks.watching.image_logging import Gallery, as_
 from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.data.pictures import BROKEN
 from interpretable_training.files import save_picture
+from interpretable_training.mistakes import MistakeError, closest, require_writable
 from interpretable_training.report.journal import Journal, safe_name
 from interpretable_training.report.page import write_report
 from interpretable_training.visual.overlay import overlay
 from interpretable_training.visual.sheet import draw_sheet
 
-from .errors import MistakeError, closest, printable, require_writable
+from .errors import printable
 from .explained_network import Subject, find_subject, import_modules
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}

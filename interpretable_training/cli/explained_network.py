@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from interpretable_training.evaluation.trainer import read_checkpoint
+from interpretable_training.mistakes import MistakeError, closest
 from interpretable_training.models.build import build_network
 from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
 from interpretable_training.modules.checks import MOST_CLASSES
@@ -23,15 +24,13 @@ from interpretable_training.modules.class_paths import check_hyper_parameters
 from interpretable_training.modules.classifier import PICTURES
 from interpretable_training.visual.colors import Colors
 
-from .errors import MistakeError, closest
-
 MODULES = {module.__name__: module for module in (Classifier, CAStreamClassifier, GuidedGradientClassifier)}
 NEEDED = ("network", "num_classes", "network_kwargs", "pretrained", "weights", "stream", "multilabel")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, and how pictures become its images."""
+    """Network with the transform from pictures to its images."""
 
     network: nn.Module
     name: str

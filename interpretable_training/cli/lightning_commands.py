@@ -27,12 +27,13 @@ import interpretable_training.modules
 from interpretable_training.attribution import Attribution
 from interpretable_training.evaluation.trainer import EvaluationTrainer, read_checkpoint
 from interpretable_training.metrics.core.base import ImageMetric
+from interpretable_training.mistakes import MistakeError, require_writable
 from interpretable_training.modules.class_paths import check_configuration, check_hyper_parameters, walk
 from interpretable_training.sweeps.callback import SweepReport
 from interpretable_training.sweeps.metric import FILE
 
 from ._compat import command_parsers, is_broken_yaml, option_names
-from .errors import MistakeError, require_writable, rewrite_parser_error
+from .errors import rewrite_parser_error
 from .integers import check_integers
 from .yaml_growth import refuse_growth
 

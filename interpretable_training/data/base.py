@@ -90,6 +90,11 @@ class SeededDataModule(L.LightningDataModule):
 
     `missing(stage)` returns the names of the splits to make. Predicting uses the test split.
 
+    >>> data = SeededDataModule(batch_size=2)
+    >>> data.splits["test"] = torch.utils.data.TensorDataset(images, target)
+    >>> [len(y) for _, y in data.test_dataloader()]
+    [2, 2]
+
     Attributes:
         num_classes: Number of outputs a classifier needs.
         class_names: Name of each class.

@@ -22,6 +22,15 @@ class PicturesDataModule(SeededDataModule):
     Subclasses implement `read(split)`, which returns `Pictures` made with `options(split)`. Training images are random
     crops, flipped at random; the others are the middle seven eighths of the shorter side.
 
+    ```python
+    class Birds(PicturesDataModule):
+        num_classes, class_names = 2, ["crow", "gull"]
+
+        def read(self, split):
+            files, target = ["a.jpg", "b.jpg"], [0, 1]
+            return Pictures(Path("birds", split), files, target, **self.options(split))
+    ```
+
     Args:
         image_size: Side of the images, or height and width.
         annotations: Whether items are dicts instead of pairs; see `Pictures`.

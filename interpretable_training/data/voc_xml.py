@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 
 class Thing(NamedTuple):
-    """An object: the name of its class, the corners of its box as written, and whether it is hard to see."""
+    """Object: name of its class, corners of its box as written, and whether it is hard to see."""
 
     name: str
     box: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""How sure a mean over images is, and a difference of two.
+"""Bootstrap intervals of a mean over images, and of the difference of two.
 
     m[r] = mean over images drawn with replacement     r = 1..R                 (1)
     interval = from the 2.5th to the 97.5th percentile of m                     (2)
@@ -37,14 +37,14 @@ class BootstrapDraws:
         sums = values.new_zeros(n, values.shape[1]).index_add_(0, index, values.nan_to_num())
         rows = values.new_zeros(n, values.shape[1]).index_add_(0, index, known.to(values))
         generator = torch.Generator().manual_seed(self.seed)
-        found = []
+        means = []
         chunk = max(1, AT_ONCE // n)
         for start in range(0, self.resamples, chunk):
             R = min(chunk, self.resamples - start)
             drawn = torch.randint(n, (R, n), generator=generator)
             often = values.new_zeros(R, n).scatter_add_(1, drawn, values.new_ones(R, n))
-            found.append((often @ sums) / (often @ rows))
-        return torch.cat(found)
+            means.append((often @ sums) / (often @ rows))
+        return torch.cat(means)
 
 
 def interval(m: Tensor) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What is done of an evaluation, batch by batch, kept in a folder so that it can go on after a stop."""
+"""Cache of an evaluation: results of batches in a folder, from which it continues after a stop."""
 
 import json
 import zlib
@@ -20,7 +20,7 @@ from .warn_caller import warn_caller
 
 @dataclass
 class Part:
-    """The numbers of one batch, as `Table` has them of all."""
+    """Numbers of one batch, in the layout of `Table`."""
 
     number: int
     images: Tensor
@@ -31,7 +31,7 @@ class Part:
 
 
 class Cache:
-    """Parts in a folder; without a folder nothing is kept.
+    """Store parts in a folder; without a folder, nothing is stored.
 
     Args:
         folder: where; made if it is not there.
@@ -64,14 +64,14 @@ class Cache:
 
     def load(self, wanted: Callable[[int], bool]) -> list[Part]:
         """Return what is done of the batches whose number is wanted; files that cannot be read count as not done."""
-        found = []
+        parts = []
         for path in [] if self.folder is None else sorted(self.folder.glob("part-*.pt")):
             if wanted(int(path.stem.partition("-")[2])):
                 try:
-                    found.append(Part(**torch.load(path, weights_only=True)))
+                    parts.append(Part(**torch.load(path, weights_only=True)))
                 except Exception as error:  # whatever half a file makes of torch.load
                     warn_caller(f"{path} cannot be read ({error}); its images are measured again")
-        return found
+        return parts
 
     def keep(self, part: Part) -> None:
         """Write a part, whole or not at all."""

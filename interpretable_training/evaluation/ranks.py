@@ -13,7 +13,7 @@ POLL = 0.05
 
 
 class Peers:
-    """The processes of a `torch.distributed` group, or this process alone. Used in `with`, around all of the work.
+    """Exchange results between the processes of a `torch.distributed` group; use it in `with`, around all of the work.
 
     Messages go through the store of the group, which, other than a collective, blocks no process. Whoever fails says it
     there; the others ask between two batches. In the end all exchange what they have, those that failed too, so that
@@ -40,22 +40,22 @@ class Peers:
     def _meet(self) -> None:
         """Wait until each process is here; leave again after `PATIENCE` or Ctrl-C."""
         assert self.store is not None
-        came, end = f"{self.key}/came", time.monotonic() + PATIENCE
-        here = self.store.add(came, 1)
+        counter, end = f"{self.key}/came", time.monotonic() + PATIENCE
+        arrived = self.store.add(counter, 1)
         try:
-            while (here := self.store.add(came, 0)) < self.world and time.monotonic() < end:
+            while (arrived := self.store.add(counter, 0)) < self.world and time.monotonic() < end:
                 time.sleep(POLL)
         except KeyboardInterrupt:
-            self.store.add(came, -1)
+            self.store.add(counter, -1)
             raise
         # In the moment in which this one leaves the last one may come; then it stays.
-        if here < self.world and self.store.add(came, -1) < self.world - 1:
+        if arrived < self.world and self.store.add(counter, -1) < self.world - 1:
             raise RuntimeError(
-                f"expected each of the {self.world} processes to call evaluate, got {here} within {PATIENCE:.0f} s; "
+                f"expected each of the {self.world} processes to call evaluate, got {arrived} within {PATIENCE:.0f} s; "
                 "call it in all of them, not below `if rank == 0`, or look at why the others did not get there."
             )
-        if here < self.world:
-            self.store.add(came, 1)
+        if arrived < self.world:
+            self.store.add(counter, 1)
 
     def stopped(self) -> bool:
         """Whether one of the processes has failed or was interrupted."""

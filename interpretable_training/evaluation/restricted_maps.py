@@ -31,7 +31,7 @@ from interpretable_training.metrics.core.rescoring import in_unit_range
 
 @dataclass(frozen=True)
 class Restricted(Attribution):
-    """A method's map inside or outside of the object's region, for `evaluate` on batches that carry it.
+    """Keep a method's map inside or outside of the object's region; for `evaluate` on batches with regions.
 
     >>> from interpretable_training.attribution import GradCAM
     >>> Restricted(GradCAM(), "outside").part
@@ -128,12 +128,12 @@ def box_rows(
     >>> list(box_rows(GradCAM()))
     ['box', 'outside the box', 'gradcam', 'gradcam inside', 'gradcam outside']
     """
-    found: dict[str, Attribution] = {
+    rows: dict[str, Attribution] = {
         "box": Restricted(None, "inside", region),
         "outside the box": Restricted(None, "outside", region),
     }
     for name, method in name_methods(methods).items():
-        found |= {name: method}
-        found |= {f"{name} inside": Restricted(method, "inside", region)}
-        found |= {f"{name} outside": Restricted(method, "outside", region)}
-    return found
+        rows |= {name: method}
+        rows |= {f"{name} inside": Restricted(method, "inside", region)}
+        rows |= {f"{name} outside": Restricted(method, "outside", region)}
+    return rows

@@ -1,4 +1,4 @@
-"""What `evaluate` does with each batch: explain, score, and keep the numbers of each image."""
+"""Run of `evaluate`: explain and score each batch, and store the numbers of each image."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -24,7 +24,7 @@ from .warn_caller import warn_caller
 
 
 class EvaluationRun:
-    """What is done with each batch."""
+    """Explain, score and store each batch of an evaluation."""
 
     def __init__(
         self,
@@ -63,13 +63,13 @@ class EvaluationRun:
         bar = tqdm(desc="evaluate", unit=" images", total=source.size(), disable=not progress or rank > 0)
         bar.update(sum(len(part.images) for part in parts) * world)
         try:
-            for number, indices, images, target, there in source.read_annotated(
+            for number, indices, images, target, annotations in source.read_annotated(
                 lambda n: n not in done and n % world == rank
             ):
                 if peers.stopped():
                     break
                 check = not any(len(part.images) for part in parts)
-                part = self.measure(number, indices, images, target, check, there)
+                part = self.measure(number, indices, images, target, check, annotations)
                 cache.keep(part)
                 parts.append(part)
                 bar.update(len(indices) * world)
@@ -80,9 +80,9 @@ class EvaluationRun:
             bar.close()
         gathered = peers.share((parts, interrupted))
         if where := [rank for rank, (_, interrupted) in enumerate(gathered) if interrupted]:
-            told = f" in process {', '.join(map(str, where))}" if world > 1 else ""
-            warn_caller(f"interrupted{told}: the table holds the images that were done")
-        parts = [part for found, _ in gathered for part in found]
+            place = f" in process {', '.join(map(str, where))}" if world > 1 else ""
+            warn_caller(f"interrupted{place}: the table holds the images that were done")
+        parts = [part for batch_parts, _ in gathered for part in batch_parts]
         return sorted(parts, key=lambda part: part.number), not where
 
     def measure(
@@ -108,9 +108,9 @@ class EvaluationRun:
         """
         images = check_images(images)
         device = next((p.device for p in self.model.parameters()), images.device)
-        ids, images, there = torch.tensor(indices), images.to(device), dict(annotations or {})
+        ids, images, located = torch.tensor(indices), images.to(device), dict(annotations or {})
         if self.target == "label":
-            ids, images, classes, there = self._labeled(ids, images, target, there)
+            ids, images, classes, located = self._labeled(ids, images, target, located)
             if not len(ids):
                 return Part(number, ids, classes)
         with prepare_model(self.model, self.output) as prepared:
@@ -122,11 +122,11 @@ class EvaluationRun:
             clean: dict[Hashable, Tensor] = {"images": scores_of(prepared, output, chosen)}
             if check:
                 refuse_not_numbers(clean["images"], images)
-            methods = {name: at_regions(method, images, there) for name, method in self.methods.items()}
+            methods = {name: at_regions(method, images, located) for name, method in self.methods.items()}
             maps = explain_regions(methods, prepared, images, chosen) if explained is None else explained[1]
             part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
             for name, method in methods.items():
-                self._score(part, name, full(maps[name].to(device)), prepared, images, chosen, clean, method, there)
+                self._score(part, name, full(maps[name].to(device)), prepared, images, chosen, clean, method, located)
         return part
 
     def _score(
@@ -139,12 +139,12 @@ class EvaluationRun:
         target: Any,
         clean: Any,
         method: Attribution,
-        there: dict[str, Any],
+        annotations: dict[str, Any],
     ) -> None:
         S = S.detach()
         part.degenerate[name] = degenerate(S).cpu()
         S = in_unit_range(method, S)
-        scored = ScoredBatch(prepared, images, S, target, method, None, clean, self.chunk_size, there)
+        scored = ScoredBatch(prepared, images, S, target, method, None, clean, self.chunk_size, annotations)
         part.values[name], part.curves[name] = {}, {}
         for key, metric in self.metrics.items():
             part.values[name][key] = metric.rows(scored).cpu()
@@ -153,7 +153,7 @@ class EvaluationRun:
                 part.curves[name][key] = {kind: moments(s) for kind, s in curves.items()}
 
     def _labeled(
-        self, ids: Tensor, images: Tensor, target: Tensor | None, there: dict[str, Any]
+        self, ids: Tensor, images: Tensor, target: Tensor | None, annotations: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         """Return indices, images, classes and annotations; with several labels a row for each positive class."""
         if target is None:
@@ -167,9 +167,9 @@ class EvaluationRun:
                 f"{tuple(target.shape)} of {target.dtype}; see the argument multilabel, here {self.multilabel}."
             )
         if not self.multilabel:
-            return ids, images, target, of_class(there, target)
+            return ids, images, target, of_class(annotations, target)
         row, label = (target.cpu() > 0.5).nonzero(as_tuple=True)
-        return ids[row], images[row.to(images.device)], label, of_class(rows_of(there, row), label)
+        return ids[row], images[row.to(images.device)], label, of_class(rows_of(annotations, row), label)
 
 
 def scaling(method: Attribution) -> str:

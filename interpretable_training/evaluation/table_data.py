@@ -18,7 +18,7 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one method."""
+    """Values of one metric for one method."""
 
     method: str
     metric: str

@@ -116,16 +116,16 @@ def notes(table: TableData) -> list[str]:
     """Return how many images, which class, how the intervals were made, and what was left out."""
     images = len(set(table.images.tolist()))
     rows = f" ({len(table)} pairs of image and class)" if len(table) != images else ""
-    found = [
+    lines = [
         f"{images} images{rows}, class: {table.facts['target']}. Means with bootstrap 95 % intervals over images "
         f"({table.resamples} draws, seed {table.seed}); * differs from {table.reference}, paired bootstrap p < 0.05."
     ]
     if not table.complete:
-        found.append("Stopped before the end: some images are missing.")
+        lines.append("Stopped before the end: some images are missing.")
     for method, flags in table.degenerate.items():
         if int(flags.sum()) and method not in table.controls:
-            found.append(f"{method}: {int(flags.sum())} of {len(flags)} maps are constant or not numbers.")
-    return found + left_out(table)
+            lines.append(f"{method}: {int(flags.sum())} of {len(flags)} maps are constant or not numbers.")
+    return lines + left_out(table)
 
 
 def left_out(table: TableData) -> list[str]:
@@ -135,12 +135,12 @@ def left_out(table: TableData) -> list[str]:
         if cell.n_invalid:
             reason = table.metrics[cell.metric].why_no_number
             alike.setdefault((cell.n_invalid, reason), {}).setdefault(cell.metric, []).append(cell.method)
-    found = []
+    lines = []
     for (n, reason), by_metric in alike.items():
         groups: dict[tuple[str, ...], list[str]] = {}
-        for metric, those in by_metric.items():
-            groups.setdefault(tuple(those), []).append(metric)
+        for metric, methods_of_metric in by_metric.items():
+            groups.setdefault(tuple(methods_of_metric), []).append(metric)
         for methods, metrics in groups.items():
-            whose = "all methods" if len(methods) == len(table.curves) > 1 else ", ".join(methods)
-            found.append(f"{whose}, {', '.join(metrics)}: {n} rows {reason} left out.")
-    return found
+            subject = "all methods" if len(methods) == len(table.curves) > 1 else ", ".join(methods)
+            lines.append(f"{subject}, {', '.join(metrics)}: {n} rows {reason} left out.")
+    return lines

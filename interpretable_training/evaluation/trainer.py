@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.batches.source import BatchSource, Split
-from interpretable_training.cli.errors import MistakeError, closest, require_writable
 from interpretable_training.metrics import (
     AverageDrop,
     AverageGain,
@@ -25,6 +24,7 @@ from interpretable_training.metrics import (
     evaluate,
 )
 from interpretable_training.metrics.core.base import ImageMetric
+from interpretable_training.mistakes import MistakeError, closest, require_writable
 from interpretable_training.visual import draw_faithfulness
 
 
@@ -170,13 +170,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def write(table: Table, folder: Path, trainer: L.Trainer) -> None:
-    """Print the table, save what was found, and log it."""
+    """Print, save and log the table."""
     files = table.save(folder)
     if any(table.curves.values()):
         files.append(folder / "curves.png")
         draw_faithfulness(table, files[-1])
-    kept = (folder / "cache").is_dir() and not table.complete
-    go_on = "" if not kept else f"\nThe same command with --output {folder} goes on from here.\n"
+    resumable = (folder / "cache").is_dir() and not table.complete
+    go_on = "" if not resumable else f"\nThe same command with --output {folder} goes on from here.\n"
     sys.stdout.write(f"\n{table}\n{go_on}Written to {folder}: {', '.join(file.name for file in files)}\n")
     means = {f"xai/{method}/{metric}": cell.mean for (method, metric), cell in table.cells.items()}
     for logger in trainer.loggers:

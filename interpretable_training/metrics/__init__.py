@@ -1,4 +1,4 @@
-"""How good maps are, as numbers: torchmetrics whose passports say what they mean, and `evaluate`, which shares work.
+"""Metrics of saliency maps: torchmetrics with passports that define their numbers, and `evaluate`, which shares work.
 
 AverageDrop().update(prob, prob_masked)                        # scores (B,)
 Insertion(steps=28).update(model, images, saliency, target)    # images are scored again

@@ -27,7 +27,7 @@ from .core.similarity import pearson
 
 
 class Complexity(ImageMetric):
-    """How much of the image the map shows, from 0 to 1 (2).
+    """Share of the image that the map shows, from 0 to 1 (2).
 
     >>> metric = Complexity()
     >>> metric.update(torch.full((1, 4, 4), 0.25))
@@ -125,7 +125,7 @@ class Coherency(ImageMetric):
 
 
 class ADCC(ConfidenceMetric):
-    """The harmonic mean of coherency, 1 - complexity and 1 - drop, from 0 to 1 (3).
+    """Harmonic mean of coherency, 1 - complexity and 1 - drop, from 0 to 1 (3).
 
     >>> from interpretable_training.attribution import GradCAM
     >>> ADCC(GradCAM()).measure(model=network, images=images, saliency=saliency, target=target).shape

@@ -19,7 +19,7 @@ from .core.rescoring import Kind, ScoredBatch, kind_index, only_images
 
 
 class AOPC(RescoringMetric):
-    """How much of the class probability the most salient patches carry (1), in percent.
+    """Drop of the class probability while the most salient patches are removed (1), in percent.
 
     >>> AOPC(patch=4, steps=3).measure(model=network, images=images, saliency=saliency, target=target).shape
     torch.Size([4])

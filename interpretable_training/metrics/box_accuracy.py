@@ -1,4 +1,4 @@
-"""Whether some threshold makes the map's box the object's. Choe et al., CVPR 2020, https://arxiv.org/abs/2001.07437
+"""Accuracy of the map's box at the best threshold. Choe et al., CVPR 2020, https://arxiv.org/abs/2001.07437
 
     BoxAcc(t, d) = mean over images of max over B of 1[IoU(B, box of {p: S[p] > t}) >= d]    (1)
     BA           = 100 mean over d of max over t of BoxAcc(t, d)                              (2)
@@ -121,9 +121,9 @@ class BoxAccuracy(RegionMetric):
             runs = find_runs(M, self.connectivity)
             first = first_runs(runs)
             image, every = runs.image[first], runs.boxes()[first].float()
-        found = best_iou(self._published(every, M), B[image], None, self.border)
-        none = torch.where(B.isnan().any(2).all(1), torch.nan, 0.0).to(found)  # of masks without any component
-        return none.scatter_reduce(0, image, found, "amax")
+        overlaps = best_iou(self._published(every, M), B[image], None, self.border)
+        none = torch.where(B.isnan().any(2).all(1), torch.nan, 0.0).to(overlaps)  # of masks without any component
+        return none.scatter_reduce(0, image, overlaps, "amax")
 
     @property
     def border(self) -> float:

@@ -1,4 +1,4 @@
-"""How the class probability changes when the map decides what stays of the image.
+"""Change of the class probability when the image is multiplied by its map.
 
     AD  = 100/N * sum over i of relu(p[i] - o[i]) / p[i]          (1)
     AI  = 100/N * sum over i of 1[o[i] > p[i]]                    (2)

@@ -44,7 +44,7 @@ DELETION: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """How a curve (1) or (2) is made, and its area (3).
+    """Settings of a curve (1) or (2) and of its area (3).
 
     Args:
         kind: "insertion" or "deletion".
@@ -124,7 +124,7 @@ class Curve:
 
 
 class CurveMetric(ImageMetric):
-    """An area under curves.
+    """Base of the metrics that are areas under curves.
 
     Args:
         steps: n, for example 28 or 224; by default one row of the image per step, with "ca_stream" eight.
@@ -199,7 +199,7 @@ class CurveMetric(ImageMetric):
 
 
 class Insertion(CurveMetric):
-    """The area under the class probability while pixels appear, the most salient first (2), (3), in percent.
+    """Area under the class probability while pixels appear, the most salient first (2), (3), in percent.
 
     >>> Insertion(steps=4).measure(model=network, images=images, saliency=saliency, target=target).shape
     torch.Size([4])
@@ -216,7 +216,7 @@ class Insertion(CurveMetric):
 
 
 class Deletion(CurveMetric):
-    """The area under the class probability while pixels are removed, the most salient first (1), (3), in percent.
+    """Area under the class probability while pixels are removed, the most salient first (1), (3), in percent.
 
     >>> Deletion(steps=4).measure(model=network, images=images, saliency=saliency, target=target).shape
     torch.Size([4])

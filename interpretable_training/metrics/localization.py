@@ -1,4 +1,4 @@
-"""Whether a box made of the map is the box of the object.
+"""Localization of the object by a box made of the map.
 
     B[p] = box around the largest component of {p: S[p] > mean S}                       (1)
     LE   = 100 (1 - max over B of v(B, B[p])),  v = 1[IoU > 0.5], or the IoU itself      (2)
@@ -72,16 +72,16 @@ class RegionMetric(ImageMetric):
         try:
             return super().rows(scored)
         except NoRegionError as error:
-            there = [name for name in REGIONS if scored.annotations.get(name) is not None]
+            regions = [name for name in REGIONS if scored.annotations.get(name) is not None]
             raise ValueError(
-                f"expected {error.args[0]} in the batch for {type(self).__name__}, got {there or 'none'}; make "
+                f"expected {error.args[0]} in the batch for {type(self).__name__}, got {regions or 'none'}; make "
                 "batches dicts that carry them, as ShapesDataModule(annotations=True) does, or pass them to update."
             ) from error
 
 
 @dataclass(frozen=True)
 class Boxing:
-    """How a map becomes a box (1), and when that is the object's.
+    """Turn a map into a box (1) and compare it with the boxes of the object.
 
     Args:
         connectivity: whether pixels touch at their sides (4) or also at their corners (8).
@@ -105,12 +105,12 @@ class Boxing:
 
         def compute() -> Tensor:
             S = maps(scored)
-            found = largest_boxes(S.mean((1, 2), keepdim=True, dtype=wide(S)).to(S) < S, self.connectivity)
-            return or_all(found - found.new_tensor([0, 0, 1, 1]) if self.upstream else found, S)
+            largest = largest_boxes(S.mean((1, 2), keepdim=True, dtype=wide(S)).to(S) < S, self.connectivity)
+            return or_all(largest - largest.new_tensor([0, 0, 1, 1]) if self.upstream else largest, S)
 
         return scored.once(("box", self.connectivity, self.upstream), compute)
 
-    def found(self, scored: ScoredBatch, box: Tensor, region: Region) -> Tensor:
+    def largest_value(self, scored: ScoredBatch, box: Tensor, region: Region) -> Tensor:
         """Return the largest v (B,) of a box (B, 4) and those of the object; NaN without one."""
         B = boxes(scored, region)
         overlap = best_iou(box, B, area(boxes(scored, region, clip=False)) if self.upstream else None)
@@ -130,8 +130,8 @@ def best_iou(box: Tensor, others: Tensor, areas: Tensor | None = None, border: f
     """Return the largest IoU (B,) of a box (B, 4) with others (B, n, 4); NaN where there are none."""
     known = ~others.isnan().any(2)
     box, others = box.to(wide(box)), others.to(wide(others))  # an overlap of 7/10 is not below 0.7
-    found = iou(box, others, areas, border).masked_fill(~known, -1).amax(1)
-    return found.masked_fill(~known.any(1), torch.nan)
+    overlap = iou(box, others, areas, border).masked_fill(~known, -1).amax(1)
+    return overlap.masked_fill(~known.any(1), torch.nan)
 
 
 def or_all(boxes: Tensor, saliency: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class LocalizationError(RegionMetric):
         return {**super().options(), **self.boxing.facts()}
 
     def values(self, scored: ScoredBatch) -> Tensor:
-        return 100 * (1 - self.boxing.found(scored, self.boxing.box(scored), self.region))  # (2)
+        return 100 * (1 - self.boxing.largest_value(scored, self.boxing.box(scored), self.region))  # (2)
 
 
 class OfficialMetric(RegionMetric):
@@ -238,7 +238,7 @@ class OfficialMetric(RegionMetric):
         )
 
     def values(self, scored: ScoredBatch) -> Tensor:
-        v = self.boxing.found(scored, self.boxing.box(scored), self.region)
+        v = self.boxing.largest_value(scored, self.boxing.box(scored), self.region)
         if "correct" in scored.known:
             correct = torch.as_tensor(scored.known["correct"]).to(v)
         else:
@@ -279,7 +279,7 @@ class EnergyLocalizationError(RegionMetric):
     def values(self, scored: ScoredBatch) -> Tensor:
         S = maps(scored)
         box = or_all(boxes_around(highest(S, self.energy)), S)
-        return 100 * (1 - self.boxing.found(scored, box, self.region))  # (4)
+        return 100 * (1 - self.boxing.largest_value(scored, box, self.region))  # (4)
 
 
 def highest(saliency: Tensor, energy: float) -> Tensor:

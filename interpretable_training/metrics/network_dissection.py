@@ -1,4 +1,4 @@
-"""Which units see a concept. Bau et al., Network Dissection, CVPR 2017, https://arxiv.org/abs/1704.05796
+"""IoU of units and concepts. Bau et al., Network Dissection, CVPR 2017, https://arxiv.org/abs/1704.05796
 
     M[k]      = 1[up(A[k]) > T[k]],  P(A[k] > T[k]) = 0.005 over all images and places      (1)
     IoU[k, c] = sum over images of |M[k] and L[c]| / sum over images of |M[k] or L[c]|       (2)
@@ -39,7 +39,7 @@ from .core.rescoring import only_images
 
 
 class UnitIoU(Metric):
-    """How well the best concept of each unit fits it (2), the mean over units, in [0, 1].
+    """IoU of each unit with the concept that fits it best (2), averaged over units, in [0, 1].
 
     `measure_units` fills it for a layer and annotated images.
 
@@ -99,7 +99,7 @@ class UnitIoU(Metric):
             both = M.new_zeros(len(M), self.num_concepts).index_copy(1, concept, M @ L.T)
             intersection = intersection + both.to(intersection)
             unit_area = unit_area + M.sum(1, keepdim=True).to(unit_area)
-            concept_area = concept_area.index_add(1, concept, L.sum(1)[None].to(concept_area))
+            concept_area = concept_area.index_add(1, concept.to(concept_area.device), L.sum(1)[None].to(concept_area))
         self.intersection, self.unit_area, self.concept_area = intersection, unit_area, concept_area
 
     def _concepts(self, mask: Tensor, target: Tensor | None, B: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -240,19 +240,20 @@ def measure_units(
         raise TypeError(f"expected layer as 'auto' or the dotted name of a module, got {layer!r:.100}.")
     torch.default_generator.manual_seed(seed)  # what a loader draws is the same every time
     device = next((p.device for p in unwrap(model).parameters()), torch.device("cpu"))
-    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    batches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     with prepare_model(model, output) as prepared, torch.no_grad():
-        for _, _, images, target, there in BatchSource(data, max_images, split, seed).read_annotated(lambda n: True):
+        source = BatchSource(data, max_images, split, seed)
+        for _, _, images, target, annotations in source.read_annotated(lambda n: True):
             image, concept = concepts_of(target, images)
             images = prepare(prepared, only_images(images.to(device)))
             name = choose_layer(prepared, images, 0) if layer == "auto" else layer
             A = capture(prepared, images, [name], gradient=False).A[name].cpu()
-            kept.append((A, image, concept, concept_pixels(there, image, concept, images.shape[2:], region)))
-    if not kept:
+            batches.append((A, image, concept, concept_pixels(annotations, image, concept, images.shape[2:], region)))
+    if not batches:
         raise ValueError("expected at least one image, got none; is the data set or the loader empty?")
-    num_concepts = 1 + max((int(c) for _, _, concept, _ in kept for c in concept), default=0)
-    metric = UnitIoU(unit_thresholds([A for A, _, _, _ in kept], share), num_concepts)
-    for A, image, concept, L in kept:
+    num_concepts = 1 + max((int(c) for _, _, concept, _ in batches for c in concept), default=0)
+    metric = UnitIoU(unit_thresholds([A for A, _, _, _ in batches], share), num_concepts)
+    for A, image, concept, L in batches:
         for i, a in enumerate(A):
             mask = torch.zeros(1, num_concepts, *L.shape[1:], dtype=torch.bool)
             mask[0, concept[image == i]] = L[image == i]
@@ -276,14 +277,14 @@ def concepts_of(target: Tensor | None, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def concept_pixels(
-    there: dict[str, Any], image: Tensor, concept: Tensor, size: Sequence[int], region: Region
+    annotations: dict[str, Any], image: Tensor, concept: Tensor, size: Sequence[int], region: Region
 ) -> Tensor:
     """Return the pixels (R, H, W) of each row's class."""
-    rows = rows_of(there, image)
+    rows = rows_of(annotations, image)
     try:
         return pixels(of_class(rows, concept), region, (len(image), *size)).cpu()
     except NoRegionError as error:
         raise ValueError(
-            f"expected {error.args[0]} in the batch for UnitIoU, got {sorted(there) or 'none'}; make batches dicts "
-            "that carry them, as ShapesDataModule(annotations=True) does."
+            f"expected {error.args[0]} in the batch for UnitIoU, got {sorted(annotations) or 'none'}; make batches "
+            "dicts that carry them, as ShapesDataModule(annotations=True) does."
         ) from error

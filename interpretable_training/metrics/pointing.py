@@ -1,4 +1,4 @@
-"""Whether the map, or its highest point, lies on the object.
+"""Share of the map on the object, and position of its highest point.
 
     SP = 100 1[argmax S in U]                                               (1)
     EP = 100 (sum over U of S) / (sum of S)                                 (2)
@@ -114,7 +114,7 @@ class EnergyPointingGame(RegionMetric):
 
 
 class PixelF1(RegionMetric):
-    """How well the map, as it is, covers the object and nothing else, in percent (3).
+    """F1 score of the map, taken without a threshold, and the pixels of the object, in percent (3).
 
     >>> S = torch.eye(8)[None]
     >>> PixelF1().measure(saliency=S, mask=S > 0.5).tolist()
@@ -159,8 +159,8 @@ class PixelF1(RegionMetric):
         known = ~B.isnan().any(2)
         within, total = sums_in_boxes(S, B), S.sum((1, 2), dtype=wide(S))[:, None]
         P, R = within / (total + EPS), within / (size + EPS)
-        found = (2 * P * R / (P + R + EPS)).masked_fill(~known, -1).amax(1)
-        return (100 * found).masked_fill(~known.any(1), torch.nan)
+        highest = (2 * P * R / (P + R + EPS)).masked_fill(~known, -1).amax(1)
+        return (100 * highest).masked_fill(~known.any(1), torch.nan)
 
 
 def sums(scored: ScoredBatch, region: Region) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 
 class ROAD(RescoringMetric):
-    """How much more the most salient pixels matter than the least salient ones (1), in percent.
+    """Half the difference of the scores without the least and without the most salient pixels (1), in percent.
 
     >>> ROAD((20, 50)).measure(model=network, images=images, saliency=saliency, target=target).shape
     torch.Size([4])

@@ -1,4 +1,4 @@
-"""How small a part of the image suffices for the class. Dabkowski and Gal, NeurIPS 2017,
+"""Size of the part of the image that suffices for the class. Dabkowski and Gal, NeurIPS 2017,
 https://arxiv.org/abs/1705.07857
 
     SM = log(max(0.05, |B| / (H W))) - log p    (1)
@@ -83,9 +83,9 @@ class SaliencyMetric(RescoringMetric):
 
 def crops(images: Tensor, boxes: Tensor) -> Tensor:
     """Return the parts of images (B, C, H, W) inside boxes (B, 4), enlarged to H x W; zero for boxes without pixels."""
-    found = torch.zeros_like(images)
+    cropped = torch.zeros_like(images)
     for i, (x1, y1, x2, y2) in enumerate(boxes.long().tolist()):
         if x2 > x1 and y2 > y1:
             part = images[i : i + 1, :, y1:y2, x1:x2]
-            found[i] = F.interpolate(part, images.shape[2:], mode="bicubic", align_corners=False)[0]
-    return found
+            cropped[i] = F.interpolate(part, images.shape[2:], mode="bicubic", align_corners=False)[0]
+    return cropped

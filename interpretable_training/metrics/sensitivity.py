@@ -17,7 +17,7 @@ from .core.rescoring import ScoredBatch, wide
 
 
 class MaxSensitivity(RescoringMetric):
-    """The largest relative change of the map under small random changes of the image (1).
+    """Largest relative change of the map under small random changes of the image (1).
 
     >>> from interpretable_training.attribution import GradCAM
     >>> metric = MaxSensitivity(GradCAM(), n=2)

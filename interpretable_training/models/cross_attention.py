@@ -23,7 +23,7 @@ from interpretable_training.attribution.core.sharded_parameters import whole
 
 
 class CrossAttention(nn.Module):
-    """One step of the stream: pool the maps of a stage and compute the query of the next.
+    """Step of the stream: pool the maps of a stage and compute the query of the next.
 
     Args:
         dim: Channels of the stage.

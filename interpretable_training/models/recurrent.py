@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class CNNLSTM(nn.Module):
-    """Two convolutions over time, an LSTM, and a linear layer for its last state.
+    """Network of two convolutions over time, an LSTM, and a linear layer for its last state.
 
     >>> CNNLSTM(num_classes=1, channels=14)(torch.randn(2, 14, 30)).shape
     torch.Size([2, 1])

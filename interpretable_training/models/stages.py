@@ -30,7 +30,7 @@ PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AdaptiveAvgPool2d, nn.Adapt
 
 
 class ModuleRun(NamedTuple):
-    """One run of a module, with its first input and its output."""
+    """Run of a module, with its first input and its output."""
 
     name: str
     module: nn.Module

@@ -20,7 +20,7 @@ SchedulerCallable = LRSchedulerCallable | Callable[[Optimizer, int], CosineAnnea
 
 
 class PlainModule(L.LightningModule):
-    """A module whose checkpoints hold plain values and names of networks, losses, optimizers and metrics only."""
+    """Module with checkpoints of plain values and names of networks, losses, optimizers and metrics only."""
 
     optimizer: OptimizerCallable
     scheduler: SchedulerCallable | None

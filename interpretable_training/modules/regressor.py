@@ -23,7 +23,11 @@ from .plain_module import PlainModule, SchedulerCallable
 
 
 class LifetimeScore(Metric):
-    """Score (3), of targets in cycles."""
+    """Score (3), of targets in cycles.
+
+    >>> LifetimeScore()(torch.tensor([20.0, 7.0]), torch.tensor([10.0, 20.0])).round(decimals=4)
+    tensor(3.4366)
+    """
 
     is_differentiable, higher_is_better, full_state_update = False, False, False
     total: Tensor

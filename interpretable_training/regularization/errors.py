@@ -20,28 +20,48 @@ SMALLEST = 1e-12  # images with a norm below it have no gradient; their similari
 
 
 def mae(d: Tensor, d2: Tensor) -> Tensor:
-    """Return the mean absolute error."""
+    """Return the mean absolute error.
+
+    >>> mae(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]]))
+    tensor([1.])
+    """
     return (d - d2).abs().flatten(1).mean(1)  # (4.5)
 
 
 def mse(d: Tensor, d2: Tensor) -> Tensor:
-    """Return the mean squared error."""
+    """Return the mean squared error.
+
+    >>> mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]]))
+    tensor([2.])
+    """
     return (d - d2).square().flatten(1).mean(1)  # (4.6)
 
 
 def cosine(d: Tensor, d2: Tensor) -> Tensor:
-    """Return the negative cosine similarity, in [-1, 1]."""
+    """Return the negative cosine similarity, in [-1, 1].
+
+    >>> cosine(torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0]])).round(decimals=4)
+    tensor([-1.])
+    """
     d, d2 = _unit(d, 2), _unit(d2, 2)
     return -(d * d2).sum(1)  # (4.7)
 
 
 def histogram(d: Tensor, d2: Tensor) -> Tensor:
-    """Return the negative intersection of the two histograms of magnitudes, in [-1, 0]."""
+    """Return the negative intersection of the two histograms of magnitudes, in [-1, 0].
+
+    >>> histogram(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 3.0]]))
+    tensor([-0.7500])
+    """
     return -_unit(d, 1).abs().minimum(_unit(d2, 1).abs()).sum(1)  # (4.8)
 
 
 def printed_histogram(d: Tensor, d2: Tensor) -> Tensor:
-    """Return the negative histogram intersection as the thesis prints it."""
+    """Return the negative histogram intersection as the thesis prints it.
+
+    >>> printed_histogram(torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 3.0]]))
+    tensor([-0.2500])
+    """
     low = d.abs().minimum(d2.abs()).flatten(1).sum(1)
     norms = d.abs().flatten(1).sum(1) * d2.abs().flatten(1).sum(1)
     return -low / norms.clamp(min=SMALLEST)

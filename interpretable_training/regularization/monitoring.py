@@ -1,4 +1,4 @@
-"""What the training with guided gradients logs and warns of; for LightningModules and callbacks."""
+"""Log values and warnings of training with guided gradients; for LightningModules and callbacks."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def log_similarity(
 
 
 def report_gated(network: nn.Module, parts: Parts) -> None:
-    """Log how many activations the regularizer found."""
+    """Log the number of activations that the regularizer guides."""
     rank_zero_info(f"{parts.gated} activations of {type(network).__name__} are guided")
 
 

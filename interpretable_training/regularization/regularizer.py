@@ -30,6 +30,10 @@ from .gradients import Criterion, RecordedForward, record_forward, run_eagerly
 class Parts:
     """Parts of the loss of a batch; steps without regularization have only `output` and `classification`.
 
+    >>> parts = Parts(network(images), torch.tensor(2.0), weight=0.5, regularization=torch.tensor(-1.0))
+    >>> parts.total
+    tensor(1.5000)
+
     Attributes:
         output: Output of the model.
         classification: L_C, with graph.
@@ -52,7 +56,7 @@ class Parts:
 
     @property
     def total(self) -> Tensor:
-        """L, with graph."""
+        """Total loss L, with graph."""
         if self.regularization is None:
             return self.classification
         return self.classification + self.weight * self.regularization  # (4.4)

@@ -22,7 +22,7 @@ def round_for_page(value: float | None, digits: int = 5) -> float | None:
 
 
 class Axis:
-    """The x axis of curves: epochs, or steps where an epoch has several explanation steps."""
+    """X axis of curves: epochs, or steps where an epoch has several explanation steps."""
 
     def __init__(self, run: JournalRun) -> None:
         seen = Counter(

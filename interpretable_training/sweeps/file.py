@@ -39,7 +39,7 @@ class Halving:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file. `metric` is empty where the file names none."""
+    """Contents of a sweep file. `metric` is empty where the file names none."""
 
     method: str
     parameters: tuple[Parameter, ...]

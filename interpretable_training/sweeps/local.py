@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interpretable_training.cli.errors import print_line, require_writable
+from interpretable_training.cli.errors import print_line
 from interpretable_training.files import write_whole
+from interpretable_training.mistakes import require_writable
 
 from .file import Sweep, read_sweep
 from .parameters import whole_number

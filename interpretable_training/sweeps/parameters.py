@@ -26,7 +26,7 @@ DISTRIBUTIONS = ["categorical", "constant", *RANGES]
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values; a constant is a choice of one."""
+    """Choice between values; a constant is a choice of one."""
 
     values: tuple[Any, ...]
 
@@ -43,7 +43,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter and its values; `path` has more than one name where parameters are nested."""
+    """Parameter and its values; `path` has more than one name where parameters are nested."""
 
     path: tuple[str, ...]
     domain: Choice | Interval

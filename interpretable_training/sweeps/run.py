@@ -25,7 +25,7 @@ PATIENCE = 30  # seconds between SIGTERM and SIGKILL
 
 @dataclass
 class SweepRun:
-    """A program that runs; its files are in `folder`."""
+    """Running program; its files are in `folder`."""
 
     trial: Trial
     values: dict[str, Any]

@@ -24,7 +24,7 @@ STATES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A run: its parameters by their dotted names, its metric, its state and its folder."""
+    """Run of a sweep: parameters by their dotted names, metric, state and folder."""
 
     number: int
     parameters: dict[str, Any]

@@ -160,7 +160,7 @@ class Detached(nn.Module):
 
 
 @pytest.mark.parametrize("method", [GradCAM(), GradCAM(layer="net.block"), GradCAM(layer="net.stem"), Gradient()])
-def test_a_backbone_under_no_grad_gives_the_map_or_an_error_but_no_blank(method):
+def test_backbone_under_no_grad_gives_the_map_or_an_error(method):
     expected = copy.copy(method)
     object.__setattr__(expected, "layer", getattr(method, "layer", "auto").removeprefix("net."))
     try:

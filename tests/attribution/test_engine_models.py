@@ -45,7 +45,7 @@ def compile_in_place(net, backend):
     [lambda net, b: torch.compile(net, backend=b), compile_part, compile_last, compile_in_place],
     ids=["whole", "first part", "last part", "in place"],
 )
-def test_a_compiled_network_gives_the_same_maps_and_is_not_compiled_again(compiled, backend):
+def test_compiled_network_gives_the_same_maps_without_recompiling(compiled, backend):
     torch._dynamo.reset()
     methods = {"auto": GradCAM(), "named": GradCAM(layer="1"), "inner": GradCAM(layer="1.1"), "gradient": Gradient()}
     methods["score"] = ScoreCAM(layer="1")
@@ -71,7 +71,7 @@ def gloo():
 
 
 @pytest.mark.usefixtures("gloo")
-def test_distributed_data_parallel_is_unwrapped_and_its_training_goes_on():
+def test_distributed_data_parallel_is_unwrapped_and_still_trains():
     ends = []
     for watch in (False, True):
         net = nn.parallel.DistributedDataParallel(toy().train())

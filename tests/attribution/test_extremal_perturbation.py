@@ -151,13 +151,20 @@ def test_extremal_masks_of_signals_and_volumes(case):
     assert ((m >= 0) & (m <= 1)).all()
 
 
-WRONG = [{"areas": []}, {"areas": [1.0]}, {"areas": 0.1}, {"levels": 1}, {"step": 0}, {"step": 4.0}, {"sigma": 0.0}]
+WRONG = [{"areas": []}, {"areas": [1.0]}, {"levels": 1}, {"step": 0}, {"step": 4.0}, {"sigma": 0.0}]
 
 
 @pytest.mark.parametrize("wrong", [*WRONG, {"blur_sigma": -1.0}])
 def test_extremal_refuses_wrong_options(wrong, network, images):
     with pytest.raises(ValueError, match=r"expected (areas|levels|step|sigma|blur_sigma) "):
         Small(**{"steps": 1, **wrong})(network, images, 1)
+
+
+def test_extremal_refuses_an_area_that_is_no_sequence():
+    with pytest.raises(
+        TypeError, match=r"expected areas of ExtremalPerturbation as a sequence of a finite number, got 0.1"
+    ):
+        Small(areas=0.1)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_drawing_and_loading_leave_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_evaluation_keeps_the_order_and_predicting_uses_the_test_split():
+def test_evaluation_keeps_order_and_predict_uses_the_test_split():
     data = shapes()
     for split, loader in (
         ("val", data.val_dataloader()),

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from interpretable_training.attribution import GradCAM, LayerCAM
 from interpretable_training.cli import main
-from interpretable_training.cli.errors import MistakeError
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.evaluation.trainer import EvaluationTrainer
 from interpretable_training.metrics import AverageDrop, Insertion, evaluate
+from interpretable_training.mistakes import MistakeError
 from interpretable_training.models import TinyCNN
 from interpretable_training.modules import Classifier
 from interpretable_training.recipes import shortcut

@@ -161,11 +161,11 @@ def test_maps_are_explained_again_once(network, images, target):
     S = normalize(method(network, images, target))
     with scored_batch(network, images, S, target, method=method) as scored:
         Coherency().rows(scored)
-        before = dict(scored.kept)
+        before = dict(scored.stored)
         Coherency(rescale=False).rows(scored)
-        assert scored.kept == before
+        assert scored.stored == before
         ADCC().rows(scored)
-        assert sum(key[0] == "again" for key in scored.kept if isinstance(key, tuple)) == 1
+        assert sum(key[0] == "again" for key in scored.stored if isinstance(key, tuple)) == 1
 
 
 def test_both_parts_of_adcc_see_the_same_masked_image(network, images, target):

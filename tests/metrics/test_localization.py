@@ -149,8 +149,11 @@ def test_ties_at_the_cut_belong_to_the_set():
     ("make", "message"),
     [
         (lambda: LocalizationError(connectivity=6), "expected connectivity to be one of"),
-        (lambda: LocalizationError(region="box"), "expected region to be one of"),
-        (lambda: LocalizationError("torchray"), r"expected preset to be one of \['thesis', 'casme'\]"),
+        (lambda: LocalizationError(region="box"), r"expected LocalizationError\.region to be one of"),
+        (
+            lambda: LocalizationError("torchray"),
+            r"expected LocalizationError\.preset to be one of \('thesis', 'casme'\)",
+        ),
         (lambda: EnergyLocalizationError(0.0), "expected energy as a number above 0 and up to 1"),
         (lambda: EnergyLocalizationError(math.nan), "expected energy as a number above 0 and up to 1"),
     ],

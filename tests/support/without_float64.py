@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -34,8 +35,32 @@ class OnDevice(torch.Tensor):
 class Device(TorchDispatchMode):
     """While active, tensors may be made on the device."""
 
+    def __enter__(self):
+        self.constants = Constants()
+        self.constants.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.constants.__exit__(*error)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
+
+
+class Constants(TorchFunctionMode):
+    """Put numbers on the device with their values, of which torch makes empty tensors on this type of device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.new_tensor and isinstance(args[0], OnDevice):
+            kwargs = {"dtype": args[0].dtype, "device": DEVICE, **kwargs}
+            args, func = args[1:], torch.tensor
+        device = kwargs.get("device")
+        made = func in (torch.tensor, torch.as_tensor) and device is not None
+        if not made or torch.device(device).type != DEVICE.type or isinstance(args[0], torch.Tensor):
+            return func(*args, **kwargs)
+        return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
 
 
 def inner(tensor):

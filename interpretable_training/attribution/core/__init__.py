@@ -1,1 +1,1 @@
-"""The machinery of attribution methods: prepared models, captured layers, targets, batching, saved state."""
+"""Building blocks of attribution methods: prepared models, captured layers, targets, batching, saved state."""

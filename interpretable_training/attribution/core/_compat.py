@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-COMPILED = "_orig_mod"  # the attribute of a compiled module, and the part of its children's names, that is the original
+COMPILED = "_orig_mod"  # attribute of a compiled module that holds the original, and part of its children's names
 
 
 def saved_tensors_are_watched() -> bool:
-    """Whether hooks on saved tensors are active: activation checkpointing is visible in no other way."""
+    """Whether hooks on saved tensors are active, the only visible sign of activation checkpointing."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def original_of(module: nn.Module) -> nn.Module | None:
-    """Return what `torch.compile` wrapped, None for other modules: torch has no function that undoes it."""
+    """Return the module inside `torch.compile`, None for other modules: torch has no function to unwrap it."""
     return getattr(module, COMPILED, None)
 
 
 def compiler_is_imported() -> bool:
-    """Whether anything can be compiled: importing the compiler to ask it would take seconds."""
+    """Whether the compiler is imported, so that compiled code may exist; importing it takes seconds."""
     return "torch._dynamo" in sys.modules
 
 

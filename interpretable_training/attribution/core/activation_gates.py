@@ -3,11 +3,11 @@
     guided:  g_in = psi'(z) [g_out]+ 1[z > 0]    (1)  for ReLU: g_out where z > 0 and g_out > 0
     deconv:  g_in = [g_out]+                     (2)
 
-z: what goes into the activation psi. Guided: Springenberg et al., 2015, https://arxiv.org/abs/1412.6806; deconv: Zeiler
-and Fergus, ECCV 2014, https://arxiv.org/abs/1311.2901. Beyond ReLU and ReLU6, (1) is our extension.
+z: input of the activation psi. Guided: Springenberg et al., 2015, https://arxiv.org/abs/1412.6806; deconv: Zeiler
+and Fergus, ECCV 2014, https://arxiv.org/abs/1311.2901. Beyond ReLU and ReLU6, (1) is an extension of this package.
 
-The functional calls are intercepted while our forward pass runs, so that modules, functions, methods, reused and
-in-place activations are all found and no module is touched.
+Functional calls are intercepted during the forward pass. This covers modules, functions, methods, reused and in-place
+activations, and changes no module.
 """
 
 import warnings
@@ -64,14 +64,14 @@ MODULES = (
 
 
 class Gates(TorchFunctionMode):
-    """While active, activations get gates for the backward pass; `on` opens (False) or closes guided gates later."""
+    """Mode that adds gates for the backward pass to activations; `on = False` switches guided gates off afterwards."""
 
     def __init__(self, rule: Literal["guided", "deconv"], scope: Scope = "all") -> None:
         super().__init__()
         self.rule, self.scope, self.on = rule, scope, True
-        self.count = 0  # activations that got a gate
-        self.fired = 0  # gates that a guided gradient went through
-        self.extended = False  # whether the rule was used beyond ReLU
+        self.count = 0  # activations with a gate
+        self.fired = 0  # gates that a guided gradient passed
+        self.extended = False  # whether a smooth activation was gated
         self.inside = 0  # depth inside registered activation modules
 
     def __torch_function__(
@@ -93,11 +93,11 @@ class Gates(TorchFunctionMode):
         return gate(func, z, args, kwargs)
 
     def _guided(self, func: Callable[..., Tensor], z: Tensor, args: Any, kwargs: Any) -> Tensor:
-        positive = z.detach() > 0 if func in SMOOTH else None  # the derivative of the others is zero there already
+        positive = z.detach() > 0 if func in SMOOTH else None  # the derivative of the others is zero at z <= 0
         out = func(z, *args, **kwargs)
 
         def gate(g: Tensor | None) -> Tensor | None:
-            if not self.on or g is None:  # None: a branch that a second derivative does not reach
+            if not self.on or g is None:  # None: a branch without a second derivative
                 return g
             self.fired += 1
             g = g.clamp(min=0)  # (1)
@@ -120,7 +120,7 @@ def _is_activation(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         low = args[1] if len(args) > 1 else kwargs.get("min")
         return isinstance(low, (int, float)) and low == 0
     if func in (F.hardtanh, F.hardtanh_):
-        return (args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)) == 0  # ReLU6 runs as one
+        return (args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)) == 0  # ReLU6 calls hardtanh
     return func in RELUS or func in SMOOTH
 
 
@@ -131,12 +131,12 @@ def gates(
     module: nn.Module | None = None,
     instead: str = "Explain an earlier layer or pass 'plain'.",
 ) -> Iterator[Gates | None]:
-    """A mode to enter around a forward pass, None for "plain"; an error afterwards if it found no activation.
+    """Yield a mode to enter around a forward pass, None for "plain"; raise an error afterwards if no activation ran.
 
     Args:
         scope: gate "all" activations, or only those of registered "modules" of `module`, as libraries that replace
             modules do: activations called as functions keep their gradient.
-        instead: what to do if there is none.
+        instead: advice at the end of the error text.
     """
     if rule == "plain":
         yield None
@@ -157,11 +157,11 @@ def gates(
 
 
 def no_gates(rule: Rule, scope: Scope, module: nn.Module | None, instead: str) -> str:
-    """What an error says where a rule meets no activation."""
+    """Return the error text for a forward pass without activations for the rule."""
     where = "" if module is None else f" in {type(module).__name__}"
     return (
-        f"expected activations (ReLU, GELU, SiLU, ...) between the score and the explained, none ran{where} with "
-        f"scope={scope!r}: the {rule} gradient would be the plain one. {instead}"
+        f"expected activations (ReLU, GELU, SiLU, ...) between the explained input or layer and the score, none ran"
+        f"{where} with scope={scope!r}: the {rule} gradient would be the plain one. {instead}"
     )
 
 
@@ -172,7 +172,7 @@ def _count_depth(mode: Gates, module: nn.Module) -> list[Any]:
     def leave(*_: Any) -> None:
         mode.inside -= 1
 
-    found = [child for child in module.modules() if isinstance(child, MODULES)]
-    return [child.register_forward_pre_hook(enter) for child in found] + [
-        child.register_forward_hook(leave, always_call=True) for child in found
+    activations = [child for child in module.modules() if isinstance(child, MODULES)]
+    return [child.register_forward_pre_hook(enter) for child in activations] + [
+        child.register_forward_hook(leave, always_call=True) for child in activations
     ]

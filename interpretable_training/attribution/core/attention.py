@@ -1,7 +1,7 @@
-"""Read the attention of a transformer while it runs: (B, L, heads, T, T) of its L self-attentions.
+"""Record the attention of a transformer during its forward pass: (B, L, heads, T, T) of L self-attentions.
 
-Fused kernels never make the matrix. The functional calls are intercepted while our forward pass runs, and the softmax
-is computed once more for the record; modules stay as they are.
+Fused kernels do not return the attention matrix. Functional calls are intercepted during the forward pass and the
+softmax is computed a second time to record it; modules do not change.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 
 
 class AttentionRecorder(TorchFunctionMode):
-    """While active, every attention matrix (B, heads, T, T) is kept in `found`."""
+    """Mode that appends every attention matrix (B, heads, T, T) of a forward pass to `found`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,11 +35,11 @@ class AttentionRecorder(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func is F.multi_head_attention_forward:
-            wanted = kwargs.get("need_weights", True)  # as `nn.MultiheadAttention` calls it
+            need_weights = kwargs.get("need_weights", True)  # `nn.MultiheadAttention` passes it by name
             average = kwargs.get("average_attn_weights", True)
             out, weights = func(*args, **{**kwargs, "need_weights": True, "average_attn_weights": False})
             self._keep(weights)
-            return out, (weights.mean(-3) if average else weights) if wanted else None
+            return out, (weights.mean(-3) if average else weights) if need_weights else None
         if func is F.scaled_dot_product_attention:
             self._keep(attention_weights(*args, **kwargs))
             return func(*args, **kwargs)
@@ -63,7 +63,7 @@ def attention_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The matrix that `F.scaled_dot_product_attention` of the same arguments would use."""
+    """Return the attention matrix that `F.scaled_dot_product_attention` uses for the same arguments."""
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
@@ -75,25 +75,25 @@ def attention_weights(
 
 @torch.no_grad()
 def attention_of(prepared: PreparedModel, images: Tensor, target: Resolved) -> tuple[Tensor, Grid]:
-    """All self-attentions over one set of tokens, (B, L, heads, T, T), and the grid that the tokens are."""
+    """Return all self-attentions over one set of tokens, (B, L, heads, T, T), and the grid of the tokens."""
     with AttentionRecorder() as recorder:
         output = prepared.run(images)
     if isinstance(target, Tensor):
-        prepared.confirm_in(output, target)  # attention is that of any class, but not of one that does not exist
-    found = [weights for weights in recorder.found if len(weights) == len(images)]
-    grid = attention_grid(prepared, images, found or recorder.found)
-    return torch.stack(found, 1), grid
+        prepared.confirm_in(output, target)  # attention does not depend on the class, but the class must exist
+    matrices = [weights for weights in recorder.found if len(weights) == len(images)]
+    grid = attention_grid(prepared, images, matrices or recorder.found)
+    return torch.stack(matrices, 1), grid
 
 
-def attention_grid(prepared: PreparedModel, images: Tensor, found: Sequence[Tensor]) -> Grid:
-    """The grid that the tokens of all attentions are, an error if there is none."""
-    tokens = found[-1].shape[-1] if found else 0
-    said = [getattr(m, "num_prefix_tokens", None) for m in prepared.module.modules()]
-    prefix = next((p for p in said if isinstance(p, int)), None)
+def attention_grid(prepared: PreparedModel, images: Tensor, matrices: Sequence[Tensor]) -> Grid:
+    """Return the grid of the tokens in all attention matrices; raise an error if they form none."""
+    tokens = matrices[-1].shape[-1] if matrices else 0
+    prefixes = [getattr(m, "num_prefix_tokens", None) for m in prepared.module.modules()]
+    prefix = next((p for p in prefixes if isinstance(p, int)), None)
     shape, size = (len(images), tokens, 1), images.shape[2:]
-    grid = (find_grid(shape, size, prefix) or find_grid(shape, size)) if found else None
-    if grid is None or {len(weights) for weights in found} != {len(images)} or len({w.shape for w in found}) > 1:
-        shapes = sorted({tuple(weights.shape) for weights in found})
+    grid = (find_grid(shape, size, prefix) or find_grid(shape, size)) if matrices else None
+    if grid is None or {len(weights) for weights in matrices} != {len(images)} or len({w.shape for w in matrices}) > 1:
+        shapes = sorted({tuple(weights.shape) for weights in matrices})
         raise ValueError(
             f"expected a transformer whose self-attentions all see the same tokens of the whole image, got "
             f"{type(prepared.module).__name__} with attention of shapes {shapes}; use a method "
@@ -103,9 +103,9 @@ def attention_grid(prepared: PreparedModel, images: Tensor, found: Sequence[Tens
 
 
 def on_patches(rows: Tensor, grid: Grid) -> Tensor:
-    """The row of attention (B, T, T) that stands for the image, over its patches: (B, h, w).
+    """Return the attention to each patch, (B, h, w), from attention (B, T, T).
 
-    It is the class token's; without one it is the mean of all rows.
+    This is the row of the class token, or the mean of all rows in models without one.
     """
     row = rows[:, 0] if grid.prefix else rows.mean(1)
     return row[:, grid.prefix :].unflatten(1, grid.shape)

@@ -1,8 +1,8 @@
-"""Which layer to explain: found by looking at what really runs, not at names.
+"""Choose the layer to explain from one forward pass, not from names of layers.
 
-One image goes through the model. Every output is a candidate that is a grid over the image and that was not made by
-pooling, dropout, recurrence or the inside of an attention block. The last one from which a gradient reaches the grid is
-chosen.
+One image is run through the model. Candidates are the outputs that form a grid over the image and do not come from
+pooling, dropout, recurrence or the inside of an attention block. The last candidate that receives a gradient of the
+score on its grid is chosen.
 """
 
 import math
@@ -31,10 +31,10 @@ POOLING = (
 )
 NO_FEATURE = (
     *(*POOLING, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Softmax),
-    nn.RNNBase,  # whose state at one time tells of all times before
+    nn.RNNBase,  # its state at one time step depends on all time steps before
 )
 
-# A memo, not a state: the choice depends on the model and the image size alone, and looking costs a pass of one image.
+# A memo: the choice depends on the model and the image size alone, and costs a pass of one image.
 _chosen: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = WeakKeyDictionary()
 
 
@@ -46,7 +46,7 @@ class _Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer that could be explained; `reaches` says whether the score's gradient reaches its grid."""
+    """A layer that can be explained; `reaches`: whether the gradient of the score reaches its grid."""
 
     name: str
     grid: Grid
@@ -54,27 +54,27 @@ class Candidate:
 
 
 def choose_layer(prepared: PreparedModel, images: Tensor, target: Target = None) -> str:
-    """The name of the last spatial layer that the score depends on."""
-    ordinary = prepared.output is None and not callable(target)  # one model may have several outputs to explain
+    """Return the name of the last spatial layer that the score depends on."""
+    ordinary = prepared.output is None and not callable(target)  # the memo is for the default logits only
     memo = _chosen.setdefault(prepared.module, {}) if ordinary else {}
     size = tuple(images.shape[1:])
     if memo.get(size) in named_layers(prepared.module):
         return memo[size]
-    found = candidates(prepared, images, target)
-    if not found:
+    layers = candidates(prepared, images, target)
+    if not layers:
         raise ValueError(
             f"expected a model with a layer whose output is a grid over images of {tuple(images.shape[2:])}, "
             f"got none in {type(prepared.module).__name__}; pass layer= with the name of one."
         )
-    for candidate in found:
+    for candidate in layers:
         if candidate.reaches:
             memo[size] = candidate.name
             return candidate.name
-    return found[0].name  # a score that depends on nothing: every map is zero, and nothing was learned for the memo
+    return layers[0].name  # the score depends on no layer: every map is zero, and the choice is not stored
 
 
 def candidates(prepared: PreparedModel, images: Tensor, target: Target = None) -> list[Candidate]:
-    """All layers that could be explained, the last one to run first."""
+    """Return all layers that can be explained, in reverse order of their runs."""
     with torch.enable_grad():
         image = images[:1].detach().clone().requires_grad_()
         outputs, result = _record(prepared, image)
@@ -82,43 +82,43 @@ def candidates(prepared: PreparedModel, images: Tensor, target: Target = None) -
             score = check_scores(target(result), result, 1, gradient=False)
         else:
             score = pick_logits(result, prepared.output).amax(1)
-        made = _last_of_each(outputs)
-        spatial = _spatial(prepared, made, image, strict=True) or _spatial(prepared, made, image, strict=False)
-        gradients = _gradients(score, [found.tensor for found, _ in spatial])
+        features = _last_of_each(outputs)
+        spatial = _spatial(prepared, features, image, strict=True) or _spatial(prepared, features, image, strict=False)
+        gradients = _gradients(score, [output.tensor for output, _ in spatial])
         none = score.new_zeros((), dtype=torch.bool)
         flags = [none if g is None else grid.read(g).any().to(none) for (_, grid), g in zip(spatial, gradients)]
-    reached = torch.stack(flags).tolist() if flags else []  # once, not for each layer: it waits for the device
-    return [Candidate(found.name, grid, reaches) for (found, grid), reaches in zip(spatial, reached)][::-1]
+    reached = torch.stack(flags).tolist() if flags else []  # once, not for each layer: it synchronizes with the device
+    return [Candidate(output.name, grid, reaches) for (output, grid), reaches in zip(spatial, reached)][::-1]
 
 
 def scale_layers(prepared: PreparedModel, images: Tensor, target: Target = None) -> list[Candidate]:
-    """For each size of grid the last layer of that size, from the finest to the coarsest.
+    """Return the last layer of each grid size, from the finest grid to the coarsest.
 
-    The first layers of a block that makes the grid coarser still have the size of its input: the input stands for it.
+    The first layers of a block that makes the grid coarser have the grid size of its input; the input is preferred.
     """
-    found = candidates(prepared, images, target)
-    found = [c for c in found if c.reaches] or found
-    last = {c.name: c for c in reversed(found)}  # of a layer that runs several times
+    layers = candidates(prepared, images, target)
+    layers = [c for c in layers if c.reaches] or layers
+    last = {c.name: c for c in reversed(layers)}  # the last run of each layer
     best: dict[tuple[int, ...], tuple[int, Candidate]] = {}
-    for c in found:
+    for c in layers:
         if last[c.name] is c:
-            depth = _inside_coarser(prepared.module, c, found)
+            depth = _inside_coarser(prepared.module, c, layers)
             if c.grid.shape not in best or depth < best[c.grid.shape][0]:
                 best[c.grid.shape] = (depth, c)
-    order = list(dict.fromkeys(c.grid.shape for c in found if c.grid.shape in best))
+    order = list(dict.fromkeys(c.grid.shape for c in layers if c.grid.shape in best))
     scales: list[Candidate] = []
-    for shape in order:  # from the coarsest on; what lies before an upsampling is no scale of its own
+    for shape in order:  # from the coarsest on; layers before an upsampling add no scale
         if not scales or math.prod(shape) > math.prod(scales[-1].grid.shape):
             scales.append(best[shape][1])
     return scales[::-1]
 
 
-def _inside_coarser(module: nn.Module, candidate: Candidate, found: list[Candidate]) -> int:
-    """In how many blocks it lies that make the grid coarser; containers that only chain layers do not count."""
+def _inside_coarser(module: nn.Module, candidate: Candidate, layers: list[Candidate]) -> int:
+    """Return the number of blocks around a layer that make the grid coarser; `nn.Sequential` does not count."""
     parts, named = candidate.name.split("."), named_layers(module)
     around = [".".join(parts[:k]) for k in range(1, len(parts))]
     cells = math.prod(candidate.grid.shape)
-    coarser = [c.name for c in found if math.prod(c.grid.shape) < cells]
+    coarser = [c.name for c in layers if math.prod(c.grid.shape) < cells]
     blocks = [n for n in around if not isinstance(named[n], nn.Sequential)]
     return sum(any(f"{name}.".startswith(f"{n}.") for name in coarser) for n in blocks)
 
@@ -144,14 +144,14 @@ def _record(prepared: PreparedModel, image: Tensor) -> tuple[list[_Output], Any]
 
 
 def _last_of_each(outputs: list[_Output]) -> list[_Output]:
-    # Containers, in-place and passing layers return the tensor of a module before them: the first of each tensor made
-    # it, the last is its name and its place: a residual block may add in place to what it made before its shortcut ran.
-    # What pooling or dropout made is no feature.
+    # Containers, in-place and identity layers return the tensor of an earlier module. The first module computed the
+    # tensor; the last gives its name and its order, since a residual block may add in place after its shortcut ran.
+    # Outputs of pooling and dropout are no features.
     groups: dict[int, list[_Output]] = {}
-    for found in outputs:
-        groups.setdefault(id(found.tensor), []).append(found)
-        if not isinstance(found.module, nn.Identity):
-            groups[id(found.tensor)] = groups.pop(id(found.tensor))  # to the end
+    for output in outputs:
+        groups.setdefault(id(output.tensor), []).append(output)
+        if not isinstance(output.module, nn.Identity):
+            groups[id(output.tensor)] = groups.pop(id(output.tensor))  # to the end
     named = [[f for f in group if not isinstance(f.module, nn.Identity)] or group for group in groups.values()]
     return [group[-1] for group in named if not isinstance(group[0].module, NO_FEATURE)]
 
@@ -160,18 +160,18 @@ def _spatial(
     prepared: PreparedModel, outputs: list[_Output], image: Tensor, strict: bool
 ) -> list[tuple[_Output, Grid]]:
     spatial = []
-    for found in outputs:
-        prefix = prefix_tokens(prepared.module, found.name)
-        grid = find_grid(found.tensor.shape, image.shape[2:], prefix, strict)
-        if grid is not None and (grid.layout == "first" or _on_stream(found.module)) and math.prod(grid.shape) > 1:
-            spatial.append((found, grid))
-    tokens = [found.tensor.shape[-1] for found, grid in spatial if grid.layout == "tokens"]
+    for output in outputs:
+        prefix = prefix_tokens(prepared.module, output.name)
+        grid = find_grid(output.tensor.shape, image.shape[2:], prefix, strict)
+        if grid is not None and (grid.layout == "first" or _on_stream(output.module)) and math.prod(grid.shape) > 1:
+            spatial.append((output, grid))
+    tokens = [output.tensor.shape[-1] for output, grid in spatial if grid.layout == "tokens"]
     return [(f, grid) for f, grid in spatial if grid.layout != "tokens" or f.tensor.shape[-1] == tokens[-1]]
 
 
 def _on_stream(module: nn.Module) -> bool:
-    # Blocks and normalization layers carry the stream of tokens; single linear layers make queries, keys and values,
-    # and tokens of another width than the last are inside of a block.
+    # Blocks and normalization layers return the stream of tokens; single linear layers compute queries, keys and
+    # values. `_spatial` leaves out tokens of another width than the last, which are inside a block.
     weight = getattr(module, "weight", None)
     return any(module.children()) or (isinstance(weight, Tensor) and weight.ndim == 1)
 

@@ -1,14 +1,14 @@
-"""What every method shares: how it is called, how methods share passes, how a layer's map becomes a map of the image.
+"""Base classes of methods, and `explain`, which shares passes between methods.
 
-A method is a frozen dataclass of its hyper-parameters and keeps nothing of a call. One that needs only the features A
-of a layer and their gradients dA implements `combine`; one that runs the model in its own way for each layer implements
-`layer_map`; any other implements `attribute`.
+A method is a frozen dataclass of its hyper-parameters and stores nothing between calls. Subclasses of `GradientCAM`
+implement `combine` if they need only the features A of a layer and their gradients dA, and `layer_map` if they run the
+model differently for each layer. Other methods implement `attribute`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .activation_gates import Rule, gates
 from .auto_layer import choose_layer
 from .capture import capture
-from .map_operations import normalize, resize
+from .map_operations import finite_rows, nan_rows, normalize, resize
 from .options import check_fields
 from .prepared_model import Output, PreparedModel, prepare, prepare_model
 from .targets import Resolved, Score, Target
@@ -25,25 +25,31 @@ EXAMPLES = {"attribution": "for example GradCAM()", "metrics": "for example Aver
 
 
 class Attribution(ABC):
-    """A saliency method, called as `method(model, images, target) -> (B, H, W)`."""
+    """A saliency method, called as `method(model, images, target) -> (B, H, W)`.
 
-    differentiable: ClassVar[bool] = False  # whether a loss on the map can be trained
-    ignores_model: ClassVar[bool] = False  # controls do: their maps depend on no class and on no value of the image
+    >>> class Brightness(Attribution):
+    ...     attribute = lambda self, prepared, images, target: images.mean(1)
+    >>> Brightness()(network, images).shape
+    torch.Size([4, 16, 16])
+    """
+
+    differentiable: ClassVar[bool] = False  # whether a loss on the map can train the model
+    ignores_model: ClassVar[bool] = False  # controls: their maps depend neither on the class nor on values of the image
 
     @property
     def final(self) -> bool:
-        """Whether metrics take the maps as they are, in [0, 1], instead of scaling each by its range."""
+        """Whether maps are in [0, 1] already, so that metrics do not scale each by its range."""
         return False
 
     def __post_init__(self) -> None:
-        # Every option is checked where it is given, not where it would be used.
-        own = type(self).__name__
+        # Check options when they are set, not when they are used.
+        owner = type(self).__name__
         for name in self.__dataclass_fields__:  # type: ignore[attr-defined]  # methods are dataclasses
             value = getattr(self, name)
             if isinstance(value, nn.Module):
                 raise TypeError(
-                    f"expected {name} of {own} without a module, got a {type(value).__name__}; a method is built "
-                    f"without a model and takes layers by name: {own}(layer='layer4')(model, images, target)."
+                    f"expected {name} of {owner} without a module, got a {type(value).__name__}; a method is built "
+                    f"without a model and takes layers by name: {owner}(layer='layer4')(model, images, target)."
                 )
         check_fields(self)
 
@@ -57,13 +63,13 @@ class Attribution(ABC):
         keep_mode: bool = False,
         create_graph: bool = False,
     ) -> Tensor:
-        """Explain `images` (B, C, H, W) by raw maps (B, H, W); `explain` describes the arguments."""
+        """Return raw maps (B, H, W) of `images` (B, C, H, W); `explain` describes the arguments."""
         maps = explain({"": self}, model, images, target, output=output, keep_mode=keep_mode, create_graph=create_graph)
         return maps[""]
 
     @abstractmethod
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
-        """Maps (B, H, W) of a prepared model: `prepared(images)` are logits, `target` is one class per image."""
+        """Return maps (B, H, W) of a prepared model: `prepared(images)` are logits, `target` is one class per image."""
 
 
 Methods = Attribution | Mapping[str, Attribution] | Sequence[Attribution]
@@ -71,18 +77,23 @@ Methods = Attribution | Mapping[str, Attribution] | Sequence[Attribution]
 
 @dataclass(frozen=True)
 class GradientCAM(Attribution):
-    """A map made of the features of a layer, or of several.
+    """A base class of methods that compute a map from the features of one layer or of several.
 
     Args:
         layer: "auto" (the last spatial layer), a dotted name, or several names.
-        relu: keep positive values only; else the map is signed.
-        normalize: bring each map into [0, 1] "before" or "after" upsampling, or not at all; metrics do not scale it
-            again then.
-        upsample: to image resolution; else the map stays at the layer's (one layer only).
-        align_corners: how upsampling places the corners.
-        fusion: how normalized maps of several layers become one.
+        relu: keep positive values only; otherwise the map is signed.
+        normalize: scale each map to [0, 1] "before" or "after" upsampling, or not ("none"); metrics do not scale a
+            normalized map again.
+        upsample: resize the map to image resolution; otherwise it has the resolution of the layer (one layer only).
+        align_corners: as in `torch.nn.functional.interpolate`.
+        fusion: how normalized maps of several layers are combined.
         score: explain the "logit" or the "prob", "logprob", "sigmoid" of the class.
         rule: the gradient is "plain", or follows the "guided" or "deconv" rule at activations.
+
+    >>> class MeanGradient(GradientCAM):
+    ...     combine = lambda self, A, dA: dA.mean(1)
+    >>> MeanGradient(layer="1")(network, images).shape
+    torch.Size([4, 16, 16])
     """
 
     layer: str | Sequence[str] = "auto"
@@ -103,25 +114,25 @@ class GradientCAM(Attribution):
         return self.normalize != "none"
 
     def combine(self, A: Tensor, dA: Tensor) -> Tensor:
-        """The signed map (B, *spatial) of activations and gradients (B, K, *spatial)."""
-        raise TypeError(f"{type(self).__name__} makes its map in layer_map, not of A and dA alone.")
+        """Return the signed map (B, *spatial) of activations and gradients (B, K, *spatial)."""
+        raise TypeError(f"{type(self).__name__} computes its map in layer_map, not from A and dA alone.")
 
     def rescale(self, S: Tensor, y: Tensor) -> Tensor:
-        """What `combine` made, scaled by something of the explained score y (B,); by default nothing."""
+        """Return the map S of `combine`, scaled by a function of the explained score y (B,); unchanged here."""
         return S
 
     def layer_map(self, prepared: PreparedModel, images: Tensor, target: Resolved, layer: str) -> Tensor:
-        """The signed map (B, *spatial) of one layer, for methods that do not `combine`."""
+        """Return the signed map (B, *spatial) of one layer, in methods without `combine`."""
         raise TypeError(f"{type(self).__name__} implements neither combine, layer_map nor attribute.")
 
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
-        if combines(self):
+        if _combines(self):
             return _share({"": self}, prepared, images, target)[0][""]
         layers = self.layers(prepared, images, target)
         return self.fuse([self.layer_map(prepared, images, target, layer) for layer in layers], images)
 
     def layers(self, prepared: PreparedModel, images: Tensor, target: Target) -> list[str]:
-        """The names of the layers to look at."""
+        """Return the names of the layers to explain."""
         names = [self.layer] if isinstance(self.layer, str) else self.layer
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"expected layer to be 'auto', a name or a list of names, got {self.layer!r}.")
@@ -130,7 +141,7 @@ class GradientCAM(Attribution):
         return [choose_layer(prepared, images, target) if name == "auto" else name for name in names]
 
     def fuse(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
-        """One map at image resolution of the signed maps of the layers."""
+        """Return one map at image resolution from the signed maps of the layers."""
         if len(maps) > 1 and not self.upsample:
             raise ValueError(f"expected one layer with upsample=False, got {len(maps)}; their maps differ in size.")
         ready = [self._ready(S, images) for S in maps]
@@ -156,19 +167,23 @@ def explain(
     keep_mode: bool = False,
     create_graph: bool = False,
 ) -> dict[str, Tensor]:
-    """Explain `images` (B, C, H, W) by several methods that share the passes they can: name -> maps (B, H, W).
+    """Return name -> maps (B, H, W) of `images` (B, C, H, W); methods share passes where possible.
 
-    Maps are raw (see `normalize`), but for those of methods that are `final`, at image resolution, float32 (float64 for
-    such models) and detached. With several targets per image they are (B, T, H, W). The map of an image with a value
-    that is not finite is NaN everywhere, except for controls, which ignore the model.
+    Maps are raw (see `normalize`) unless the method is `final`, at image resolution, in float32 (float64 for float64
+    models), and detached. With several targets per image they are (B, T, H, W). The map of an image with a value that
+    is not finite is NaN everywhere, except for controls, which ignore the model.
 
     Args:
-        methods: name -> method, or a list, whose names are those of the classes in lower case.
+        methods: name -> method, or a list; names in a list are the class names in lower case.
         target: None (the predicted class), "least", "topk:K", an int, a tensor (B,) or (B, T), or a callable from the
             model's output to scores (B,).
         output: which part of the model's output are the logits: a key, an index, an attribute name or a callable.
         keep_mode: leave dropout and batch norm in the mode they are in instead of eval mode.
         create_graph: return maps that are part of the graph, for a loss on them; implies `keep_mode`.
+
+    >>> from interpretable_training.attribution import GradCAM
+    >>> explain({"gradcam": GradCAM()}, network, images, target)["gradcam"].shape
+    torch.Size([4, 16, 16])
     """
     named = name_methods(methods)
     fixed = [type(m).__name__ for m in named.values() if not m.differentiable]
@@ -183,18 +198,18 @@ def explain(
         else:
             classes = prepared.resolve(images, target)
             assert isinstance(classes, Tensor)
-            found = [explain_prepared(named, prepared, images, column) for column in classes.unbind(1)]
-            maps = {name: torch.stack([maps[name] for maps in found], 1) for name in named}
+            columns = [explain_prepared(named, prepared, images, column) for column in classes.unbind(1)]
+            maps = {name: torch.stack([maps[name] for maps in columns], 1) for name in named}
         return {name: full(maps[name] if create_graph else maps[name].detach()) for name in named}
 
 
 def name_methods(methods: Methods) -> dict[str, Attribution]:
-    """name -> method; a list gets the names of the classes in lower case."""
+    """Return name -> method; names of methods in a list are the class names in lower case."""
     if isinstance(methods, Mapping):
         named = dict(methods)
     else:
         several = isinstance(methods, Iterable) and not isinstance(methods, (str, bytes, type, Tensor))
-        listed = list(methods) if several else [methods]  # type: ignore[arg-type]
+        listed: list[Any] = list(methods) if several else [methods]  # type: ignore[arg-type]
         for method in listed:
             of_package("attribution", "a method", method, Attribution)
         named = {type(method).__name__.lower(): method for method in listed}
@@ -206,21 +221,21 @@ def name_methods(methods: Methods) -> dict[str, Attribution]:
 
 
 def of_package(room: str, name: str, given: object, base: type) -> None:
-    """Refuse what is not of ours."""
+    """Raise an error unless `given` is a method or metric of the package, an instance of `base`."""
     if not isinstance(given, base):
-        came = f"{given!r}; write {EXAMPLES[room]}"
+        got = f"{given!r}; write {EXAMPLES[room]}"
         if isinstance(given, type):
-            came = f"the class {given.__name__}; write {given.__name__}()"
-        raise TypeError(f"expected an object of interpretable_training.{room} as {name!r}, got {came}.")
+            got = f"the class {given.__name__}; write {given.__name__}()"
+        raise TypeError(f"expected an object of interpretable_training.{room} as {name!r}, got {got}.")
 
 
-def combines(cam: GradientCAM) -> bool:
-    """Whether the method is made of A and dA alone, so that it can share a pass."""
+def _combines(cam: GradientCAM) -> bool:
+    """Whether the method needs A and dA alone, so that it can share a pass."""
     return type(cam).combine is not GradientCAM.combine
 
 
 def full(tensor: Tensor) -> Tensor:
-    """float32 at least: the maths of maps is not done in half precision."""
+    """Return the tensor in float32 at least: maps are not computed in half precision."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -245,25 +260,11 @@ def explain_prepared(
     return {name: S if named[name].ignores_model else nan_rows(S, ~finite) for name, S in maps.items()}
 
 
-def finite_rows(images: Tensor, finite: Tensor) -> Tensor:
-    """Return `images` (B, C, ...) with copies of the first finite one in place of those that are not `finite` (B,).
-
-    One bad image would otherwise decide checks of the whole batch, and rectifiers and masks would hide its values.
-    """
-    first = images.index_select(0, finite.int().argmax()[None]).nan_to_num(0, 0, 0)  # does not wait for the device
-    return torch.where(finite.view(-1, *[1] * (images.ndim - 1)), images, first)
-
-
-def nan_rows(maps: Tensor, rows: Tensor) -> Tensor:
-    """Return maps (B, ...) that are NaN everywhere in `rows` (B,)."""
-    return maps.masked_fill(rows.view(-1, *[1] * (maps.ndim - 1)), torch.nan)
-
-
 def _passes(named: dict[str, Attribution]) -> list[dict[str, GradientCAM]]:
-    """The methods that are made of A and dA alone, in groups whose gradient is the same."""
+    """Return the methods that need A and dA alone, in groups with the same gradient."""
     groups: dict[tuple[str, str], dict[str, GradientCAM]] = {}
     for name, cam in named.items():
-        if isinstance(cam, GradientCAM) and combines(cam):
+        if isinstance(cam, GradientCAM) and _combines(cam):
             groups.setdefault((cam.score, cam.rule), {})[name] = cam
     return list(groups.values())
 
@@ -271,7 +272,7 @@ def _passes(named: dict[str, Attribution]) -> list[dict[str, GradientCAM]]:
 def _share(
     cams: dict[str, GradientCAM], prepared: PreparedModel, images: Tensor, target: Target
 ) -> tuple[dict[str, Tensor], Resolved]:
-    """The maps of methods with the same gradient, from one pass, and the classes that they explain."""
+    """Return the maps of methods with the same gradient, from one pass, and the classes that they explain."""
     first = next(iter(cams.values()))
     layers = {name: cam.layers(prepared, images, target) for name, cam in cams.items()}
     union = list(dict.fromkeys(layer for names in layers.values() for layer in names))

@@ -1,4 +1,4 @@
-"""Checksums of tensors: short ones for passports, one per tensor, and one that survives half precision."""
+"""Checksums of tensors: short ones for passports, one per tensor, and one that is the same in half precision."""
 
 import hashlib
 import zlib
@@ -19,12 +19,12 @@ def checksum(*tensors: Tensor) -> str:
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """One for the exact bits of each tensor; empty for meta tensors, which have none."""
+    """Return name -> checksum of the exact bits of each tensor; meta tensors, which have no values, share one."""
     return {name: _digest([tensor]) for name, tensor in tensors.items()}
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """One for all tensors and their names, the same in float32 and bfloat16: it rounds to the latter."""
+    """Return one checksum of all tensors and their names, rounded to bfloat16: the same in float32 and bfloat16."""
     rounded = [t.to(torch.bfloat16) if t.is_floating_point() else t for t in tensors.values()]
     return hashlib.blake2b("/".join(tensors).encode() + _digest(rounded).encode(), digest_size=16).hexdigest()
 

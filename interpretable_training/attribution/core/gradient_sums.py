@@ -1,4 +1,4 @@
-"""The sum of gradients over many inputs made of each image: paths to a baseline, noisy copies."""
+"""Sum gradients over many variants of each image: paths to a baseline, noisy copies."""
 
 from collections.abc import Callable
 
@@ -21,9 +21,9 @@ def sum_over_inputs(
     score: Score = "logit",
     chunk_size: int | None = None,
 ) -> Tensor:
-    """For each image the sum over s < n of `weigh(g[s], i, s)`, g[s] the gradient at `make(i, s)`.
+    """Return the sum over s < n of `weigh(g[s], i, s)` for each image, with the gradient g[s] at `make(i, s)`.
 
-    `i` and `s` are index tensors of one chunk: which images, which of the n inputs of each. `weigh` may return any
+    `i` and `s` are index tensors of one chunk: the images, and which of the n inputs of each. `weigh` may return any
     shape (len(i), ...); the sum is (B, ...).
     """
     total: Tensor | None = None
@@ -42,5 +42,5 @@ def sum_over_inputs(
 
 
 def per_input(values: Tensor, images: Tensor) -> Tensor:
-    """A number for each of some inputs, shaped to multiply images (B, C, ...)."""
+    """Return one number per input, in a shape that multiplies images (B, C, ...)."""
     return values.to(images).reshape(-1, *[1] * (images.ndim - 1))

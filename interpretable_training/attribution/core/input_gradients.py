@@ -1,4 +1,4 @@
-"""The gradient of a score with respect to the images, and the error where the model hides it."""
+"""Compute the gradient of a score with respect to the images; raise an error where the model turns gradients off."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -31,7 +31,7 @@ def input_gradient(
 
 
 def refuse_no_grad_inside(prepared: PreparedModel, images: Tensor) -> None:
-    """Raise an error if a part of the model turns gradients off; called if the score depends on no input."""
+    """Raise an error if a part of the model turns gradients off; called if the score has no gradient."""
 
     # A score without gradient has two causes: the model is constant, or a part of it runs without gradients.
     def hook(module: nn.Module, args: Any) -> None:

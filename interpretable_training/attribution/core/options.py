@@ -1,4 +1,4 @@
-"""Check options where they are given: values against their annotations, numbers against their ranges."""
+"""Check options when they are set: values against their annotations, numbers against their ranges."""
 
 import functools
 import inspect
@@ -8,22 +8,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .ranges import check_ranges
 
-PER_CHANNEL = ("mean", "std", "shift")  # may be tensors where sequences are allowed
+ARRAYS = ("mean", "std", "shift", "draws")  # may be tensors and arrays where sequences are allowed
 LARGEST = {int: 2**63, float: 1e30}
 
 
-def check_options(
+def _check_options(
     owner: str,
     options: Mapping[str, Any],
     hints: Mapping[str, Any],
     defaults: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> None:
-    """Refuse options that their annotation does not allow, numbers out of range, and half a normalization.
+    """Raise an error for values that the annotation does not allow, numbers out of range, or mean without std.
 
     The default of an option is always allowed.
     """
@@ -33,12 +34,12 @@ def check_options(
     for name, value in given.items():
         if isinstance(value, Tensor) and Tensor in _parts(hints.get(name)):
             numbers.pop(name)  # one number per image or channel, checked where it is used
-            check_tensor(f"{name} of {owner}", value)
+            _check_tensor(f"{name} of {owner}", value)
     check_ranges(owner, numbers, optional)
     for name, value in given.items():
         hint = hints.get(name, Any)
-        listed = isinstance(value, Tensor) and Tensor not in _parts(hint) and name not in PER_CHANNEL
-        if fits(value, hint) and not listed:
+        is_array = isinstance(value, (Tensor, np.ndarray)) and Tensor not in _parts(hint) and name not in ARRAYS
+        if fits(value, hint) and not is_array:
             continue
         choices = [choice for part in _literals(hint) for choice in get_args(part)]
         several = isinstance(value, (list, tuple)) and not any(get_origin(part) is Literal for part in _parts(hint))
@@ -49,17 +50,17 @@ def check_options(
 
 
 def check_fields(instance: Any) -> None:
-    """Refuse fields of a dataclass that their annotation or their range does not allow."""
+    """Raise an error for fields of a dataclass that their annotation or range does not allow."""
     cls = type(instance)
     hints = {name: hint for name, hint in get_type_hints(cls).items() if name in cls.__dataclass_fields__}
     defaults = {name: cls.__dataclass_fields__[name].default for name in hints}
-    check_options(cls.__name__, {name: getattr(instance, name) for name in hints}, hints, defaults)
+    _check_options(cls.__name__, {name: getattr(instance, name) for name in hints}, hints, defaults)
 
 
-def check_tensor(name: str, tensor: Tensor) -> None:
-    """Refuse tensors without values, with complex ones, or with ones that are not finite."""
-    held = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
-    if not held or tensor.is_complex() or not bool(tensor.isfinite().all()):
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    """Raise an error for tensors without values, or with values that are complex or not finite."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+    if not dense or tensor.is_complex() or not bool(tensor.isfinite().all()):
         raise ValueError(
             f"expected {name} as a dense tensor of finite real numbers, got {tuple(tensor.shape)} of {tensor.dtype}, "
             f"{tensor.layout}, on {tensor.device}."
@@ -67,20 +68,20 @@ def check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def with_checked_options(init: Callable[..., None]) -> Callable[..., None]:
-    """Return the constructor, which checks options before it uses them."""
+    """Return a constructor that checks its options before it runs."""
     defaults = {p.name: p.default for p in list(inspect.signature(init).parameters.values())[1:]}
 
     @functools.wraps(init)
     def check(self: object, *args: Any, **kwargs: Any) -> None:
         given = {name: value for name, value in {**dict(zip(defaults, args)), **kwargs}.items() if name in defaults}
-        check_options(type(self).__name__, given, get_type_hints(init), defaults)
+        _check_options(type(self).__name__, given, get_type_hints(init), defaults)
         init(self, *args, **kwargs)
 
     return check
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether an annotation allows a value; annotations of other kinds than options have allow everything."""
+    """Whether an annotation allows a value; annotations of unknown kinds allow every value."""
     return any(_fits(value, part) for part in _parts(hint))
 
 
@@ -93,10 +94,10 @@ def _fits(value: Any, part: Any) -> bool:
         number = isinstance(value, kind) and not isinstance(value, bool)
         return number and math.isfinite(value) and abs(value) < LARGEST[int if isinstance(value, int) else part]
     if origin in (list, tuple, Sequence):
-        if isinstance(value, Tensor):
-            value = value.tolist() if value.ndim == 1 and not value.is_meta else None
-        listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-        return listed and all(fits(v, inside[0] if inside else Any) for v in value)
+        if isinstance(value, (Tensor, np.ndarray)):
+            value = value.tolist() if value.ndim == 1 and not getattr(value, "is_meta", False) else None
+        is_sequence = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        return is_sequence and all(fits(v, inside[0] if inside else Any) for v in value)
     if origin is not None:
         part = origin
     if part is Callable:
@@ -116,15 +117,15 @@ def _literals(hint: Any) -> list[Any]:
 
 
 def _kinds(hint: Any, choices: Sequence[Any] = ()) -> list[str]:
-    """Name what an annotation allows."""
+    """Return the words of error texts for the members of an annotation."""
     words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text", type(None): "nothing"}
-    found = []
+    kinds = []
     for part in _parts(hint):
         origin = get_origin(part)
         if origin is Literal:
-            found.append(f"one of {tuple(choices)}" if choices else "choice")
+            kinds.append(f"one of {tuple(choices)}" if choices else "choice")
         elif origin in (list, tuple, Sequence):
-            found.append(f"several of {' or '.join(_kinds(get_args(part)[0]))}" if get_args(part) else "several values")
+            kinds.append(f"a sequence of {' or '.join(_kinds(get_args(part)[0]))}" if get_args(part) else "a sequence")
         else:
-            found.append(words.get(part, getattr(origin or part, "__name__", str(part))))
-    return found
+            kinds.append(words.get(part, getattr(origin or part, "__name__", str(part))))
+    return kinds

@@ -1,4 +1,4 @@
-"""The precision of sums, where the device has it: MPS has no float64."""
+"""Choose the precision of sums: float64, or float32 on devices without it (MPS)."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,12 @@ def wide(like: Tensor) -> torch.dtype:
 
 
 def on_device(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return `move`, which takes float64 to float32 where the device that it moves to has no float64."""
+    """Return `move`, changed to convert float64 tensors to float32 for devices without float64."""
 
     def moved(tensor: Tensor) -> Tensor:
         try:
             return move(tensor)
-        except TypeError:  # of torch, that names float64
+        except TypeError:  # raised by torch for float64
             if tensor.dtype != torch.float64:
                 raise
             return move(tensor.float())

@@ -1,7 +1,7 @@
-"""One place that prepares a model for being explained, and leaves it as it came, also after an error.
+"""Prepare a model to be explained, and restore it afterwards, also after an error.
 
-Inside `prepare_model` the model runs in eval mode, without parameter gradients, outside inference mode, eagerly. At the
-end flags, global random generators and the state of the model (see `state`) are put back. `.grad` is never written.
+Inside `prepare_model` the model runs in eval mode, without parameter gradients, outside inference mode, uncompiled. At
+the end flags, global random generators and the state of the model (see `state`) are restored. `.grad` is not written.
 """
 
 import random
@@ -20,7 +20,7 @@ from .state import Snapshot, same_state
 from .targets import ClassSpan, Resolved, Score, Target, as_classes, by_rank, check_scores, pick_logits, score_of
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AssertionError)  # of a forward pass
-DEVICES = ("cpu", "cuda")  # whose autocast a caller may have entered
+DEVICES = ("cpu", "cuda")  # device types with autocast, which a caller may use
 Output = str | int | Callable[[Any], Tensor] | None
 
 
@@ -32,18 +32,18 @@ class PreparedModel:
     output: Output = None
     create_graph: bool = False
     autocast: tuple[tuple[str, torch.dtype], ...] = ()
-    refused: list[str] = field(default_factory=list)  # why `run_fast` is not fast
+    refused: list[str] = field(default_factory=list)  # errors of the fast layout of `run_fast`
     state: Snapshot = field(default_factory=Snapshot)  # saved before the first pass
-    rows: list[int] = field(default_factory=lambda: [0])  # how many images `run` was given last
-    span: ClassSpan = field(default_factory=ClassSpan)  # of the classes that were resolved
+    rows: list[int] = field(default_factory=lambda: [0])  # number of images of the last `run`
+    span: ClassSpan = field(default_factory=ClassSpan)  # of the resolved classes
 
     def __call__(self, images: Tensor) -> Tensor:
         return pick_logits(self.run(images), self.output)
 
     def run(self, images: Tensor) -> Any:
-        """What the module returns; it gets a copy, since its first layer may work in place.
+        """Return the output of the module for a copy of the images, since its first layer may be in-place.
 
-        The module runs under the caller's autocast; the maths of maps does not.
+        The module runs under the autocast of the caller; maps are computed without autocast.
         """
         with ExitStack() as stack:
             for device, dtype in self.autocast:
@@ -52,7 +52,7 @@ class PreparedModel:
             try:
                 return self.module(images.clone())
             except FAILURES as error:
-                if type(error) not in FAILURES or str(error).startswith("expected"):  # of ours, from a hook
+                if type(error) not in FAILURES or str(error).startswith("expected"):  # raised by a hook of this package
                     raise
                 raise type(error)(
                     f"expected a model that runs on images {tuple(images.shape)} of {images.dtype}, got an error from "
@@ -60,7 +60,7 @@ class PreparedModel:
                 ) from error
 
     def run_fast(self, images: Tensor) -> Any:
-        """`run` for many passes without graph: equal up to rounding, faster where convolutions like channels last.
+        """Return `run` up to rounding, for passes without graph: faster for convolutions that prefer channels last.
 
         Measured on a CPU: 1.1 to 1.5 times for six CNNs, the same for ConvNeXt.
         """
@@ -68,13 +68,13 @@ class PreparedModel:
             try:
                 return self.run(images.contiguous(memory_format=torch.channels_last))
             except RuntimeError as error:
-                if "view size is not compatible" not in str(error):  # what flattening by `view` says of this layout
+                if "view size is not compatible" not in str(error):  # raised by `view` in this layout
                     raise
                 self.refused.append(str(error))
         return self.run(images)
 
     def resolve(self, images: Tensor, target: Target) -> Resolved:
-        """One class per image for `target`; costs a forward pass only where the model has to say which."""
+        """Return one class per image for `target`; needs a forward pass only if it depends on the logits."""
         if callable(target):
             return target
         if target is None or isinstance(target, str):
@@ -83,7 +83,7 @@ class PreparedModel:
         return self._classes(target, images)
 
     def resolve_in(self, output: Any, target: Target) -> Resolved:
-        """One class per image for `target`, of what the module returned."""
+        """Return one class per image for `target`, given the output of the module."""
         if callable(target):
             return target
         logits = self.logits_in(output)
@@ -94,16 +94,16 @@ class PreparedModel:
         return classes
 
     def confirm_in(self, output: Any, classes: Tensor) -> Tensor:
-        """Return resolved classes, refused if what the module returned has no logits for them."""
+        """Return resolved classes; raise an error if the output of the module has no logits for them."""
         self.span.check(self.logits_in(output).shape[1])
         return classes
 
     def _by_rank(self, policy: str | None, logits: Tensor) -> Tensor:
-        self.span.high = max(self.span.high, 0)  # the model has the classes that it ranks
+        self.span.high = max(self.span.high, 0)  # ranked classes exist in the model
         return by_rank("pred" if policy is None else policy, logits)
 
     def _classes(self, target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
-        """Return given classes, which are read from the device the first time."""
+        """Return given classes as a tensor; their range is read from the device the first time."""
         if isinstance(target, Tensor) and target is self.span.last:
             return target
         classes = as_classes(target, like)
@@ -111,7 +111,7 @@ class PreparedModel:
         return classes
 
     def logits_in(self, output: Any) -> Tensor:
-        """The logits in what the module returned, refused unless there is a row for each image of the last run."""
+        """Return the logits in the output of the module; raise an error unless each image of the last run has a row."""
         logits = pick_logits(output, self.output)
         if len(logits) != self.rows[0]:
             raise ValueError(
@@ -121,11 +121,11 @@ class PreparedModel:
         return logits
 
     def score(self, images: Tensor, target: Resolved, score: Score = "logit") -> Tensor:
-        """The explained number of each image, (B,); `target` is resolved."""
+        """Return the explained score of each image, (B,); `target` is resolved."""
         return self.score_in(self.run(images), target, score)
 
     def score_in(self, output: Any, target: Resolved, score: Score = "logit") -> Tensor:
-        """The explained number in what the module returned, (B,); `target` is resolved."""
+        """Return the explained score in the output of the module, (B,); `target` is resolved."""
         if not callable(target):
             return score_of(pick_logits(output, self.output), target, score, self.span)
         return check_scores(target(output), output, self.rows[0])
@@ -135,7 +135,7 @@ class PreparedModel:
 def prepare_model(
     model: nn.Module, output: Output = None, keep_mode: bool = False, create_graph: bool = False
 ) -> Iterator[PreparedModel]:
-    """Prepare `model`; what is yielded returns logits.
+    """Yield the prepared model, which returns logits; restore `model` afterwards.
 
     Args:
         output: which part of the model's output are the logits: a key, an index, an attribute or a callable.
@@ -159,7 +159,7 @@ def prepare_model(
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, DataParallel and torch.compile: no collectives, the user's names."""
+    """Return the module inside DistributedDataParallel, DataParallel and torch.compile: no collectives, no prefixes."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module as model, got {type(model).__name__}.")
     parallel = (nn.parallel.DistributedDataParallel, nn.DataParallel)
@@ -171,7 +171,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def prepare(prepared: PreparedModel, images: Tensor) -> Tensor:
-    """`images` as the module needs them: floating, its dtype, outside inference mode and outside any graph."""
+    """Return `images` in the dtype of the module, outside inference mode and outside any graph."""
     if isinstance(images, Tensor) and (images.is_nested or images.layout != torch.strided):
         layout = "a nested tensor" if images.is_nested else str(images.layout)
         raise ValueError(f"expected images of one size in a dense tensor, got {layout}; stack them.")
@@ -196,15 +196,15 @@ def prepare(prepared: PreparedModel, images: Tensor) -> Tensor:
 
 @contextmanager
 def _same_flags(module: nn.Module, keep_mode: bool, create_graph: bool) -> Iterator[None]:
-    # Flags are written directly: a module's own train() may do more than set a flag.
+    # Set flags directly: `train()` of a subclass may do more than set a flag.
     training = [(m, m.training) for m in module.modules()]
     learned = [] if create_graph else [p for p in module.parameters() if p.requires_grad]
     evaluated = [m for m, flag in training if not (keep_mode and flag)]
-    recurrent = [(m, m.dropout) for m in evaluated if isinstance(m, nn.RNNBase) and _is_torchs(m)]
+    recurrent = [(m, m.dropout) for m in evaluated if isinstance(m, nn.RNNBase) and _is_plain(m)]
     try:
         for m in evaluated:
             m.training = False
-        # cuDNN gives gradients of recurrent layers in train mode only; without dropout it computes what eval mode does.
+        # cuDNN has gradients of recurrent layers in train mode only; without dropout the result is that of eval mode.
         for layer, _ in recurrent:
             layer.training, layer.dropout = True, 0.0
         for p in learned:
@@ -219,8 +219,8 @@ def _same_flags(module: nn.Module, keep_mode: bool, create_graph: bool) -> Itera
             p.requires_grad = True
 
 
-def _is_torchs(layer: nn.RNNBase) -> bool:
-    """Whether it runs torch's own code: a subclass's may do other things in train mode."""
+def _is_plain(layer: nn.RNNBase) -> bool:
+    """Whether a layer runs the code of torch: a subclass may do other things in train mode."""
     return type(layer).forward in (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 
 
@@ -246,6 +246,7 @@ def _no_inference_tensors(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_generators() -> Iterator[None]:
+    """Restore the global random generators of Python, NumPy and torch after the block."""
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -1,6 +1,6 @@
-"""Ranges of the options that are numbers, by the name of the option: each is checked where it is given.
+"""Ranges of the options that are numbers, by the name of the option, checked when options are set.
 
-An option has one meaning wherever it appears, so that its range stands here once; "Class.option" is an exception.
+An option has the same meaning in every class, so its range is listed once; "Class.option" is an exception.
 """
 
 import math
@@ -25,12 +25,13 @@ class Range:
     above: bool = False
     below: bool = False
     whole: bool = False
-    several: bool = False  # a sequence of such numbers is allowed, too
+    several: bool = False  # whether a sequence of these numbers is also allowed
 
     def holds(self, value: object) -> bool:
+        """Whether a value is one number in the range."""
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        value = value if isinstance(value, int) else float(value)  # compared without rounding where it is an integer
+        value = value if isinstance(value, int) else float(value)  # integers are compared without rounding
         too_low = value <= self.low if self.above else value < self.low
         too_high = value >= self.high if self.below else value > self.high
         return (isinstance(value, int) or math.isfinite(value)) and not too_low and not too_high
@@ -67,7 +68,7 @@ RANGES = {
 
 
 def check_ranges(owner: str, options: Mapping[str, Any], optional: Sequence[str] = ()) -> None:
-    """Refuse numbers out of their ranges, and half a normalization; None is allowed for what is `optional`."""
+    """Raise an error for numbers out of range, or mean without std; `optional` ones may be None."""
     for name, value in options.items():
         limits = RANGES.get(f"{owner}.{name}", RANGES.get(name))
         if limits is None or (value is None and name in optional):
@@ -82,12 +83,12 @@ def check_ranges(owner: str, options: Mapping[str, Any], optional: Sequence[str]
 
 
 def check_normalization(mean: Any, std: Any) -> None:
-    """Refuse all but the finite mean and positive std of each channel, or neither."""
+    """Raise an error unless mean and std are finite, std is positive, one of each per channel, or both are None."""
     if mean is None and std is None:
         return
     try:
         m, s = ([float(v) for v in values] for values in (mean, std))
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises the last for tensors without values
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor without values
         m, s = [], []
     usable = all(map(math.isfinite, m + s)) and all(v > 0 for v in s)
     if isinstance(mean, str) or isinstance(std, str) or not m or len(m) != len(s) or not usable:

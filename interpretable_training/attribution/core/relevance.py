@@ -1,16 +1,16 @@
-"""Attention whose matrix is part of the graph, and layer-wise relevance as a backward pass.
+"""Run attention with its matrix in the graph, and layer-wise relevance propagation as a backward pass.
 
-With relevance R, what is passed back is s = R / x, so that autograd adds up what several readers of x send back:
+The backward pass carries s = R / x for relevance R, so that autograd sums over several consumers of x:
 
     linear:               s_x = W+^T (s y / Z) where x > 0, W-^T (s y / Z) where x < 0,  Z = W+ x+ + W- x-    (1)
     product z = a b:      s_a = b s / 2, s_b = a s / 2                                                        (2)
     residual z = a + b:   s_a = s |a'| / (|a'| + |b'|) * r / a', a' = sum of a s, b' = sum of b s, r = a' + b'  (3)
     softmax, GELU, norm:  s_x = s y / x                                                                       (4)
 
-y: what the layer gives for x. (2) is for matrices, `einsum` and gates alike. The sums of (3) are over all of one image,
-whether tokens come as (B, T, D) or as (T, B, D). Moving, scaling and averaging values pass s on
-as a gradient. Rules of Chefer et al., CVPR 2021, https://arxiv.org/abs/2012.09838. The functional calls are intercepted
-while our forward pass runs; modules stay as they are.
+y: output of the layer for x. (2) holds for matrix products, `einsum` and gates. The sums of (3) are over all values of
+one image, with tokens as (B, T, D) or as (T, B, D). Operations that move, scale or average values pass s on as a
+gradient. Rules of Chefer et al., CVPR 2021, https://arxiv.org/abs/2012.09838. Functional calls are intercepted during
+the forward pass; modules do not change.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,14 @@ from .base import full
 UNCHANGED = {*SOFTMAX, *SMOOTH, *RELUS, F.layer_norm, F.group_norm, F.batch_norm, F.rms_norm, torch.tanh, Tensor.tanh}
 SUMS = {torch.add, Tensor.add}
 PRODUCTS = {torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.einsum, torch.mul, Tensor.mul, Tensor.mul_}
-RULED = {F.linear, *UNCHANGED, *SUMS, *PRODUCTS} - {Tensor.mul_}  # which changes what it is given
+RULED = {F.linear, *UNCHANGED, *SUMS, *PRODUCTS} - {Tensor.mul_}  # in-place, changes its input
 
 
 class OpenAttention(TorchFunctionMode):
-    """While active, fused attention is made step by step and every matrix (B, heads, T, T) is kept in `found`.
+    """Mode that computes fused attention in single steps and appends every matrix (B, heads, T, T) to `found`.
 
     Args:
-        lrp: a backward pass passes relevance on, divided by the values, instead of gradients.
+        lrp: the backward pass carries relevance, divided by the values, instead of gradients.
         batch: number of images.
     """
 
@@ -44,7 +44,7 @@ class OpenAttention(TorchFunctionMode):
         super().__init__()
         self.lrp, self.batch = lrp, batch
         self.found: list[Tensor] = []
-        self.reached = False  # whether gradients were on where any of them was made
+        self.reached = False  # whether gradients were on for any matrix
 
     def __torch_function__(
         self,
@@ -55,7 +55,7 @@ class OpenAttention(TorchFunctionMode):
     ) -> Any:
         if not saved_tensors_are_watched():
             return self._run(func, args, kwargs or {})
-        # Activation checkpointing would run the blocks again outside of our mode: what they save is kept instead.
+        # Activation checkpointing would rerun the blocks outside of this mode: keep their saved tensors instead.
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
             return self._run(func, args, kwargs or {})
 
@@ -72,7 +72,7 @@ class OpenAttention(TorchFunctionMode):
             return weights
         self.reached |= torch.is_grad_enabled()
         if not weights.requires_grad:
-            weights = weights.detach().requires_grad_()  # the graph starts at the first block's attention
+            weights = weights.detach().requires_grad_()  # the graph starts at the attention of the first block
         self.found.append(weights)
         return weights
 
@@ -87,7 +87,7 @@ class OpenAttention(TorchFunctionMode):
         return self._product(torch.matmul, self._keep(weights), value)
 
     def _product(self, func: Callable[..., Tensor], *args: Any) -> Tensor:
-        """(2): the gradient of a product, halved."""
+        """Return a product with rule (2): half its gradient."""
         out = func(*args)
         if self.lrp and out.requires_grad:
             out.register_hook(lambda s: s / 2)
@@ -133,7 +133,7 @@ class OpenAttention(TorchFunctionMode):
         out_proj_bias: Tensor | None,
         **rest: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Self-attention of `nn.MultiheadAttention`, tokens (T, B, D), in single steps."""
+        """Compute self-attention of `nn.MultiheadAttention`, tokens (T, B, D), in single steps."""
         masks = [rest.get("attn_mask"), rest.get("key_padding_mask"), bias_k, bias_v]
         if query is not key or key is not value or in_proj_weight is None or any(m is not None for m in masks):
             raise ValueError("expected plain self-attention from nn.MultiheadAttention, got masks or other keys.")
@@ -160,18 +160,18 @@ def _residual(a: Any, b: Any) -> bool:
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, zero where b is."""
+    """Return a / b, zero where b is zero."""
     return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
 
 
 class _Linear(torch.autograd.Function):
-    """(1)."""
+    """A linear layer with rule (1)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = F.linear(x, weight, bias)
         ctx.save_for_backward(x, weight, y)
-        return y.clone()  # what follows may work in place
+        return y.clone()  # later layers may be in-place
 
     @staticmethod
     def backward(ctx: Any, s: Tensor) -> Any:
@@ -183,12 +183,12 @@ class _Linear(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """(3)."""
+    """A residual sum with rule (3)."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, batch: int) -> Tensor:
         ctx.save_for_backward(a, b)
-        ctx.dim = 1 if len(a) != batch and a.ndim > 1 and a.shape[1] == batch else 0  # of the images
+        ctx.dim = 1 if len(a) != batch and a.ndim > 1 and a.shape[1] == batch else 0  # dimension of the images
         return a + b
 
     @staticmethod
@@ -202,7 +202,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _Unchanged(torch.autograd.Function):
-    """(4)."""
+    """A function with rule (4)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parameters that are spread over processes, as FSDP2 and tensor parallelism do."""
+"""Handle parameters that FSDP2 or tensor parallelism spread over processes."""
 
 import sys
 from typing import Any
@@ -7,13 +7,13 @@ from torch import nn
 
 
 def whole(tensor: Any) -> Any:
-    """Return the full tensor of one that is spread over processes, which all call this; any other tensor unchanged."""
+    """Return the full tensor of one that is spread over processes, which must all call this; others unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether parameters of the module are spread over processes."""
-    if not isinstance(module, nn.Module):  # refused where it would run
+    if not isinstance(module, nn.Module):  # prepare_model raises the error
         return False
     fsdp2 = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())  # not imported: nothing is sharded
     return any(isinstance(m, fsdp2) for m in module.modules()) or any(
@@ -22,7 +22,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def refuse_sharded(module: nn.Module, what: str) -> None:
-    """Raise an error if parameters are spread over processes, before a pass that others would wait for."""
+    """Raise an error if parameters are spread over processes, before a pass that other processes would wait for."""
     if is_sharded(module):
         raise ValueError(
             f"expected a model with whole parameters, because {what} replaces them, got a {type(module).__name__} "
@@ -32,7 +32,7 @@ def refuse_sharded(module: nn.Module, what: str) -> None:
 
 
 def as_forward(module: nn.Module, name: str) -> Any:
-    """Return a method of the module, inside of which FSDP2 makes parameters whole as inside of `forward`."""
+    """Return a method of the module in which FSDP2 gathers parameters as in `forward`."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not isinstance(module, fsdp.FSDPModule) or name in vars(module):
         return getattr(module, name)

@@ -1,12 +1,12 @@
-"""Put back the Python state of modules, data sets and hooks after a block that runs them.
+"""Restore the Python state of modules, data sets and hooks after a block that runs them.
 
-A forward pass may count, cache, draw from its own generator or update a memory bank; so may a data set that is read.
-`same_state(*roots)` walks everything that the roots refer to and puts back, in place, what changed inside the block:
+A forward pass may count, cache, draw from its own generator or update a memory bank; so may reading a data set.
+`same_state(*roots)` walks everything that the roots refer to and restores, in place, all changes of the block:
 attributes, containers, tensors, NumPy arrays, random generators, iterators that can be copied, positions in files,
-closures, default arguments and, for code that is not an installed package, the globals and class attributes it names.
+closures, default arguments and, for code outside of installed packages, the globals and class attributes it names.
 
-Objects of the training around (trainer, optimizers, loggers, callbacks, threads) are not walked, nor objects of
-extensions without visible attributes. A change that cannot be put back is reported, by a warning or to `listen`.
+Not walked: objects of the training loop (trainer, optimizers, loggers, callbacks, threads), and objects of extensions
+without visible attributes. Changes that cannot be restored are reported as a warning or to the listener of `listen`.
 """
 
 import warnings
@@ -24,20 +24,20 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from . import state_undo
 from ._compat import buffers_in, parameters_in
-from .named_globals import class_attributes, functions_in, globals_of, own_classes, sharded, slots_of
+from .named_globals import class_attributes, functions_in, globals_of, sharded, slots_of, user_classes
 from .state_walk import ATOMS, walker
 
-MANY = 10_000  # entries of a container that are walked; of a longer one the container itself is still put back
+MANY = 10_000  # entries of a container that are walked; the container itself is always restored
 OBJECTS = 200_000  # objects that are walked
-BYTES = 2**30  # copies of tensors and arrays, in all; changes of others are detected by their version counter
-SMALL = 2**20  # bytes of a tensor or array that is copied where data sets, globals or classes hold it
-PLAIN = (dict, OrderedDict, list, set)  # hold nothing but their entries
-WRITTEN: Any = WeakIdKeyDictionary()  # module -> names of its parameters that a pass was seen to write
+BYTES = 2**30  # all copies of tensors and arrays; changes of others are detected by their version counter
+SMALL = 2**20  # largest copy in bytes of a tensor or array in data sets, globals and classes
+PLAIN = (dict, OrderedDict, list, set)  # containers without attributes
+WRITTEN: Any = WeakIdKeyDictionary()  # module -> names of parameters that a pass has written
 LISTENER: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
 
 class StateWarning(UserWarning):
-    """Explaining changed the state of the user's objects, and the change could not be put back."""
+    """Warning: explaining changed the state of objects of the user, and the change could not be put back."""
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def listen(listener: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def same_state(*roots: Any) -> Iterator["Snapshot"]:
-    """Put back the state of everything that `roots` refer to: modules, data sets, functions."""
+    """Restore the state of everything that `roots` refer to (modules, data sets, functions) after the block."""
     snapshot = Snapshot()
     for root in roots:
         snapshot.add(root)
@@ -68,7 +68,7 @@ def same_state(*roots: Any) -> Iterator["Snapshot"]:
 
 
 class Snapshot:
-    """State of all objects that some roots refer to, saved by `same_state`."""
+    """State of all objects that the roots refer to, saved by `same_state`."""
 
     def __init__(self) -> None:
         self.saved: list[tuple[state_undo.Put, Any, Any, Any]] = []  # function, object, saved state, path
@@ -81,7 +81,7 @@ class Snapshot:
         self.todo: list[tuple[Any, Any, bool]] = []
         self.left = BYTES
         self.small = self.sharded = False  # whether only small tensors are copied; whether FSDP manages parameters
-        self.runs = True  # whether modules run inside, so that it shows which parameters their forward writes
+        self.runs = True  # whether modules run inside, which shows the parameters that forward writes
 
     def add(self, root: Any) -> None:
         """Save the state of everything that a root refers to."""
@@ -97,16 +97,17 @@ class Snapshot:
         self.todo.clear()
 
     def push(self, value: Any, path: Any) -> None:
-        """Walk a value later, if it can change and was not walked."""
+        """Queue a value to be walked, if it can change and is new."""
         if type(value) not in ATOMS and id(value) not in self.seen:
             self.seen[id(value)] = value
             self.todo.append((value, path, self.small))
 
     def keep(self, put: state_undo.Put, value: Any, saved: Any, path: Any) -> None:
+        """Store a function that restores a value, and its saved state."""
         self.saved.append((put, value, saved, path))
 
     def put_back(self) -> list[str]:
-        """Put back everything; return the names of what could not be."""
+        """Put back all states; return the names of those that could not be put back."""
         lost = []
         with torch.inference_mode(False), torch.no_grad():
             for module, name, parameter, saved, path in self.parameters:
@@ -129,7 +130,7 @@ class Snapshot:
         return lost
 
     def seed(self, seed: int) -> None:
-        """Seed all random generators that were found."""
+        """Seed all random generators among the walked objects."""
         for generator in self.generators:
             if isinstance(generator, torch.Generator):
                 generator.manual_seed(seed)
@@ -139,7 +140,7 @@ class Snapshot:
             else:
                 generator.seed(seed)
 
-    # One method per kind of object; `kinds.walker` chooses it.
+    # One method per kind of object; `state_walk.walker` chooses it.
 
     def module(self, module: nn.Module, path: Any) -> None:
         self.keep(state_undo.put_class, module, type(module), path)
@@ -151,23 +152,23 @@ class Snapshot:
         else:
             self.parameters_of(module, path)
             self.entries(vars(module), path)
-        for name, buffer in buffers_in(module).items():  # a scripted module keeps them outside of its attributes
+        for name, buffer in buffers_in(module).items():  # scripted modules store them outside of their attributes
             self.push(buffer, (path, name))
         self.of_class(type(module), path)
 
     def parameters_of(self, module: nn.Module, path: Any) -> None:
-        """Copy parameters at the first pass, to learn which of them forward writes; later only those."""
+        """Copy all parameters before the first pass, which shows those that forward writes; later copy only those."""
         for name, parameter in parameters_in(module).items():
             if parameter is not None and id(parameter) not in self.seen:
                 self.seen[id(parameter)] = parameter
-                if of_inference(parameter):
+                if _of_inference(parameter):
                     continue
                 copied = (module not in WRITTEN or name in WRITTEN[module]) and self.fits(parameter)
                 saved = state_undo.SavedTensor(parameter, copied)
                 self.parameters.append((module, name, parameter, saved, (path, name)))
 
     def entries(self, held: dict[Any, Any], path: Any) -> None:
-        """A dict, or the attributes of an object."""
+        """Save a dict, or the attributes of an object."""
         if not held:
             self.empty.append(held)
             return
@@ -203,7 +204,7 @@ class Snapshot:
             self.attributes(held, path)
 
     def attributes(self, value: Any, path: Any) -> None:
-        """Attributes of an object, those in `__slots__` too, and of its class."""
+        """Save attributes of an object, with those in `__slots__`, and of its class."""
         self.small = self.small or isinstance(value, Dataset)
         held = getattr(value, "__dict__", None)
         if type(held) is dict:
@@ -216,9 +217,9 @@ class Snapshot:
         self.of_class(type(value), path)
 
     def of_class(self, cls: type, path: Any) -> None:
-        """Attributes of a user's class and of its bases, and the globals that its methods name."""
+        """Save attributes of a class of the user and of its bases, and the globals that its methods name."""
         self.small = True
-        for base in own_classes(cls):
+        for base in user_classes(cls):
             if base in self.classes:
                 continue
             self.classes.add(base)
@@ -234,7 +235,7 @@ class Snapshot:
         for cell in function.__closure__ or ():
             try:
                 value = cell.cell_contents
-            except ValueError:  # not filled yet
+            except ValueError:  # no value yet
                 continue
             self.keep(state_undo.put_cell, cell, value, (path, "closure"))
             self.push(value, (path, "closure"))
@@ -247,12 +248,12 @@ class Snapshot:
                 self.push(value, name)
 
     def bound(self, method: Any, path: Any) -> None:
-        """A method or partial, with what it is bound to."""
+        """Walk a method or partial, and the objects that it is bound to."""
         for name in ("__self__", "__func__", "func", "args", "keywords"):
             self.push(getattr(method, name, None), path)
 
     def tensor(self, tensor: Tensor, path: Any) -> None:
-        if not of_inference(tensor):
+        if not _of_inference(tensor):
             self.keep(state_undo.put_tensor, tensor, state_undo.SavedTensor(tensor, self.fits(tensor)), path)
         self.entries(tensor.__dict__, path)
 
@@ -275,11 +276,11 @@ class Snapshot:
         self.keep(state_undo.put_bytes, held, bytes(held), path)
 
     def nothing(self, value: Any, path: Any) -> None:
-        """An object that is not walked."""
+        """Skip an object."""
 
     def fits(self, value: Any) -> bool:
         """Whether a tensor or array is small enough to be copied."""
-        if isinstance(value, Tensor) and (is_lazy(value) or value.device.type == "meta"):
+        if isinstance(value, Tensor) and (is_lazy(value) or value.is_meta):
             return False
         size = value.nbytes if not isinstance(value, Tensor) or value.layout == torch.strided else 0
         if size > (min(SMALL, self.left) if self.small else self.left):
@@ -288,6 +289,6 @@ class Snapshot:
         return True
 
 
-def of_inference(tensor: Tensor) -> bool:
-    """Whether a tensor was made in inference mode, so that nothing can write it outside of that."""
+def _of_inference(tensor: Tensor) -> bool:
+    """Whether a tensor was made in inference mode, outside of which nothing can write it."""
     return not is_lazy(tensor) and tensor.is_inference()

@@ -1,7 +1,7 @@
-"""Undo changes of single objects: how each kind of Python object is saved, and how it is put back in place.
+"""Save and restore single objects: one function per kind of Python object.
 
-Every `put_*` function takes an object and what was saved of it. The object keeps its identity, so that others that
-refer to it see the old state too.
+Every `put_*` function takes an object and its saved state, and restores it in place. The object keeps its identity, so
+that other references to it also have the old state.
 """
 
 import ast
@@ -24,11 +24,11 @@ REWINDABLE = (itertools.count, *map(type, (iter([]), iter(()), iter(range(0)))))
 
 
 def put_dict(held: dict[Any, Any], items: list[tuple[Any, Any]]) -> None:
-    """Put back values, keys and their order; untouched entries are not written."""
+    """Put back values, keys and their order; write nothing if all are unchanged."""
     now = list(held.items())
     if len(now) == len(items) and all(a is c and b is d for (a, b), (c, d) in zip(now, items)):
         return
-    base: Any = OrderedDict if isinstance(held, OrderedDict) else dict  # a subclass may do more in its own methods
+    base: Any = OrderedDict if isinstance(held, OrderedDict) else dict  # methods of a subclass may have side effects
     if [key for key, _ in now] != [key for key, _ in items]:
         base.clear(held)
     for key, value in items:
@@ -64,7 +64,7 @@ def put_array(held: Any, values: Any) -> None:
 
 
 def put_class(held: nn.Module, cls: type) -> None:
-    """Put back the class: lazy modules become ordinary ones at their first forward pass."""
+    """Put back the class: lazy modules change theirs in their first forward pass."""
     if type(held) is not cls:
         held.__class__ = cls
 
@@ -102,9 +102,9 @@ def put_file(file: Any, position: int) -> None:
 
 
 class SavedTensor:
-    """The memory, geometry and values of a tensor before a pass.
+    """Memory, geometry and values of a tensor before a pass.
 
-    `memory` is an alias by `.data`: writing through it leaves graphs valid that wait for their backward pass.
+    `memory` is an alias by `.data`: writing to it keeps graphs valid that have no backward pass yet.
     """
 
     __slots__ = ("cls", "flag", "memory", "place", "values", "version")
@@ -118,22 +118,22 @@ class SavedTensor:
         self.values = tensor.detach().clone() if values else None
 
     def written(self, tensor: Tensor) -> bool:
-        """Whether values of the tensor are others now; without a copy, as far as its version counter says."""
+        """Whether values of the tensor have changed; without a copy, whether its version counter has changed."""
         if version_of(tensor) != self.version or type(tensor) is not self.cls or where(tensor) != self.place:
             return True
         return self.values is not None and not torch.equal(tensor.detach(), self.values)
 
 
 def where(tensor: Tensor) -> tuple[Any, ...] | None:
-    """The place of a tensor in memory, and its geometry; None for sparse, lazy and wrapped tensors."""
+    """Return address and geometry of a tensor; None for sparse, lazy and wrapped tensors."""
     if is_lazy(tensor) or tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
         return None
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def put_tensor(tensor: Tensor, saved: SavedTensor) -> None:
-    """Put back memory, geometry, values and flag of a tensor; an error if its values are lost."""
-    if saved.memory is None:  # a lazy parameter that the pass has initialized
+    """Put back memory, geometry, values and flag of a tensor; raise an error if its values are lost."""
+    if saved.memory is None:  # a lazy parameter, which the pass may have initialized
         if type(tensor) is not saved.cls:
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             tensor.__class__ = saved.cls
@@ -149,38 +149,38 @@ def put_tensor(tensor: Tensor, saved: SavedTensor) -> None:
 
 
 def rewound(iterator: Any) -> Any:
-    """Copy an iterator at the same position."""
+    """Return a copy of an iterator at the same position."""
     if type(iterator) is itertools.count:  # copying one is deprecated
         return itertools.count(*ast.literal_eval(f"({repr(iterator)[6:-1]},)"))
     return copy(iterator)
 
 
 def saved_generator(generator: Any) -> tuple[Put, Any, Any]:
-    """The function that puts back a random generator of torch, NumPy or Python, the generator, and its state."""
+    """Return the `put_*` function of a random generator of torch, NumPy or Python, the generator, and its state."""
     if isinstance(generator, torch.Generator):
-        return put_set_state, generator, generator.get_state()
+        return _put_set_state, generator, generator.get_state()
     if isinstance(generator, random.Random):
-        return put_python_random, generator, generator.getstate()
-    if hasattr(generator, "set_state"):  # NumPy's older kind
-        return put_set_state, generator, generator.get_state()
+        return _put_python_random, generator, generator.getstate()
+    if hasattr(generator, "set_state"):  # legacy generator of NumPy
+        return _put_set_state, generator, generator.get_state()
     bits = getattr(generator, "bit_generator", generator)
-    return put_bits, bits, bits.state
+    return _put_bits, bits, bits.state
 
 
-def put_set_state(generator: Any, state: Any) -> None:
+def _put_set_state(generator: Any, state: Any) -> None:
     generator.set_state(state)
 
 
-def put_python_random(generator: random.Random, state: Any) -> None:
+def _put_python_random(generator: random.Random, state: Any) -> None:
     generator.setstate(state)
 
 
-def put_bits(bits: Any, state: Any) -> None:
+def _put_bits(bits: Any, state: Any) -> None:
     bits.state = state
 
 
 def put_all_but_tensors(held: dict[str, Any], items: list[tuple[str, Any]]) -> None:
-    """Put back the attributes of a module whose tensors somebody else manages."""
+    """Put back the attributes of a module except its tensors, which FSDP manages."""
     saved = dict(items)
     for name in [n for n, value in held.items() if n not in saved and not isinstance(value, Tensor)]:
         del held[name]
@@ -201,7 +201,7 @@ def position(iterator: Any) -> Any:
 
 
 def dotted(path: Any) -> str:
-    """A path of attributes and keys as text."""
+    """Return a path of attributes and keys as text."""
     names = []
     while isinstance(path, tuple):
         path, key = path

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 ATOMS = frozenset([type(None), bool, int, float, complex, str, bytes, type(...), range, slice, property])
 ATOMS |= {torch.dtype, torch.device, torch.Size, types.ModuleType, types.MappingProxyType, types.CodeType}
-# Objects of these packages belong to the training around, or to the machine.
+# Objects of these packages are part of the training loop or of the machine.
 AROUND = frozenset(["lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torch", "numpy"])
 AROUND |= {"wandb", "mlflow", "tensorboard", "tensorflow", "jsonargparse"}
-# Objects of these parts of them may hold state of the user's.
+# Objects of these modules of them may hold state of the user.
 HELD = ("torch.utils.data.dataset", "torch.utils.data.sampler", "lightning.pytorch.core", "pytorch_lightning.core")
 STANDARD = (types.SimpleNamespace, UserDict, UserList)
 
@@ -61,7 +61,7 @@ def walker(cls: Any) -> Callable[[Any, Any, Any], None]:
 
 
 def around(cls: type) -> bool:
-    """Whether objects of a class are part of the training around or of the machine, or have no attributes."""
+    """Whether objects of a class are part of the training loop or of the machine, or have no attributes."""
     if issubclass(cls, STANDARD):
         return False
     for base in cls.__mro__[:-1]:

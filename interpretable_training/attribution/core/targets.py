@@ -1,9 +1,9 @@
-"""Which number of the output is explained: the logit (or probability) of one class per image.
+"""Choose the number to explain: the logit (or probability) of one class per image.
 
-`target` is None or "pred" (the predicted class), "least" (the least likely), "label" is the caller's to turn into
-labels; an int (one class for all), a list or tensor (B,) of classes, "topk:3" or a tensor (B, T) for several maps per
-image, or a callable from the model's output to scores (B,). A model with one logit is explained by that logit; with a
-target of 0 by its negative, the evidence for class 0.
+`target` is None or "pred" (the predicted class), "least" (the least likely class), an int (one class for all images), a
+list or tensor (B,) of classes, "topk:3" or a tensor (B, T) for several maps per image, or a callable from the output of
+the model to scores (B,). Callers replace "label" by the labels. A model with one logit is explained by that logit for
+class 1 and by its negative for class 0.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,23 +20,25 @@ LOGIT_KEYS = ("logits", "output", "out")
 
 
 def pick_logits(output: Any, pick: str | int | Callable[[Any], Tensor] | None = None) -> Tensor:
-    """The logits (B, N) in what a model returned: a tensor, dict, tuple or object with attributes."""
-    found = _pick(output, pick)
-    if not isinstance(found, Tensor):
+    """Return the logits (B, N) in the output of a model: a tensor, dict, tuple or object with attributes."""
+    logits = _pick(output, pick)
+    if not isinstance(logits, Tensor):
         raise TypeError(
             f"expected logits in the model's output, got {_describe(output)}; "
             "pass output= with the key, the index or a callable that returns them."
         )
-    if not found.is_floating_point():
-        raise TypeError(f"expected logits that are floating point numbers, got {found.dtype}; pass output= with those.")
-    if found.ndim == 1:
-        found = found[:, None]
-    if found.ndim != 2:
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"expected logits that are floating point numbers, got {logits.dtype}; pass output= with those."
+        )
+    if logits.ndim == 1:
+        logits = logits[:, None]
+    if logits.ndim != 2:
         raise ValueError(
-            f"expected logits (B, N), got {tuple(found.shape)}; pass output= with a callable that returns (B, N), "
+            f"expected logits (B, N), got {tuple(logits.shape)}; pass output= with a callable that returns (B, N), "
             "for example the mean over positions."
         )
-    return found
+    return logits
 
 
 def _pick(output: Any, pick: str | int | Callable[[Any], Tensor] | None) -> Any:
@@ -45,7 +47,7 @@ def _pick(output: Any, pick: str | int | Callable[[Any], Tensor] | None) -> Any:
     if pick is not None and (isinstance(pick, bool) or not isinstance(pick, (str, int))):
         raise TypeError(f"expected output= as a key, an index or a callable, got {pick!r}.")
     if isinstance(output, Tensor):
-        if pick is not None:  # an index would take the logits of one image for those of all
+        if pick is not None:  # an index would select the logits of one image
             raise TypeError(
                 f"expected a model that returns several things with output={pick!r}, got a tensor "
                 f"{tuple(output.shape)}; leave out output= (some models return a tensor in eval mode only)."
@@ -77,7 +79,7 @@ def _describe(output: Any) -> str:
 
 
 def as_classes(target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
-    """Given class indices as a tensor (B,), or (B, T) for T maps per image; B and the device are those of `like`."""
+    """Return class indices as a tensor (B,), or (B, T) for T maps per image; B and the device are those of `like`."""
     try:
         classes = torch.as_tensor(target, device=like.device)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -91,8 +93,8 @@ def as_classes(target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
         classes = classes.expand(len(like))
     if classes.ndim > 2 or len(classes) != len(like):
         raise ValueError(
-            f"expected one target per image, got {len(classes)} targets for {len(like)} images; several per image "
-            f"are (B, T), here came {tuple(classes.shape)}."
+            f"expected one target per image, got {len(classes)} targets for {len(like)} images, shape "
+            f"{tuple(classes.shape)}; pass several targets per image as (B, T)."
         )
     if not classes.numel():
         raise ValueError(f"expected at least one target per image, got {tuple(classes.shape)}.")
@@ -100,7 +102,7 @@ def as_classes(target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
 
 
 def by_rank(policy: str, logits: Tensor) -> Tensor:
-    """The classes that a policy names: (B,), or (B, K) for "topk:K"."""
+    """Return the classes that a policy selects: (B,), or (B, K) for "topk:K"."""
     B, N = logits.shape
     name, _, k = policy.partition(":")
     top = int(k) if name == "topk" and k.isdecimal() else 0
@@ -118,22 +120,22 @@ def by_rank(policy: str, logits: Tensor) -> Tensor:
 
 @dataclass
 class ClassSpan:
-    """The lowest and the highest class that a call explains, read from the device once and then compared as numbers."""
+    """The lowest and the highest class of a call, read from the device once and then compared as numbers."""
 
     low: int = 0
     high: int = -1  # below `low`: no class is known
-    last: Tensor | None = None  # the classes that were read
+    last: Tensor | None = None  # the classes read last
 
     def read(self, classes: Tensor) -> None:
-        """Extend the span to these classes; refuse negative ones, the usual label of what has no class."""
-        low, high = torch.stack(classes.aminmax()).tolist()  # waits for the device
+        """Extend the span to these classes; raise an error for negative ones, which often mean "no class"."""
+        low, high = torch.stack(classes.aminmax()).tolist()  # synchronizes with the device
         if low < 0:  # Python would count from the end
             raise ValueError(f"expected a target from 0 to the number of logits - 1, got {low}; classes count from 0.")
         self.low, self.high = min(low, self.low if self.high >= 0 else low), max(high, self.high)
         self.last = classes
 
     def check(self, N: int) -> None:
-        """Refuse classes that a model with N logits does not have."""
+        """Raise an error for classes that a model with N logits does not have."""
         last = max(N, 2) - 1  # one logit stands for two classes
         if self.high > last:
             classes = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
@@ -144,16 +146,16 @@ class ClassSpan:
 
 
 def in_range(target: Tensor, N: int) -> None:
-    """Refuse classes that a model with N logits does not have."""
+    """Raise an error for classes that a model with N logits does not have."""
     span = ClassSpan()
     span.read(target)
     span.check(N)
 
 
 def score_of(logits: Tensor, target: Tensor, score: Score = "logit", span: ClassSpan | None = None) -> Tensor:
-    """Return the explained number of each image: logits (B, N), target (B,) -> (B,).
+    """Return the explained score of each image, (B,), for logits (B, N) and target (B,).
 
-    A `span` that includes the classes makes reading them from the device unnecessary.
+    With a `span` that includes the classes they are not read from the device.
     """
     if len(logits) != len(target):
         raise ValueError(f"expected one row of logits per target, got {len(logits)} rows for {len(target)} targets.")
@@ -178,23 +180,23 @@ def _two_classes(logit: Tensor) -> Tensor:
 
 
 def take(target: Resolved, rows: Tensor | slice) -> Resolved:
-    """The resolved target of some rows of the batch; a callable serves every row."""
+    """Return the resolved target of rows of the batch; a callable is the same for every row."""
     return target[rows] if isinstance(target, Tensor) else target
 
 
 def class_weights(W: Tensor, target: Tensor) -> Tensor:
-    """Return rows of a linear head W (N, K) as `score_of` picks logits, (B, K); the classes are checked already."""
+    """Return rows of a linear head W (N, K) as `score_of` picks logits, (B, K); the classes must be checked before."""
     return (torch.cat([-W, W]) if len(W) == 1 else W)[target]
 
 
 def check_scores(scores: Any, output: Any, rows: int, gradient: bool = True) -> Tensor:
-    """The scores (rows,) that a target callable made of `output`, refused unless there is one per image.
+    """Return the scores (rows,) of a target callable for `output`; raise an error unless it has one per image.
 
-    Where `output` has a gradient the scores need one, unless `gradient` is False: zeros would be no explanation.
+    If `output` has a gradient the scores need one, unless `gradient` is False: the map would be zero everywhere.
     """
     if not isinstance(scores, Tensor) or scores.shape != (rows,):
-        came = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"expected a target callable that returns one score per image, ({rows},), got {came}.")
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"expected a target callable that returns one score per image, ({rows},), got {got}.")
     if not scores.is_floating_point():
         raise TypeError(f"expected a target callable that returns floating point scores, got {scores.dtype}.")
     tensors = list(_tensors(output))

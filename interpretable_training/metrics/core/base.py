@@ -1,4 +1,4 @@
-"""What the metrics share: one number per image, averaged over images, with its passport."""
+"""Base classes of the metrics: one number per image, averaged over images, with its passport."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ Fact = str | float | bool | None
 
 
 class ImageMetric(Metric):
-    """The mean over images of a number that each image gets.
+    """Mean of one number per image.
 
     Images whose number is not one (NaN logits, a map of NaN) are left out and counted in `n_invalid`; constant maps,
     whose number says little, are counted in `n_degenerate`.
@@ -182,7 +182,7 @@ class ImageMetric(Metric):
 
 
 class RescoringMetric(ImageMetric):
-    """An `ImageMetric` that lets the model score changed images, or explains them again."""
+    """Base of metrics that run the model on changed images, or explain them again."""
 
     def update(
         self,

@@ -21,7 +21,7 @@ AT_ONCE = 2**21  # pixels, so that what is looked at several times stays in the 
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of masks (N, H, W), row by row, and the components that they form.
+    """Runs of masks (N, H, W), row by row, and the components that they form.
 
     image, row: of each run. first, last: its columns, from `first` up to but without `last`. parent: number of the
     first run of its component. All (R,).
@@ -48,11 +48,11 @@ class Runs:
     def boxes(self) -> Tensor:
         """Return boxes (R, 4) around the component of which each run is the first; meaningless for the others."""
         R, at = len(self.row), self.parent
-        found = [
+        sides = [
             side.new_zeros(R).scatter_reduce_(0, at, side, how, include_self=False)
             for side, how in ((self.first, "amin"), (self.row, "amin"), (self.last, "amax"), (self.row + 1, "amax"))
         ]
-        return torch.stack(found, 1)
+        return torch.stack(sides, 1)
 
 
 def connected_components(mask: Tensor, connectivity: int = 4) -> Tensor:
@@ -78,8 +78,8 @@ def largest_boxes(mask: Tensor, connectivity: int = 4) -> Tensor:
     Boxes are x1, y1 and x2, y2 just outside.
     """
     step = max(1, AT_ONCE // max(1, mask[0].numel())) if len(mask) else 1
-    found = [_largest_boxes(part, connectivity) for part in mask.split(step)]
-    return torch.cat(found) if found else torch.zeros(0, 4, device=mask.device)
+    parts = [_largest_boxes(part, connectivity) for part in mask.split(step)]
+    return torch.cat(parts) if parts else torch.zeros(0, 4, device=mask.device)
 
 
 def boxes_around(mask: Tensor) -> Tensor:
@@ -93,13 +93,13 @@ def boxes_around(mask: Tensor) -> Tensor:
 def _largest_boxes(mask: Tensor, connectivity: int) -> Tensor:
     runs = find_runs(mask, connectivity)
     R, largest = len(runs.row), runs.largest()
-    mine = runs.parent == largest[runs.image]
-    image = runs.image[mine]
+    component = runs.parent == largest[runs.image]
+    image = runs.image[component]
     boxes = torch.full((len(mask), 4), torch.nan, device=mask.device)
     for side, (values, how) in enumerate(
         ((runs.first, "amin"), (runs.row, "amin"), (runs.last, "amax"), (runs.row + 1, "amax"))
     ):
-        values = values[mine].to(boxes)
+        values = values[component].to(boxes)
         boxes[:, side] = boxes[:, side].scatter_reduce(0, image, values, how, include_self=False)
     return boxes.masked_fill((largest == R)[:, None], torch.nan)
 

@@ -62,5 +62,5 @@ def enclosed_areas(whole: Tensor, runs: Runs) -> Tensor:
     label[whole] = runs.parent.repeat_interleave(runs.last - runs.first)
     corners = torch.stack([label[:, y : y - 1 or None, x : x - 1 or None] for y in (0, 1) for x in (0, 1)])
     halves = ((corners >= 0).sum(0) - 2).clamp(min=0)  # 2 of four, 1 of three
-    some = halves > 0
-    return torch.zeros_like(runs.first).index_add_(0, corners.amax(0)[some], halves[some])
+    counted = halves > 0
+    return torch.zeros_like(runs.first).index_add_(0, corners.amax(0)[counted], halves[counted])

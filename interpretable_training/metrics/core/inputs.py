@@ -178,17 +178,17 @@ def check_given_scores(name: str, scores: Any, score: str) -> Tensor:
 def check_correct(correct: Any, B: int) -> Tensor:
     """Return which images are classified correctly (B,), or refuse it; NaN is unknown."""
     try:
-        found = torch.as_tensor(correct)
+        flags = torch.as_tensor(correct)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"expected correct ({B},) of zeros and ones, got {correct!r:.100}.") from error
-    refuse_storage("correct", found)
-    if found.shape != (B,):
+    refuse_storage("correct", flags)
+    if flags.shape != (B,):
         raise ValueError(
-            f"expected correct ({B},), whether each image is classified correctly, got {tuple(found.shape)}."
+            f"expected correct ({B},), whether each image is classified correctly, got {tuple(flags.shape)}."
         )
-    if not bool(((found == 0) | (found == 1) | found.isnan()).all()):
-        raise ValueError(f"expected correct of zeros and ones, got {found.tolist()!s:.100}; compare the classes first.")
-    return found
+    if not bool(((flags == 0) | (flags == 1) | flags.isnan()).all()):
+        raise ValueError(f"expected correct of zeros and ones, got {flags.tolist()!s:.100}; compare the classes first.")
+    return flags
 
 
 def check_mask(name: str, mask: Any, shape: Sequence[int]) -> Tensor:

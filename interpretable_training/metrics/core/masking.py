@@ -24,7 +24,7 @@ Space = Literal["pixel", "normalized"]
 
 @dataclass(frozen=True)
 class Masking:
-    """How an image is seen through its map.
+    """Multiply images by their maps.
 
     Args:
         space: where the product is taken, (1) or (2).
@@ -49,8 +49,8 @@ class Masking:
         """Return what images are multiplied with: the map, or its highest pixels."""
         if self.topk is None:
             return saliency
-        kept = rank_pixels(saliency) < round(self.topk / 100 * saliency[0].numel())
-        return torch.where(saliency.isnan(), torch.nan, kept.to(saliency))
+        highest = rank_pixels(saliency) < round(self.topk / 100 * saliency[0].numel())
+        return torch.where(saliency.isnan(), torch.nan, highest.to(saliency))
 
     def with_normalization(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> "Masking":
         """Return the same with the mean and std of the data, where none were given."""

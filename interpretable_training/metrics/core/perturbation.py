@@ -1,4 +1,4 @@
-"""Which pixels go first, and what they are replaced by.
+"""Order in which pixels are removed, and their replacements.
 
     pi      = pixels by falling S, ties by their index                                       (1)
     z[j]    = x, with the first pixels of pi replaced by r                                   (2)

@@ -1,4 +1,4 @@
-"""Where the object is, as pixels and as boxes, whichever of them a batch carries.
+"""Regions of the object, as pixels and as boxes, whichever of them a batch carries.
 
     U = union of the boxes, or the mask               (1)
     IoU(a, b) = |a and b| / (|a| + |b| - |a and b|)    (2)
@@ -24,7 +24,7 @@ REGIONS: tuple[Region, ...] = get_args(Region)
 
 
 class NoRegionError(ValueError):
-    """The batch carries no annotation that is asked for."""
+    """Error for a batch without the requested annotation."""
 
 
 def pixels(
@@ -98,8 +98,8 @@ def chosen(annotations: Mapping[str, Any], region: Region, order: Sequence[Regio
 def clipped(boxes: Tensor, size: Sequence[int]) -> Tensor:
     """Return boxes (B, n, 4) within images of `size`; NaN where nothing is left."""
     H, W = size
-    found = boxes.clamp(min=0).minimum(boxes.new_tensor([W, H, W, H]))
-    return found.masked_fill(~(area(found) > 0)[..., None], torch.nan)
+    inside = boxes.clamp(min=0).minimum(boxes.new_tensor([W, H, W, H]))
+    return inside.masked_fill(~(area(inside) > 0)[..., None], torch.nan)
 
 
 def inside(boxes: Tensor, size: Sequence[int]) -> Tensor:
@@ -145,22 +145,22 @@ def rows_of(annotations: Mapping[str, Any], row: Tensor) -> dict[str, Any]:
 
 def of_class(annotations: dict[str, Any], classes: Tensor) -> dict[str, Any]:
     """Return the boxes and masks of the class of each row alone, where `box_target` and `mask_target` name it."""
-    found = dict(annotations)
-    boxes, names = found.get("boxes"), found.get("box_target")
+    selected = dict(annotations)
+    boxes, names = selected.get("boxes"), selected.get("box_target")
     if isinstance(boxes, Tensor) and isinstance(names, Tensor):
         boxes, names = boxes.reshape(len(boxes), -1, 4), names.reshape(len(names), -1)
         named_all(boxes, names)
         other = (names.cpu() != classes.cpu()[:, None]).to(boxes.device)
-        found["boxes"] = boxes.float().masked_fill(other[..., None], torch.nan)
+        selected["boxes"] = boxes.float().masked_fill(other[..., None], torch.nan)
     elif boxes is not None and names is not None:  # one tensor for each image
-        found["boxes"] = []
+        selected["boxes"] = []
         for rows, name, c in zip(boxes, names, classes.tolist()):
             rows, name = torch.as_tensor(rows).reshape(-1, 4), torch.as_tensor(name).reshape(-1)
             named_all(rows, name)
-            found["boxes"].append(rows[(name == c).to(rows.device)])
-    if isinstance(found.get("mask_target"), Tensor):
-        found["mask"] = found["mask_target"] == classes.to(found["mask_target"].device)[:, None, None]
-    return found
+            selected["boxes"].append(rows[(name == c).to(rows.device)])
+    if isinstance(selected.get("mask_target"), Tensor):
+        selected["mask"] = selected["mask_target"] == classes.to(selected["mask_target"].device)[:, None, None]
+    return selected
 
 
 def named_all(boxes: Tensor, names: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""What metrics ask about a batch: scores of images changed in some way, each computed when first asked for and kept.
+"""Scores of changed images of a batch, each computed when a metric first requests it, and stored.
 
 All metrics of a batch share one `ScoredBatch`, so that a masked image that two of them need is scored once. What does
-not depend on the maps (the clean images, a blurred copy) is kept in `clean`, which methods explaining the same batch
+not depend on the maps (the clean images, a blurred copy) is stored in `clean`, which methods explaining the same batch
 share.
 """
 
@@ -27,7 +27,7 @@ SCORES: tuple[Kind, ...] = ("prob", "logit", "sigmoid", "accuracy")
 
 
 class ScoredBatch:
-    """A batch, the map of each image, and the scores that were asked for.
+    """Batch with the map of each image and the scores that metrics have computed.
 
     Args:
         prepared: the prepared model.
@@ -59,7 +59,7 @@ class ScoredBatch:
         self.known = known or {}
         self.annotations = annotations or {}
         self.clean = {} if clean is None else clean
-        self.kept: dict[Hashable, Tensor] = {}
+        self.stored: dict[Hashable, Tensor] = {}
         self.chunk_size = chunk_size
 
     @property
@@ -97,9 +97,9 @@ class ScoredBatch:
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` returns, computed only the first time that `key` is asked for."""
-        if key not in self.kept:
-            self.kept[key] = compute()
-        return self.kept[key]
+        if key not in self.stored:
+            self.stored[key] = compute()
+        return self.stored[key]
 
     def once_clean(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Do the same as `once` for what does not depend on the maps."""

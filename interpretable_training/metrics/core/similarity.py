@@ -1,4 +1,4 @@
-"""How alike two maps are.
+"""Similarities of two maps.
 
     pearson  = <a - mean a, b - mean b> / (|a - mean a| |b - mean b|)                             (1)
     spearman = pearson of the ranks, equal values sharing the mean of theirs                      (2)

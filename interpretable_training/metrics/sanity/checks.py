@@ -1,4 +1,4 @@
-"""Sanity checks of methods: what is told of each, and the table of all.
+"""Sanity checks of methods: the result of each, and the table of all.
 
     similarity = mean over images of sim(S, S')    (1)
 
@@ -27,7 +27,7 @@ SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 
 @dataclass(frozen=True)
 class Check:
-    """What a check says of one method.
+    """Result of a check for one method.
 
     Attributes:
         test: name of the check.
@@ -54,7 +54,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Rule:
-    """A method passes where the maps before and after have less in common than `threshold`.
+    """Pass methods with a similarity of the maps before and after below `threshold`.
 
     Args:
         kind: the similarity that decides.
@@ -81,14 +81,14 @@ def similarities(a: Tensor, b: Tensor, kinds: Sequence[Similarity] = SIMILARITIE
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape or a.ndim < 2:
         raise ValueError(f"expected maps (B, H, W) of the same shape, got {shape_of(a)} and {shape_of(b)}.")
     small = min(a.shape[1:])
-    found: dict[Similarity, Callable[[], Tensor]] = {
+    compute: dict[Similarity, Callable[[], Tensor]] = {
         "spearman": lambda: spearman(a, b),
         "spearman_abs": lambda: spearman(a, b, magnitude=True),
         "ssim": lambda: ssim(a.abs(), b.abs()),
         "hog": lambda: hog_similarity(a.abs(), b.abs()),
     }
     least = {"ssim": WINDOW, "hog": math.prod(cell_and_block(small)) if a.ndim == 3 else math.inf}
-    return {kind: found[kind]() for kind in kinds if small >= least.get(kind, 0)}
+    return {kind: compute[kind]() for kind in kinds if small >= least.get(kind, 0)}
 
 
 def mean(values: Tensor) -> float:
@@ -136,12 +136,12 @@ class SanityTable:
 
     def disagreements(self) -> list[Check]:
         """Return the checks that end otherwise than the literature says."""
-        found = []
+        differing = []
         for check in self.checks:
-            said = self.expected.get(check.test, {}).get(check.method)
-            if said is not None and said != verdict(check):
-                found.append(check)
-        return found
+            published = self.expected.get(check.test, {}).get(check.method)
+            if published is not None and published != verdict(check):
+                differing.append(check)
+        return differing
 
     def records(self) -> list[dict[str, Any]]:
         """Return one record of plain values for each row."""
@@ -167,8 +167,8 @@ class SanityTable:
         ]
 
     def _cell(self, check: Check) -> str:
-        said = self.expected.get(check.test, {}).get(check.method)
-        star = "" if said in (None, verdict(check)) else "*"
+        published = self.expected.get(check.test, {}).get(check.method)
+        star = "" if published in (None, verdict(check)) else "*"
         return f"{verdict(check)}{star} ({check.similarity.get(check.decided_by, math.nan):.2g})"
 
     def _notes(self) -> list[str]:
@@ -177,9 +177,9 @@ class SanityTable:
             rule = f"{check.rule}; beside the verdict: {check.decided_by}."
             of.setdefault(check.test, {}).setdefault(rule, []).append(check.method)
         rules = [
-            f"{test}: {rule}" if len(found) == 1 else f"{test}, {', '.join(methods)}: {rule}"
-            for test, found in of.items()
-            for rule, methods in found.items()
+            f"{test}: {rule}" if len(methods_of) == 1 else f"{test}, {', '.join(methods)}: {rule}"
+            for test, methods_of in of.items()
+            for rule, methods in methods_of.items()
         ]
         left = [
             f"{check.test}, {check.method}: {check.n_undefined} comparisons left out, "

@@ -1,4 +1,4 @@
-"""Whether maps depend on what the labels say. Adebayo et al., NeurIPS 2018, https://arxiv.org/abs/1810.03292
+"""Dependence of maps on the labels of the training. Adebayo et al., NeurIPS 2018, https://arxiv.org/abs/1810.03292
 
     s = mean over images of sim(S, S')    (1)
 
@@ -86,13 +86,13 @@ class DataRandomization:
         before, after = (explain(named, m, images, resolved, output=output) for m in (model, randomized))
         return [self._check(name, similarities(before[name], after[name], self.similarity)) for name in named]
 
-    def _check(self, name: str, found: dict[str, Tensor]) -> Check:
-        similarity = {kind: mean(values) for kind, values in found.items()}
+    def _check(self, name: str, values_of: dict[str, Tensor]) -> Check:
+        similarity = {kind: mean(values) for kind, values in values_of.items()}
         rule = Rule(self.decided_by, self.threshold)
-        undefined = int(found[self.decided_by].isnan().sum()) if self.decided_by in found else 0
-        told = rule.text("of the maps of a network that learned random labels")
+        undefined = int(values_of[self.decided_by].isnan().sum()) if self.decided_by in values_of else 0
+        text = rule.text("of the maps of a network that learned random labels")
         passed = rule.passed(similarity)
-        return Check(self.name, name, similarity, passed, told, self.decided_by, n_undefined=undefined)
+        return Check(self.name, name, similarity, passed, text, self.decided_by, n_undefined=undefined)
 
 
 def memorize(

@@ -1,4 +1,4 @@
-"""Whether maps change with a shift of the images that the network does not feel. Kindermans et al., 2017,
+"""Invariance of maps to a shift of the images that the network undoes. Kindermans et al., 2017,
 https://arxiv.org/abs/1711.00867
 
     f2(z) = f(z - m)                                                                      (1)
@@ -6,7 +6,7 @@ https://arxiv.org/abs/1711.00867
     d     = max over pixels of |S[f](x) - S[f2](x + m)| / max over pixels of |S[f](x)|    (3)
 
 m: one constant per channel. (1) is wrapped around the network, or done by the bias of its first convolution as in (2):
-methods that read biases tell them apart, all others do not; what m adds around the images belongs to no bias. Both
+only methods that read biases return different maps for the two; what m adds around the images belongs to no bias. Both
 networks are the same function of what is seen, and so should their maps be: a method passes where d is nothing but
 rounding. The images are rounded so that both networks compute with equal numbers, in double precision, since a unit at
 the kink of a ReLU that rounding turns on changes a map visibly.
@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from interpretable_training.attribution.core._compat import buffers_in, parameters_in
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.precision import wide
@@ -53,7 +54,7 @@ class InputInvariance:
         undo: the shift at the "input" of the network (1) or in the "bias" of the convolutions that see the images (2).
         share: of the images on which a method has to be invariant.
         double: compute in double precision, with a copy of the weights; False takes the model's own.
-        similarity: which similarities are told beside d.
+        similarity: which similarities are returned in addition to d.
     """
 
     shift: float | Sequence[float] = -1.0
@@ -115,8 +116,8 @@ class InputInvariance:
         d = _relative(a, b, torch.inf)  # (3)
         undefined = int(d.isnan().sum())
         invariant = mean((d <= self.tolerance).to(wide(d)).masked_fill(d.isnan(), torch.nan))
-        found = {kind: mean(value) for kind, value in similarities(a, b, self.similarity).items()}
-        numbers: dict[str, float] = {"invariant": invariant, "difference": mean(_relative(a, b, 2)), **found}
+        similarity = {kind: mean(value) for kind, value in similarities(a, b, self.similarity).items()}
+        numbers: dict[str, float] = {"invariant": invariant, "difference": mean(_relative(a, b, 2)), **similarity}
         undone = {"input": "", "bias": ", with the shift undone in a bias,"}[self.undo]
         rule = (
             f"passes if{undone} on {self.share:.0%} of the images no pixel of the map differs by more than "
@@ -149,8 +150,8 @@ def undone_by_bias(first: Sequence[Any], m: Tensor) -> Iterator[None]:
     with ExitStack() as stack:
         for conv in first:
             stack.enter_context(own_tensors_back(conv))
-            b, Wm = conv._parameters["bias"], _response(conv, m)
-            conv._parameters["bias"] = nn.Parameter(-Wm if b is None else b.detach() - Wm, requires_grad=False)
+            b, Wm = parameters_in(conv)["bias"], _response(conv, m)
+            parameters_in(conv)["bias"] = nn.Parameter(-Wm if b is None else b.detach() - Wm, requires_grad=False)
             stack.callback(conv.register_forward_hook(partial(_exactly, m, b)).remove)
         yield
 
@@ -167,13 +168,13 @@ def _response(conv: Any, m: Tensor) -> Tensor:
 
 def _exactly(m: Tensor, b: nn.Parameter | None, conv: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
     """Return `out` as if m instead of zero surrounded the images, in the very numbers of the first network."""
-    ours = conv._parameters["bias"]
-    conv._parameters["bias"] = b
+    ours = parameters_in(conv)["bias"]
+    parameters_in(conv)["bias"] = b
     try:
         with torch.no_grad():
             same = conv.forward(args[0] - m)
     finally:
-        conv._parameters["bias"] = ours
+        parameters_in(conv)["bias"] = ours
     return same + (out - out.detach())  # 0, with the gradient
 
 
@@ -219,7 +220,7 @@ def first_convolutions(prepared: PreparedModel, images: Tensor, target: Resolved
 def to_double(module: nn.Module) -> None:
     """Put copies in double precision in the places of its tensors; call it inside `own_tensors_back`."""
     for child in module.modules():
-        for holder in (child._parameters, child._buffers):
+        for holder in (parameters_in(child), buffers_in(child)):
             for key, tensor in holder.items():
                 if tensor is not None and tensor.is_floating_point():
                     copy = tensor.detach().double()

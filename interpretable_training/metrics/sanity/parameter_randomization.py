@@ -1,10 +1,10 @@
-"""Whether maps depend on what a network has learned. Adebayo et al., NeurIPS 2018, https://arxiv.org/abs/1810.03292
+"""Dependence of maps on the parameters of the network. Adebayo et al., NeurIPS 2018, https://arxiv.org/abs/1810.03292
 
     s[k] = mean over images of sim(S, S[k])    (1)
 
 S: map of the network. S[k]: of the network whose last k steps of layers are random ("cascading"), or its k-th alone
-("independent"), for the class that the network itself predicts. A method whose map stays the same, however much the
-network has forgotten, cannot tell what it has learned: small s is good.
+("independent"), for the class that the network itself predicts. A map that stays the same when
+the parameters are random does not depend on what the network has learned: small s is good.
 
 The authors look at pictures and curves. A rule is needed for a verdict: s where the half of the layers nearer to the
 output is random, which is where they find guided backpropagation unmoved. At the very end of the cascade no method is.
@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from interpretable_training.attribution.core._compat import buffers_in, parameters_in
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.options import check_fields
@@ -95,12 +96,12 @@ class ParameterRandomization:
             torch.manual_seed(self.seed)
             before = explain(named, model, images, resolved, output=output)
             steps = self._steps(list(layers))
-            found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in named}
+            similarity: dict[str, list[dict[str, Tensor]]] = {name: [] for name in named}
             for _ in self._changes(unwrap(model), [[o for name in step for o in layers[name]] for step in steps]):
                 after = explain(named, model, images, resolved, output=output)
                 for name in named:
-                    found[name].append(similarities(before[name], after[name], self.similarity))
-        return [self._check(name, found[name], steps, len(layers)) for name in named]
+                    similarity[name].append(similarities(before[name], after[name], self.similarity))
+        return [self._check(name, similarity[name], steps, len(layers)) for name in named]
 
     def _steps(self, layers: list[str]) -> list[list[str]]:
         """Return the names of the layers of each step, from the output on; the first steps are the smaller ones."""
@@ -128,8 +129,8 @@ class ParameterRandomization:
                 randomize(module, owners, keep)
                 yield
 
-    def _check(self, name: str, found: list[dict[str, Tensor]], steps: list[list[str]], layers: int) -> Check:
-        curves = {kind: [mean(step[kind]) for step in found] for kind in found[0]}  # (1)
+    def _check(self, name: str, per_step: list[dict[str, Tensor]], steps: list[list[str]], layers: int) -> Check:
+        curves = {kind: [mean(step[kind]) for step in per_step] for kind in per_step[0]}  # (1)
         upto = max(1, sum(sum(map(len, steps[: k + 1])) <= layers / 2 for k in range(len(steps))))
         at = {"cascading": slice(upto - 1, upto), "independent": slice(None)}[self.mode]
         similarity = {kind: mean(torch.tensor(curve[at], dtype=torch.float64)) for kind, curve in curves.items()}
@@ -139,7 +140,7 @@ class ParameterRandomization:
             over = f"mean over {len(steps)} steps, each of which makes a part of {layers} layers random"
         kind = self.decided_by or ("ssim" if "ssim" in self.similarity else self.similarity[0])
         rule = Rule(kind, self.threshold)
-        undefined = sum(int(step[kind].isnan().sum()) for step in found if kind in step)
+        undefined = sum(int(step[kind].isnan().sum()) for step in per_step if kind in step)
         labels = ["+".join(step) for step in steps]
         test = self.name if self.mode == "cascading" else f"{self.name} ({self.mode})"
         return Check(test, name, similarity, rule.passed(similarity), rule.text(over), kind, curves, labels, undefined)
@@ -164,7 +165,7 @@ def layers_from_output(prepared: PreparedModel, images: Tensor) -> dict[str, lis
             handle.remove()
     layers: dict[str, list[str]] = {name: [] for name in reversed(started)}
     for name, child in module.named_modules():
-        if any(p is not None and p.is_floating_point() for p in child._parameters.values()):
+        if any(p is not None and p.is_floating_point() for p in parameters_in(child).values()):
             layers[_closest_that_ran(name, started)].append(name)
     if not any(layers.values()):
         raise ValueError(f"expected a model with parameters to randomize, got {type(module).__name__}.")
@@ -182,24 +183,24 @@ def _closest_that_ran(name: str, started: Mapping[str, None]) -> str:
 def own_tensors_back(module: nn.Module) -> Iterator[None]:
     """Put the module's own parameters and buffers back at the end of the block.
 
-    So is what its forward pass keeps of them by itself: some attention layers cache biases in eval mode.
+    This includes attributes that the forward pass caches: some attention layers cache biases in eval mode.
     """
-    own = [vars(m) for m in module.modules()]
-    dicts = [d for attributes in own for d in (attributes, *attributes.values()) if isinstance(d, dict)]
-    kept = [(holder, dict(holder)) for holder in dicts]
+    attributes_of_all = [vars(m) for m in module.modules()]
+    dicts = [d for attributes in attributes_of_all for d in (attributes, *attributes.values()) if isinstance(d, dict)]
+    places = [(holder, dict(holder)) for holder in dicts]
     try:
         yield
     finally:
-        put_back(kept)
+        put_back(places)
 
 
 def places_of(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return each dict in which the module and its children keep parameters or buffers, with a copy of that dict."""
-    return [(holder, dict(holder)) for m in module.modules() for holder in (m._parameters, m._buffers)]
+    return [(holder, dict(holder)) for m in module.modules() for holder in (parameters_in(m), buffers_in(m))]
 
 
 def put_back(places: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    """Fill each dict as it was."""
+    """Fill each dict with the entries of its copy."""
     for holder, entries in places:
         holder.clear()
         holder.update(entries)
@@ -213,12 +214,12 @@ def randomize(module: nn.Module, owners: Sequence[str], keep_running_stats: bool
     """
     named = dict(module.named_modules())
     for name in owners:
-        old = dict(named[name]._parameters)
+        old = dict(parameters_in(named[name]))
         reset(named[name], keep_running_stats)
-        replaced = {id(old[key]): new for key, new in named[name]._parameters.items() if old[key] is not None}
+        replaced = {id(old[key]): new for key, new in parameters_in(named[name]).items() if old[key] is not None}
         for child in module.modules():
-            for key, parameter in child._parameters.items():
-                child._parameters[key] = replaced.get(id(parameter), parameter)
+            for key, parameter in parameters_in(child).items():
+                parameters_in(child)[key] = replaced.get(id(parameter), parameter)
 
 
 def reset(child: nn.Module, keep_running_stats: bool) -> None:
@@ -233,10 +234,10 @@ def reset(child: nn.Module, keep_running_stats: bool) -> None:
     if callable(getattr(child, "reset_parameters", None)) and not computed:
         child.reset_parameters()  # type: ignore[operator]
     else:
-        for parameter in child._parameters.values():
+        for parameter in parameters_in(child).values():
             if parameter is not None and parameter.is_floating_point():
                 spread = float(parameter.std(correction=0)) or float(parameter.abs().mean())  # one value has no spread
                 parameter.data.normal_(0, spread)
-    put_back([place for place in places if place[0] is not child._parameters and place[0] is not child._buffers])
+    put_back([place for place in places if place[0] is not parameters_in(child) and place[0] is not buffers_in(child)])
     if keep_running_stats:
-        child._buffers.update(next(entries for holder, entries in places if holder is child._buffers))
+        buffers_in(child).update(next(entries for holder, entries in places if holder is buffers_in(child)))

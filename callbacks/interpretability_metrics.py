@@ -148,7 +148,7 @@ class InterpretabilityMetrics(Watcher):
                 maps = explained.maps[target]
                 methods = {name: method for name, method in methods.items() if name in maps}
                 measured.errors |= {name: why for name, why in explained.errors.items() if name not in maps}
-            with suppress(Exception):  # a method alone shows whether it is the one that fails
+            with suppress(Exception):  # run alone below, each method shows whether it fails
                 measured.add(EvaluationRun(context.network, methods, *options), ids, picked, explained)
                 continue
             for name, method in methods.items():

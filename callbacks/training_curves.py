@@ -53,7 +53,7 @@ class TrainingCurves(L.Callback):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             draw_curves(rows, self.folder / "curves.png")
-        except (OSError, ValueError) as error:  # a picture is no reason to end a training
+        except (OSError, ValueError) as error:  # an error of the picture does not end a training
             rank_zero_warn(f"TrainingCurves could not write curves.png: {error}")
 
     def state_dict(self) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def explain_each(
     methods: Mapping[str, Attribution], prepared: PreparedModel, images: Tensor, classes: Tensor
 ) -> dict[str, Tensor | Exception]:
     """Return raw maps of all methods, which share passes, or each alone where that fails, with the errors."""
-    with suppress(Exception):  # a method alone shows whether it is the one that fails
+    with suppress(Exception):  # run alone below, each method shows whether it fails
         if len(methods) > 1:
             return {**explain_together(methods, prepared, images, classes)}
     results: dict[str, Tensor | Exception] = {}

@@ -138,7 +138,7 @@ class WandbAdapter(Adapter):
     def facts(self, facts: dict[str, Any]) -> None:
         config = self.logger.experiment.config
         old = config.get("xai", {})
-        old = old if isinstance(old, Mapping) else {"config": old}  # somebody else's, but not to be lost
+        old = old if isinstance(old, Mapping) else {"config": old}  # a value that others set under this key
         config.update({"xai": {**old, **facts}}, allow_val_change=True)
 
     def summary(self, values: dict[str, Any]) -> None:

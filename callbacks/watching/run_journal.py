@@ -72,7 +72,7 @@ class RunJournal:
             self.page = self.page or claim_page(self.journal.folder.parent, self.journal.run)
             path = write_report(self.journal.folder, self.page, run=self.journal.run)
             rank_zero_info(f"Report of the watching callbacks: {path}")
-        except Exception as error:  # a page is no reason to end a training
+        except Exception as error:  # an error of the page does not end a training
             rank_zero_warn(f"could not write the report of {self.journal.folder}: {type(error).__name__}: {error}")
 
 

@@ -56,7 +56,7 @@ class Schedule:
         self.last_step: tuple[int, int] | None = None  # epoch and step of the last explanation step of a fit
         self.last_epoch: int | None = None  # the last epoch with an explanation step for the epoch
         self.step = 0  # after the last batch
-        self.validated = False  # whether this validation was asked for already
+        self.validated = False  # whether this validation already had its explanation step
 
     def begin(self, trainer: L.Trainer) -> None:
         """Begin a stage."""

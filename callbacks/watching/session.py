@@ -116,7 +116,7 @@ class WatchSession:
                 return None
             context = build_context(trainer, pl_module, panel, options)
         network = pl_module.get_submodule(context.network_name)
-        if network is not context.network:  # the project has put another one in its place
+        if network is not context.network:  # the project has replaced it
             context = replace(context, network=network)
         self.contexts[self._key(options)] = context
         return context

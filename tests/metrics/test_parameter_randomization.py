@@ -236,10 +236,10 @@ def test_under_inference_mode_and_for_outputs_in_dicts(network, images, function
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "both"}, "expected mode to be one of"),
-        ({"stages": 0}, "expected stages of at least 1, 'last' or None, got 0"),
-        ({"stages": "first"}, "expected stages of at least 1, 'last' or None, got 'first'"),
-        ({"similarity": ("rank",)}, "expected similarity to be one of"),
+        ({"mode": "both"}, r"expected ParameterRandomization\.mode to be one of"),
+        ({"stages": 0}, "expected stages as a whole number of at least 1 .* for ParameterRandomization, got 0"),
+        ({"stages": "first"}, r"expected ParameterRandomization\.stages to be one of \('last',\), got 'first'"),
+        ({"similarity": ("rank",)}, r"expected ParameterRandomization\.similarity to be one of"),
         ({"similarity": ("hog",), "decided_by": "ssim"}, "expected decided_by to be one of"),
     ],
 )
@@ -412,7 +412,7 @@ def test_the_labels_check_explains_the_given_class_in_both_networks(square, phot
     ("make", "message"),
     [
         (lambda: DataRandomization(("hog",)), "expected decided_by to be one of"),
-        (lambda: DataRandomization(("rank",), "rank"), "expected similarity to be one of"),
+        (lambda: DataRandomization(("rank",), "rank"), r"expected DataRandomization\.similarity to be one of"),
         (lambda: ParameterRandomization(similarity=()), "expected at least one similarity, got none"),
     ],
 )

@@ -225,4 +225,4 @@ def to_double(module: nn.Module) -> None:
                 if tensor is not None and tensor.is_floating_point():
                     copy = tensor.detach().double()
                     keep = isinstance(tensor, nn.Parameter)
-                    holder[key] = nn.Parameter(copy, requires_grad=False) if keep else copy  # type: ignore[assignment]
+                    holder[key] = nn.Parameter(copy, requires_grad=False) if keep else copy

@@ -20,7 +20,6 @@ from interpretable_training.attribution.core.base import (
     explain_prepared,
     full,
     name_methods,
-    of_package,
 )
 from interpretable_training.attribution.core.prepared_model import PreparedModel
 from interpretable_training.attribution.core.targets import Resolved
@@ -47,11 +46,6 @@ class Restricted(Attribution):
     part: Literal["inside", "outside"] = "inside"
     region: Region = "boxes"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.method is not None:
-            of_package("attribution", "method", self.method, Attribution)
-
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
         raise TypeError(
             "expected Restricted among the methods of evaluate, which knows the boxes of a batch, got it called alone; "
@@ -65,6 +59,9 @@ class AtRegion(Attribution):
 
     method: Attribution | None
     U: Tensor
+
+    def __post_init__(self) -> None:
+        """Check nothing: U is made by `evaluate`, and options that are NaN would be refused."""
 
     @property
     def final(self) -> bool:

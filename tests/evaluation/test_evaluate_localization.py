@@ -284,5 +284,5 @@ def test_without_boxes_it_is_said(run, network, images):
         Restricted(Gradient())(network, images)
     with pytest.raises(ValueError, match=r"expected Restricted\.part to be one of"):
         Restricted(part="beside")
-    with pytest.raises(TypeError, match=r"expected an object of .* as 'method'"):
+    with pytest.raises(TypeError, match=r"expected method of Restricted as Attribution or nothing, got 'gradcam'"):
         Restricted("gradcam")

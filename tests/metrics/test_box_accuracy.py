@@ -125,8 +125,8 @@ def test_as_published_with_opencv(preset, cells):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BoxAccuracy("wsol"), "expected preset to be one of"),
-        (lambda: BoxAccuracy(components="any"), "expected components to be one of"),
+        (lambda: BoxAccuracy("wsol"), r"expected BoxAccuracy\.preset to be one of"),
+        (lambda: BoxAccuracy(components="any"), r"expected BoxAccuracy\.components to be one of"),
         (lambda: BoxAccuracy("maxboxacc", connectivity=4), r"expected connectivity to be one of \(8,\)"),
         (lambda: BoxAccuracy(steps=0), "expected steps as a whole number of at least 1"),
         (lambda: BoxAccuracy(deltas=(0.5, 1.5)), "expected deltas as a number above 0 and up to 1"),

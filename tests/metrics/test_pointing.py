@@ -121,9 +121,9 @@ def test_maps_of_half_precision_are_summed_in_full():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PointingGame(ties="last"), "expected ties to be one of"),
+        (lambda: PointingGame(ties="last"), r"expected PointingGame\.ties to be one of"),
         (lambda: PointingGame(tolerance=-1), "expected tolerance as a number of at least 0"),
-        (lambda: PixelF1("torchray"), "expected preset to be one of"),
+        (lambda: PixelF1("torchray"), r"expected PixelF1\.preset to be one of"),
     ],
 )
 def test_options_of_pointing_that_do_not_exist(make, message):

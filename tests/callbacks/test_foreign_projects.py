@@ -20,7 +20,7 @@ FEW = (
 @pytest.fixture
 def project(tmp_path):
     """A folder with the project alone, from which commands run."""
-    shutil.copy(ROOT / "tests/callbacks/foreign_project.py", tmp_path / "project.py")
+    shutil.copy(ROOT / "tests/support/foreign_project.py", tmp_path / "project.py")
 
     def run(*words):
         env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -39,7 +39,7 @@ class Foreign:
 
     def __init__(self, folder):
         self.folder = folder
-        shutil.copy(ROOT / "tests/callbacks/foreign_project.py", folder / "train.py")
+        shutil.copy(ROOT / "tests/support/foreign_project.py", folder / "train.py")
 
     def run(self, *words):
         options = ["--model=TupleModule", "--data=Data", *FEW.split()]

@@ -72,7 +72,7 @@ def evaluate(
         target: the class that is explained and scored: the "label", the predicted ("pred") or "least" likely one.
         max_images: how many images, chosen by the seed; by default all.
         reference: the method that the others are compared with; by default the first.
-        controls: add `fakecam` and `random`, which know nothing of the model.
+        controls: add `fakecam` and `random`, which ignore the model.
         split: of a data module.
         mean: of the images' normalization, for masking with black; by default that of the data module.
         std: see `mean`.

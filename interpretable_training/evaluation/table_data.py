@@ -47,7 +47,7 @@ class TableData:
         facts: what was evaluated: the model, the methods' options, the target.
         curves: method -> metric -> kind of curve -> number of images, sums and sums of squares of each point, (3, J).
         reference: the method that the others are compared with.
-        controls: the methods that know nothing.
+        controls: the methods that ignore the model.
         complete: whether no batch is missing.
         resamples: how often the bootstrap draws.
         seed: of the bootstrap.

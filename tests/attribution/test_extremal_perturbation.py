@@ -226,7 +226,7 @@ def test_extremal_mask_of_ones_hides_nothing(size, step, sigma):
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_extremal_mask_has_slope_at_its_bounds(value):
-    """What is hidden or shown altogether has a slope, so that the score can bring it back."""
+    """Pixels that are completely hidden or shown have a slope, so that the score can bring it back."""
     mask = _Mask(torch.zeros(1, 1, 12, 12, dtype=torch.float64), 4, 6.0)
     g = torch.full((1, 3, 3), value, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(mask(g).sum(), g)

@@ -1,4 +1,4 @@
-"""How often a call waits for the device does not depend on the number of its passes."""
+"""Check that the number of waits for the device does not depend on the number of its passes."""
 
 import dataclasses
 

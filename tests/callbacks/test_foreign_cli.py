@@ -103,7 +103,7 @@ QUIET = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enabl
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """What each command builds in the other project, in one process."""
+    """Return the callbacks that each command builds in the other project, in one process."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(PROJECT, folder / "project.py")
     (folder / "model.yaml").write_text("model: Classifier\n")

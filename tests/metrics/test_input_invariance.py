@@ -263,7 +263,7 @@ class Caches(nn.Module):
 
 @pytest.mark.parametrize("double", [True, False])
 def test_a_model_that_keeps_what_it_computed_is_as_it_was(photos, double):
-    """What it would keep otherwise is in double precision."""
+    """Values that would be kept otherwise are in double precision."""
     net = Caches()
     assert InputInvariance(double=double)(net, Gradient(), photos)[0].passed is True
     assert (net.kept, net.last, net.calls) == ({}, None, 0)

@@ -320,7 +320,7 @@ def test_evaluate_takes_the_boxes_of_the_label_from_lists(network, images, targe
 
 
 def test_metrics_that_share_a_batch_do_not_disturb_each_other():
-    """What one of them has computed, another with other options or of another region does not take for its own."""
+    """Metrics with other options or regions do not share what one of them has computed."""
     generator = torch.Generator().manual_seed(0)
     S = torch.rand(6, 9, 13, generator=generator)
     where = {name: torch.rand(6, 9, 13, generator=generator) < 0.1 for name in ("mask", "shortcut_mask")}

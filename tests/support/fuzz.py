@@ -332,7 +332,7 @@ def evaluated(net: nn.Module, **changed: Any) -> None:
 
 
 def used(part: Any, net: nn.Module) -> Any:
-    """What a part is made for."""
+    """Call a part as its metric does; whether it returned nothing."""
     if isinstance(part, Curve):
         return part.counts((16, 24)) is None
     if isinstance(part, Replacement):

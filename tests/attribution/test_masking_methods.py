@@ -187,13 +187,24 @@ def test_rise_counts_no_mask_twice_after_out_of_memory(function, images, monkeyp
     assert len(calls) > 2
 
 
-@pytest.mark.parametrize(("patch", "stride"), [(2.5, 1), (4, 1.5), ((4, 2.5), 1), ((4,), 2), ([4, 4], [2, 2, 2])])
-def test_occlusion_refuses_patches_of_other_than_whole_pixels(patch, stride, network, images):
+@pytest.mark.parametrize(("patch", "stride"), [(2.5, 1), (4, 1.5), ((4, 2.5), 1)])
+def test_occlusion_refuses_patches_of_other_than_whole_pixels(patch, stride):
+    with pytest.raises(ValueError, match=r"expected (patch|stride) as a whole number .* for Occlusion, got"):
+        Occlusion(patch, stride)
+
+
+@pytest.mark.parametrize(("patch", "stride"), [((4,), 2), ([4, 4], [2, 2, 2])])
+def test_occlusion_refuses_patches_of_other_axes(patch, stride, network, images):
     with pytest.raises(ValueError, match=r"whole numbers 1 <= stride <= patch for 2 axes.*got patch"):
         Occlusion(patch, stride)(network, images)
 
 
-@pytest.mark.parametrize("value", [torch.zeros(2), torch.zeros(3, 1, 1), [0.0, 1.0]])
+def test_occlusion_refuses_a_list_as_value():
+    with pytest.raises(TypeError, match=r"expected value of Occlusion as .* or Tensor, got .* pass one tensor"):
+        Occlusion(4, 2, value=[0.0, 1.0])
+
+
+@pytest.mark.parametrize("value", [torch.zeros(2), torch.zeros(3, 1, 1)])
 def test_occlusion_refuses_value_of_other_shape(value, network, images):
     with pytest.raises(
         ValueError, match=r"fits images \(2, 2, 8, 8\), got .* one per channel has the shape \(2, 1, 1\)"

@@ -1,4 +1,4 @@
-"""What watching costs: its share of an epoch, of which pictures and files, and memory over many looks.
+"""What watching costs: its share of an epoch, of which pictures and files, and memory over many explanation steps.
 
 python benchmarks/bench_watching.py               # all, about five minutes on two cores; nothing else should run
 python benchmarks/bench_watching.py share memory  # some of the parts
@@ -62,20 +62,20 @@ def train(callbacks, n_train, epochs, folder, size=64):
 
 def share():
     """Default settings on the demo with epochs of 30 s; the same training without them, in turn."""
-    rows, steps = {"with": [], "without": [], "said": []}, {"with": [], "without": []}
+    rows, steps = {"with": [], "without": [], "logged": []}, {"with": [], "without": []}
     spent = {"pictures and files": 0.0}
     for _ in range(2):
         for watched in (False, True):
             clock = Clock()
             watch = [ExplanationLogger(), InterpretabilityMetrics()] if watched else []
             if watched:
-                timed(watch[0], "show", spent)
+                timed(watch[0], "draw", spent)
             with tempfile.TemporaryDirectory() as folder:
                 trainer = train([clock, *watch], 20_000, 2, folder)
             rows["with" if watched else "without"] += clock.seconds
             steps["with" if watched else "without"] += clock.steps
             if watched:
-                rows["said"].append(float(trainer.callback_metrics["xai/share_of_epoch"]))
+                rows["logged"].append(float(trainer.callback_metrics["xai/share_of_epoch"]))
     without, seconds = (sum(rows[name]) / len(rows[name]) for name in ("without", "with"))
     line("an epoch without", f"{without:.1f} s", "")
     line("an epoch with", f"{seconds:.1f} s, {seconds / without - 1:+.1%}", LIMIT)
@@ -84,7 +84,7 @@ def share():
         f"{min(steps['without']):.1f}, {min(steps['with']):.1f}",
         "",
     )
-    line("share that the callbacks log", " ".join(f"{s:.1%}" for s in rows["said"]), LIMIT)
+    line("share that the callbacks log", " ".join(f"{s:.1%}" for s in rows["logged"]), LIMIT)
     line("of an epoch, pictures and files", f"{spent['pictures and files'] / len(rows['with']):.2f} s", "")
 
 
@@ -101,7 +101,7 @@ def timed(watcher, method, spent):
 
 
 def memory():
-    """Resident memory after 20 and after 120 looks."""
+    """Resident memory after 20 and after 120 explanation steps."""
     seen = {}
 
     class Scale(L.Callback):
@@ -113,7 +113,7 @@ def memory():
     metrics = InterpretabilityMetrics(max_images=8, every_n_steps=1)
     with tempfile.TemporaryDirectory() as folder:
         train([ExplanationLogger(max_images=8, every_n_steps=1), metrics, Scale()], 32 * 120, 1, folder)
-    line("memory after 20 and 120 looks", f"{seen[20]:.0f} and {seen[120]:.0f} MB", "flat")
+    line("memory after 20 and 120 steps", f"{seen[20]:.0f} and {seen[120]:.0f} MB", "flat")
 
 
 if __name__ == "__main__":

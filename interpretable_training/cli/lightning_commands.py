@@ -42,10 +42,10 @@ NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, 
 
 
 def run(argv: list[str]) -> None:
-    """Parse the words after `interpretable-training`, and run the command among them."""
+    """Parse the words after `interpretable-training`, of which the first is the command, and run it."""
     set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError, ValueError))  # of numbers with too many digits
     try:
-        ShortErrorsCLI(
+        of_one_command(argv[0])(
             L.LightningModule,
             L.LightningDataModule,
             trainer_class=EvaluationTrainer,
@@ -54,10 +54,7 @@ def run(argv: list[str]) -> None:
                 "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "runs", "name": ""}},
                 "callbacks": [SweepReport()] if FILE in os.environ else [],  # of a run that a local sweep started
             },
-            parser_kwargs={
-                "exit_on_error": False,
-                **{name: {"exit_on_error": False} for name in ShortErrorsCLI.subcommands()},
-            },
+            parser_kwargs={"exit_on_error": False, argv[0]: {"exit_on_error": False}},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # arguments of the modules define them
@@ -83,7 +80,6 @@ class ShortErrorsCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)  # what `run` passes
-        self.command = next(word for word in args if word in command_parsers(self))
         try:
             self.config = parser.parse_args(args)
         except UnicodeDecodeError as error:
@@ -120,7 +116,8 @@ class ShortErrorsCLI(LightningCLI):
 
     def option_names(self) -> set[str]:
         """Return the dotted names of the options of the command."""
-        return option_names(command_parsers(self)[self.command])
+        (parser,) = command_parsers(self).values()
+        return option_names(parser)
 
     def instantiate_classes(self) -> None:
         with mistakes():
@@ -134,6 +131,17 @@ class ShortErrorsCLI(LightningCLI):
         # The first process writes; fast_dev_run writes nothing.
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             require_writable(self.trainer.log_dir or self.trainer.default_root_dir)
+
+
+def of_one_command(command: str) -> type[ShortErrorsCLI]:
+    """Return the command line with a parser of one command alone: parsers of all take seconds to build."""
+
+    class OneCommandCLI(ShortErrorsCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {command: ShortErrorsCLI.subcommands()[command]}
+
+    return OneCommandCLI
 
 
 def named_files(args: list[str]) -> list[str]:

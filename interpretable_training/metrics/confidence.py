@@ -84,10 +84,7 @@ class ConfidenceMetric(ImageMetric):
 
     def scores(self, scored: ScoredBatch, name: str = "prob_masked", inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Return p and o, or p and d, (B,), given or computed."""
-        p, o = self._clean(scored), self._masked(scored, name, inverse)
-        if len(p) != len(o):
-            raise ValueError(f"expected as many scores {name} as prob, got {len(o)} and {len(p)}.")
-        return p, o
+        return self._clean(scored), self._masked(scored, name, inverse)
 
     def _clean(self, scored: ScoredBatch) -> Tensor:
         if "prob" in scored.known:

@@ -212,6 +212,7 @@ def test_maps_in_train_mode_equal_eval_mode_and_keep_it(name):
     assert all(module.training for module in net.modules())
 
 
+@pytest.mark.slow
 def test_calls_do_not_grow_memory():
     toys = {name: (METHODS[name], toy(name)) for name in METHODS}
     images = toy_images(1)

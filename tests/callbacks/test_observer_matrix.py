@@ -93,6 +93,9 @@ MORE = {
 }
 
 
+FAST = ("plain", "bf16", "EMA, mid-epoch", "frozen")  # the others take minutes
+
+
 def everyone():
     return [make() for make in WATCHING.values()]
 
@@ -106,7 +109,9 @@ def check_that_all_looked(folder, groups=("panel", "hardest")):
     assert "failure" not in kinds
 
 
-@pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)])
+@pytest.mark.parametrize(
+    "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in (*CASES, *MORE)]
+)
 def test_all_callbacks_together_change_nothing(tmp_path, case):
     verify(tmp_path, everyone, **{**CASES, **MORE}[case]).raise_if_different()
     check_that_all_looked(tmp_path, ["panel"] if case == "no validation" else ["panel", "hardest"])

@@ -145,6 +145,7 @@ def accuracy(network: nn.Module, shortcut_val: str) -> float:
     return (network(images).argmax(1) == target).float().mean().item()
 
 
+@pytest.mark.slow
 def test_network_trained_with_marks_reads_them_another_does_not():
     hans = train(shortcut=1.0)
     assert accuracy(hans, "same") > 0.9

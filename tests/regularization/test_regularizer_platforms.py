@@ -188,6 +188,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Without statistics of the batch, which processes do not share, and with errors free of its size."""
     out = str(tmp_path / "found.pt")

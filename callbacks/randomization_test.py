@@ -82,8 +82,8 @@ class RandomizationTest(Watcher):
         rank_zero_info(str(SanityTable(parts[0])))
 
     def finish(self, session: WatchSession) -> None:
-        step = current_step(session.trainer)
-        if self.schedule.last_step != (step.epoch, step.global_step):  # not just run by its schedule
+        last = self.schedule.last_step
+        if last is None or last[1] != session.trainer.global_step:  # not just run by its schedule
             self.run(session.trainer, session.trainer.lightning_module)
 
     def run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Check]:

@@ -37,7 +37,7 @@ def everyone(n=6, **options):
         InterpretabilityMetrics(metrics=METRICS, max_images=n, **options),
         ExplanationDrift(max_images=n, **options),
         ExplanationAlarms(max_images=n, alike=0.5, border=0.1, **options),
-        RandomizationTest(max_images=n, **{name: o for name, o in options.items() if name != "every_n_steps"}),
+        RandomizationTest(max_images=n, **options),
     ]
 
 

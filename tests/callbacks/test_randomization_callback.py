@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from support.watched import Memory, Module, fit, small_network
+from support.watched import Memory, Module, fit, loader, small_network, trainer_of
 
 from interpretable_training.attribution import FakeCAM, GradCAM, Gradient
 from interpretable_training.attribution.core.base import Attribution
@@ -65,6 +65,25 @@ def test_it_runs_once_at_the_end_and_leaves_the_weights_as_trained(tmp_path):
         assert torch.equal(a, b)
     assert logger.steps(key("gradcam", "ssim")) == [8]
     assert logger.steps(key("gradcam", "spearman_abs")) == [8]
+
+
+def test_scheduled_tests_are_logged_and_the_last_is_not_repeated(tmp_path):
+    logger = Memory()
+    watcher = RandomizationTest(max_images=3, every_n_epochs=1, on_error="raise")
+    trainer = fit(tmp_path, [watcher], max_epochs=2, logger=logger)
+    tests = [line for line in lines(tmp_path) if line["kind"] == "randomization"]
+    assert [line["epoch"] for line in tests] == [0, 1]
+    assert float(trainer.callback_metrics[key("gradcam", "ssim")]) == pytest.approx(
+        tests[-1]["rows"][0]["similarity"]["ssim"]
+    )
+    assert len(logger.steps(key("gradcam", "ssim"))) == 2
+
+
+def test_test_stage_logs_with_its_prefix(tmp_path):
+    logger, module = Memory(), Module()
+    trainer = trainer_of(tmp_path, [RandomizationTest(max_images=3, stages=["test"], on_error="raise")], logger=logger)
+    trainer.test(module, loader(), verbose=False)
+    assert {"test/" + key("gradcam", kind) for kind in ("ssim", "spearman_abs")} <= trainer.callback_metrics.keys()
 
 
 class Nothing(Attribution):

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from torchvision.ops import masks_to_boxes
 
 from .base import SPLITS, SeededDataModule, at_least, seeded_generator
-from .shortcuts import CueSplit, check_cues, draw_cues
+from .shortcuts import CueSplit, check_cues, check_repeats, draw_cues, repeat_rows
 
 INK = 0.25  # a pixel belongs to the digit from here on
 
@@ -55,6 +55,8 @@ class DigitsDataModule(SeededDataModule):
             same share with the gray of a wrong class.
         annotated: Share of the training images with a mask and a box; the masks of the others are empty, their boxes
             are NaN.
+        repeat_annotated: How often each annotated training image is in an epoch, for training methods that need
+            annotations; the epoch becomes longer.
     """
 
     num_classes = 10
@@ -71,11 +73,14 @@ class DigitsDataModule(SeededDataModule):
         shortcut: float = 0.0,
         shortcut_val: CueSplit = "same",
         annotated: float = 1.0,
+        repeat_annotated: int = 1,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         at_least(8, image_size=image_size)
         check_cues(shortcut, shortcut_val, annotated)
-        self.image_size, self.annotations, self.annotated = image_size, annotations, annotated
+        check_repeats(repeat_annotated, annotations)
+        self.image_size, self.annotations = image_size, annotations
+        self.annotated, self.repeat_annotated = annotated, repeat_annotated
         self.shortcut, self.shortcut_val = shortcut, shortcut_val
         self.class_names = [str(digit) for digit in range(10)]
         self.cue_names = [*(f"gray of {name}" for name in self.class_names), "none"]
@@ -108,7 +113,7 @@ class DigitsDataModule(SeededDataModule):
         items["boxes"] = boxes.masked_fill(hidden, torch.nan)
         if self.shortcut > 0:
             items |= {"shortcut_mask": patches, "cue": cue, "group": target * len(self.cue_names) + cue}
-        return TensorRows(**items)
+        return TensorRows(**repeat_rows(items, self.repeat_annotated if split == "train" else 1))
 
 
 def paste_patches(images: Tensor, cue: Tensor, corner: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torchvision.ops import masks_to_boxes
 from .base import SeededDataModule, at_least, seeded_generator
 from .drawing import SHAPES
 from .scenes import LUMA, Scene, draw_scenes, render
-from .shortcuts import CueSplit, check_cues, draw_cues, plant, side_of_mark
+from .shortcuts import CueSplit, check_cues, check_repeats, draw_cues, plant, repeat_rows, side_of_mark
 from .textures import TEXTURES, draw_textures
 
 CHUNK = 252  # images per generator; a multiple of the six classes keeps every beginning of a split balanced
@@ -68,6 +68,8 @@ class ShapesDataModule(SeededDataModule):
         cue: The shortcut is a small "mark" apart from the object, or the "background".
         annotated: Share of the training images with a mask and a box; the masks of the others are empty, their boxes
             are NaN.
+        repeat_annotated: How often each annotated training image is in an epoch, for training methods that need
+            annotations; the epoch becomes longer.
     """
 
     num_classes = len(SHAPES)
@@ -87,6 +89,7 @@ class ShapesDataModule(SeededDataModule):
         shortcut_val: CueSplit = "same",
         cue: Literal["mark", "background"] = "mark",
         annotated: float = 1.0,
+        repeat_annotated: int = 1,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -95,11 +98,12 @@ class ShapesDataModule(SeededDataModule):
         if channels not in (1, 3):
             raise ValueError(f"expected channels 1 (gray) or 3 (color), got {channels}; pass channels=1 or channels=3.")
         check_cues(shortcut, shortcut_val, annotated)
+        check_repeats(repeat_annotated, annotations)
         if cue not in ("mark", "background"):
             raise ValueError(f"expected cue 'mark' or 'background', got {cue!r}; pass one of them.")
         self.size, self.channels = (height, width), channels
         self.counts = {"train": n_train, "val": n_val, "test": n_test}
-        self.annotations, self.annotated = annotations, annotated
+        self.annotations, self.annotated, self.repeat_annotated = annotations, annotated, repeat_annotated
         self.shortcut, self.shortcut_val, self.cue = shortcut, shortcut_val, cue
         self.class_names = list(SHAPES)
         self.cue_names = list(TEXTURES) if cue == "background" else [*(f"mark of {name}" for name in SHAPES), "none"]
@@ -112,7 +116,8 @@ class ShapesDataModule(SeededDataModule):
     def generate(self, split: str) -> Shapes:
         """Draw the images of one split."""
         chunks = [self.draw_chunk(split, start) for start in range(0, self.counts[split], CHUNK)]
-        return Shapes({name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}, self.mean, self.std)
+        drawn = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        return Shapes(repeat_rows(drawn, self.repeat_annotated if split == "train" else 1), self.mean, self.std)
 
     def draw_chunk(self, split: str, start: int) -> dict[str, Tensor]:
         """Draw up to CHUNK images; random numbers always for CHUNK, so that counts change no image."""

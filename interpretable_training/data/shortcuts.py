@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .base import at_least
+
 CueSplit = Literal["same", "none", "swapped"]  # cues of validation and test images
 
 # Five of nine cells each; any two patterns differ in at least four.
@@ -64,6 +66,24 @@ def check_cues(shortcut: float, shortcut_val: str, annotated: float) -> None:
             f"expected annotated as a share of images between 0 and 1, got {annotated}; "
             "pass 1.0 for a mask and a box of every training image."
         )
+
+
+def check_repeats(repeat_annotated: int, annotations: bool) -> None:
+    """Refuse numbers of repeats that are no number, or without effect."""
+    at_least(1, repeat_annotated=repeat_annotated)
+    if repeat_annotated > 1 and not annotations:
+        raise ValueError(
+            f"expected annotations=True with repeat_annotated={repeat_annotated}, got annotations=False; pass both."
+        )
+
+
+def repeat_rows(tensors: dict[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Return tensors with the rows of images that have a mask repeated; the others come first, once."""
+    if times == 1:
+        return tensors
+    known = tensors["mask"].flatten(1).any(1).nonzero()[:, 0]
+    rows = torch.cat([torch.arange(len(tensors["mask"])), known.repeat(times - 1)])
+    return {name: values[rows] for name, values in tensors.items()}
 
 
 def draw_cues(

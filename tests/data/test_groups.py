@@ -94,6 +94,22 @@ def test_annotations_are_given_for_a_share_of_the_training_images(kind):
     assert tensors(kind, "val", shortcut=0.5, annotated=0.0)["mask"].flatten(1).any(1).all()
 
 
+@every_kind
+def test_annotated_images_can_be_repeated(kind):
+    options = {"shortcut": 0.5, "annotated": 0.1}
+    once, thrice = tensors(kind, **options), tensors(kind, repeat_annotated=3, **options)
+    known = once["mask"].flatten(1).any(1)
+    n = len(known)
+    assert len(thrice["target"]) == n + 2 * known.sum()
+    for name, values in once.items():
+        assert_close(thrice[name], torch.cat([values, values[known], values[known]]), rtol=0, atol=0, equal_nan=True)
+    assert_close(tensors(kind, "val", repeat_annotated=3, **options), tensors(kind, "val", **options))
+    with pytest.raises(ValueError, match="expected annotations=True with repeat_annotated=3, got annotations=False"):
+        KINDS[kind](repeat_annotated=3)
+    with pytest.raises(ValueError, match="expected repeat_annotated >= 1, got 0; pass"):
+        KINDS[kind](repeat_annotated=0)
+
+
 def test_backgrounds_change_neither_object_nor_place():
     plain, textured = (tensors(kind) for kind in ("marks", "backgrounds"))
     for name in ("target", "mask", "boxes"):

@@ -1,5 +1,6 @@
 """Callbacks: those that watch a training change nothing in it; the others say so."""
 
+from interpretable_training.callbacks.background_swap import BackgroundSwap
 from interpretable_training.callbacks.explanation_alarms import ExplanationAlarms
 from interpretable_training.callbacks.explanation_drift import ExplanationDrift
 from interpretable_training.callbacks.explanation_logger import ExplanationLogger
@@ -12,6 +13,7 @@ from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
 
 __all__ = [
+    "BackgroundSwap",
     "Budget",
     "ExplanationAlarms",
     "ExplanationDrift",

@@ -2,9 +2,9 @@
 
 `ShapesDataModule` draws its images: it needs no download, and the pixels of the object are known. `DigitsDataModule`
 holds scikit-learn's handwritten digits. `CIFAR100DataModule`, `ImageNetDataModule`, `CUBDataModule`,
-`PascalVOCDataModule` and `ImageFolderDataModule` (any folder of class folders) read photographs. `SeededDataModule` and
-`PicturesDataModule` are their bases, and those of your own. `CMAPSSDataModule` reads time series of engines,
-`EnginesDataModule` draws them.
+`WaterbirdsDataModule`, `PascalVOCDataModule` and `ImageFolderDataModule` (any folder of class folders) read pictures.
+`SeededDataModule` and `PicturesDataModule` are their bases, and those of your own. `CMAPSSDataModule` reads time series
+of engines, `EnginesDataModule` draws them.
 """
 
 from .base import SeededDataModule
@@ -18,6 +18,7 @@ from .pascal_voc import PascalVOCDataModule
 from .picture_module import PicturesDataModule
 from .shapes import ShapesDataModule
 from .synthetic_engines import EnginesDataModule
+from .waterbirds import WaterbirdsDataModule
 
 __all__ = [
     "CIFAR100DataModule",
@@ -31,4 +32,5 @@ __all__ = [
     "PicturesDataModule",
     "SeededDataModule",
     "ShapesDataModule",
+    "WaterbirdsDataModule",
 ]

@@ -101,6 +101,8 @@ class SeededDataModule(L.LightningDataModule):
         mean: Mean of each channel, which is subtracted from images in [0, 1].
         std: Standard deviation of each channel, by which the difference is divided.
         multilabel: Whether a target holds one 0 or 1 per class instead of a single class.
+        cue_names: Name of each kind of cue, where annotated items hold `cue` and `group`; "none" is the last one where
+            an image can be without.
         splits: The data sets by name: "train", "val", "test".
     """
 
@@ -109,6 +111,7 @@ class SeededDataModule(L.LightningDataModule):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     multilabel: bool = False
+    cue_names: list[str] | None = None
 
     def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
@@ -116,6 +119,12 @@ class SeededDataModule(L.LightningDataModule):
         at_least(0, num_workers=num_workers, seed=seed)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.splits: dict[str, Dataset] = {}
+
+    @property
+    def group_names(self) -> list[str] | None:
+        """Names "class, cue" of the groups; group = target * number of cues + cue."""
+        cues = self.cue_names
+        return None if cues is None else [f"{name}, {cue}" for name in self.class_names for cue in cues]
 
     def setup(self, stage: str | None = None) -> None:
         raise NotImplementedError(f"expected {type(self).__name__} to implement setup(stage); fill self.splits there.")

@@ -83,7 +83,7 @@ class Pictures(Dataset):
         """Return the target and annotations of a picture.
 
         Annotated pictures have `target` and `boxes` (n, 4), maybe `box_target` (n,), and maybe `mask` (H, W) of uint8:
-        1 + class of each pixel, 0 outside objects.
+        1 + class of each pixel, 0 outside objects. Items hold further entries as they are.
         """
         return {"target": int(self.target[index])}
 
@@ -130,7 +130,9 @@ def annotated(image: Tensor, facts: dict[str, Any], moved: dict[str, Tensor]) ->
     boxes = moved["boxes"].as_subclass(Tensor).float()
     boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
     seen = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    item = {"image": image, "target": facts["target"], "boxes": boxes[seen]}
+    per_box_or_pixel = ("boxes", "box_target", "mask")
+    item = {"image": image, **{name: fact for name, fact in facts.items() if name not in per_box_or_pixel}}
+    item["boxes"] = boxes[seen]
     if "box_target" in facts:
         item["box_target"] = facts["box_target"][seen]
     if "mask" in moved:

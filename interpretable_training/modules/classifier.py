@@ -1,7 +1,9 @@
 """Training of an image classifier: loss, metrics, and checkpoints from which it can be rebuilt."""
 
+from dataclasses import asdict
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -10,8 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePre
 
 from interpretable_training.batches.read import pick
 from interpretable_training.models import build_network
+from interpretable_training.regularization import SwapBackgrounds
 
-from ._compat import attached_trainer
+from ._compat import INSTANTIATOR, attached_trainer
 from .checks import check_datamodule, check_logits, check_num_classes, check_range, check_target_shape
 from .plain_module import PlainModule, SchedulerCallable
 
@@ -55,6 +58,7 @@ class Classifier(PlainModule):
         scheduler: Function from an optimizer to a scheduler that steps after each epoch. `CosineAnnealingLR` without
             `T_max` ends with the training, at `max_epochs` of the trainer.
         warmup_steps: Optimizer steps over which the learning rate rises linearly to that of the optimizer.
+        swap: Swap of backgrounds between training images, as the callback `BackgroundSwap` does it.
     """
 
     def __init__(
@@ -68,9 +72,14 @@ class Classifier(PlainModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: SchedulerCallable | None = None,
         warmup_steps: int = 0,
+        swap: SwapBackgrounds | None = None,
     ) -> None:
         super().__init__()
         self.save_arguments(network=network, loss=loss)
+        swap = SwapBackgrounds(**swap) if isinstance(swap, dict) else swap  # a dict is from a checkpoint
+        if INSTANTIATOR not in self.hparams:  # from the command line all arguments are plain values
+            self.save_hyperparameters({"swap": None if swap is None else asdict(swap)})
+        self.swap = swap
         forget_pretrained(self.hparams)
         check_num_classes(num_classes)
         if isinstance(network, str):
@@ -93,6 +102,13 @@ class Classifier(PlainModule):
 
     def setup(self, stage: str) -> None:
         check_datamodule(getattr(self.trainer, "datamodule", None), self.num_classes)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        if self.swap is None:
+            return []
+        from interpretable_training.callbacks import BackgroundSwap  # on request: callbacks take long to import
+
+        return [BackgroundSwap(self.swap)]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import pages
-from support.data_trees import cub, folders, imagenet, noise, voc, xml
+from support.data_trees import cub, folders, imagenet, noise, voc, waterbirds, xml
 
 from interpretable_training import data as room
 
@@ -21,6 +21,7 @@ def folder(tmp_path, monkeypatch):
     xml("imagenet/Annotations/CLS-LOC/val/n01440764_0.xml", [("n01440764", (8, 4, 19, 15), False)])
     cub("data")
     voc("data")
+    waterbirds("data")
     folders("kvasir-dataset-v2", (8, 8), ("polyps", "ulcerative-colitis"))
     for split in ("train", "val", "test"):
         folders(f"chest_xray/{split}", (4, 4), ("NORMAL", "PNEUMONIA"))
@@ -36,6 +37,7 @@ def folder(tmp_path, monkeypatch):
 def test_the_code_runs(folder):
     known = pages.run(PAGE, {})
     assert known["table"].cells
+    assert {*known["groups"]} == {"landbird, land", "landbird, water", "waterbird, land", "waterbird, water"}
     assert known["names"] == ["Black footed Albatross", "Laysan Albatross"]
     assert known["batch"]["mask"].shape[1:] == (64, 64)
     assert [target for _, target in known["data"].splits["test"]] == [0, 1]

@@ -1,7 +1,7 @@
 """Every data set is trained and measured on from the command line, by the short name of its class."""
 
 import pytest
-from support.data_trees import cub, folders, imagenet, voc
+from support.data_trees import cub, folders, imagenet, voc, waterbirds
 
 from interpretable_training import data as room
 from interpretable_training.cli import main
@@ -14,6 +14,7 @@ ROOTS = {
     "ImageNetDataModule": (imagenet, 3, []),
     "CUBDataModule": (cub, 2, ["--data.annotations=true"]),
     "PascalVOCDataModule": (voc, 20, ["--model.multilabel=true", "--data.annotations=true", "--data.masks=true"]),
+    "WaterbirdsDataModule": (waterbirds, 2, ["--data.annotations=true"]),
     "ImageFolderDataModule": (lambda root: folders(root, (8, 8, 8)), 3, []),
 }
 
@@ -31,6 +32,22 @@ def test_fit_and_test(folder, name):
     model = ["--model=Classifier", "--model.network=tiny_cnn", f"--model.num_classes={classes}"]
     for command in ("fit", "test"):
         main([command, *model, f"--data={name}", f"--data.root={root}", *words, *COMMON, "--trainer.fast_dev_run=1"])
+
+
+DRAWN = {
+    "ShapesDataModule": (6, ["--data.n_train=8", "--data.n_val=4", "--data.n_test=4", "--data.cue=background"]),
+    "DigitsDataModule": (10, []),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_cues_are_options_of_the_command(name):
+    classes, words = DRAWN[name]
+    model = ["--model=Classifier", "--model.network=tiny_cnn", f"--model.num_classes={classes}"]
+    model += ['--model.network_kwargs={"channels": 1}'] if name == "DigitsDataModule" else []
+    words = [*words, "--data.shortcut=0.9", "--data.shortcut_val=swapped", "--data.annotated=0.5"]
+    words += ["--data.annotations=true", "--data.image_size=16", "--trainer.fast_dev_run=1"]
+    main(["fit", *model, f"--data={name}", *words, *COMMON[:3]])
 
 
 def test_transforms_are_named_in_yaml(folder, monkeypatch):

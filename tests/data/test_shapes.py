@@ -81,7 +81,7 @@ def test_annotated_batches_of_any_size(size, channels, shape):
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     height, width = shape[1:]
-    assert set(batch) == {"image", "target", "mask", "boxes", "shortcut_mask"}
+    assert set(batch) == {"image", "target", "mask", "boxes", "shortcut_mask", "cue", "group"}
     assert batch["image"].shape == (4, *shape)
     assert batch["image"].dtype == torch.float32
     assert batch["target"].shape == (4,)

@@ -86,6 +86,27 @@ def cub(root):
     return str(root)
 
 
+def waterbirds(root, masks=True):
+    """Two birds of each group for training, one for validation and one for testing; the last ones have no mask."""
+    folder = Path(root) / "waterbird_complete95_forest2water2"
+    kinds = ["001.Black_footed_Albatross", "004.Groove_billed_Ani"]
+    lines = ["img_id,img_filename,y,split,place,place_filename"]
+    for number in range(16):
+        y, place, copy = number % 2, number // 2 % 2, number // 4
+        file = f"{kinds[1 - y]}/{kinds[1 - y][4:]}_{number:04d}.jpg"
+        picture(folder / file, shade=10 * number)
+        lines.append(f"{number},{file},{y},{max(0, copy - 1)},{place},/b/bamboo_forest/{number:08d}.jpg")
+        if masks and copy < 3:
+            agreed = np.zeros((SIZE[1], SIZE[0]), dtype=np.uint8)
+            agreed[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 204  # four of five annotators
+            agreed[: BOX[1]] = 102  # two of them
+            path = (Path(root) / "segmentations" / file).with_suffix(".png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(agreed).save(path)
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return str(root)
+
+
 def voc(root):
     """Three photographs for training and two for validation, one of each with a mask."""
     folder = Path(root) / "VOCdevkit" / "VOC2012"

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "evaluation": {"attribution", "metrics", "batches", "visual"},
     "models": {"attribution"},
     "regularization": {"attribution"},
-    "modules": {"attribution", "models", "regularization", "batches", "callbacks"},
+    "modules": {"attribution", "models", "regularization", "batches", "metrics", "callbacks"},
     "data": {"attribution", "models", "regularization", "batches"},
     "visual": set(),
     "report": {"visual"},

@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from .adcc import ADCC, Coherency, Complexity
 from .aopc import AOPC
+from .behavior import (
+    BackgroundAccuracy,
+    ObjectAccuracy,
+    OtherBackgroundAccuracy,
+    PlainAccuracy,
+    TopReplacedAccuracy,
+)
 from .box_accuracy import BoxAccuracy
 from .confidence import AverageDrop, AverageDropInDeletion, AverageGain, AverageIncrease
 from .core.components import connected_components
@@ -26,6 +33,7 @@ from .sanity.data_randomization import DataRandomization, memorize
 from .sanity.input_invariance import InputInvariance
 from .sanity.parameter_randomization import ParameterRandomization
 from .sensitivity import MaxSensitivity
+from .worst_group import WorstGroupAccuracy
 
 if TYPE_CHECKING:
     from interpretable_training.evaluation import Restricted, Table, box_rows, evaluate, join
@@ -38,6 +46,7 @@ __all__ = [
     "AverageDropInDeletion",
     "AverageGain",
     "AverageIncrease",
+    "BackgroundAccuracy",
     "BoxAccuracy",
     "Coherency",
     "Complexity",
@@ -50,16 +59,21 @@ __all__ = [
     "InsertionDeletion",
     "LocalizationError",
     "MaxSensitivity",
+    "ObjectAccuracy",
     "OfficialMetric",
+    "OtherBackgroundAccuracy",
     "ParameterRandomization",
     "PixelF1",
+    "PlainAccuracy",
     "PointingGame",
     "PxAP",
     "Restricted",
     "SaliencyMetric",
     "SanityTable",
     "Table",
+    "TopReplacedAccuracy",
     "UnitIoU",
+    "WorstGroupAccuracy",
     "box_rows",
     "connected_components",
     "evaluate",

@@ -22,7 +22,7 @@ from interpretable_training.attribution.core.targets import Target
 
 from .core.base import Fact, ImageMetric, resolve
 from .core.components import boxes_around, largest_boxes
-from .core.regions import REGIONS, NoRegionError, Region, area, boxes, iou, maps
+from .core.regions import REGIONS, Region, area, boxes, iou, maps, regions_for
 from .core.rescoring import ScoredBatch, kind_index, wide
 
 Preset = Literal["thesis", "casme"]
@@ -69,14 +69,8 @@ class RegionMetric(ImageMetric):
         self.collect(saliency=saliency, mask=mask, boxes=boxes, shortcut_mask=shortcut_mask)
 
     def rows(self, scored: ScoredBatch) -> Tensor:
-        try:
+        with regions_for(type(self).__name__, scored.annotations):
             return super().rows(scored)
-        except NoRegionError as error:
-            regions = [name for name in REGIONS if scored.annotations.get(name) is not None]
-            raise ValueError(
-                f"expected {error.args[0]} in the batch for {type(self).__name__}, got {regions or 'none'}; make "
-                "batches dicts that carry them, as ShapesDataModule(annotations=True) does, or pass them to update."
-            ) from error
 
 
 @dataclass(frozen=True)

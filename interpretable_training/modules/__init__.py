@@ -3,6 +3,15 @@
 from .ca_stream_classifier import CAStreamClassifier
 from .classifier import Classifier
 from .guided_gradient_classifier import GuidedGradientClassifier
+from .last_layer import RetrainedHead, retrain_last_layer
 from .regressor import LifetimeScore, Regressor
 
-__all__ = ["CAStreamClassifier", "Classifier", "GuidedGradientClassifier", "LifetimeScore", "Regressor"]
+__all__ = [
+    "CAStreamClassifier",
+    "Classifier",
+    "GuidedGradientClassifier",
+    "LifetimeScore",
+    "Regressor",
+    "RetrainedHead",
+    "retrain_last_layer",
+]

@@ -115,11 +115,12 @@ class CAStreamClassifier(Classifier):
 
     def compare(self, batch: Any, batch_idx: int, metrics: MetricCollection, gap_metrics: MetricCollection) -> None:
         """Log the metrics of the stream and of average pooling, and entropy and coverage of the attention."""
-        images, target = pick(batch, strict=True).pair()
+        picked = pick(batch, strict=True)
+        images, target = picked.pair()
         self.image_shape = tuple(images.shape[1:])
         seen = self.network.forward_with_gap(images)
         loss = self.criterion(seen.logits, target, batch_idx)
-        self.log_step(metrics, seen.logits, target, loss)
+        self.log_step(metrics, seen.logits, target, loss, picked.rest.get("group"))
         gap_metrics.update(seen.gap, target)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(images)}
         self.log_dict(gap_metrics, prog_bar=True, **options)

@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from interpretable_training.batches.read import pick
+from interpretable_training.metrics import WorstGroupAccuracy
 from interpretable_training.models import build_network
 from interpretable_training.regularization import SwapBackgrounds
 
@@ -41,7 +42,8 @@ class Classifier(PlainModule):
 
     Batches are pairs (images, target), or dicts, dataclasses and named tuples with entries such as `image` and `target`
     or `pixel_values` and `labels`. Logged as `train/...`, `val/...` and `test/...`: `loss`, `accuracy` and, from ten
-    classes on, `accuracy_top5`; `loss` and `mAP` where multilabel.
+    classes on, `accuracy_top5`; `loss` and `mAP` where multilabel. Where batches carry `group`, the group of each image
+    such as its class and cue, `val/worst_group` and `test/worst_group` are the accuracy of the worst group.
 
     `Classifier.load_from_checkpoint(path)` rebuilds a network given by name, with the default optimizer unless one is
     passed. Checkpoints hold only the weights of a network given as an object; pass the object again:
@@ -99,6 +101,7 @@ class Classifier(PlainModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (
             metrics.clone(prefix=f"{split}/") for split in ("train", "val", "test")
         )
+        self.val_worst_group, self.test_worst_group = WorstGroupAccuracy(), WorstGroupAccuracy()
 
     def setup(self, stage: str) -> None:
         check_datamodule(getattr(self.trainer, "datamodule", None), self.num_classes)
@@ -123,11 +126,12 @@ class Classifier(PlainModule):
 
     def step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> Tensor:
         """Return the loss of a batch; log it and the metrics."""
-        images, target = pick(batch, strict=True).pair()
+        picked = pick(batch, strict=True)
+        images, target = picked.pair()
         self.image_shape = tuple(images.shape[1:])
         logits = self(images)
         loss = self.criterion(logits, target, batch_idx)
-        self.log_step(metrics, logits, target, loss)
+        self.log_step(metrics, logits, target, loss, picked.rest.get("group"))
         return loss
 
     def criterion(self, logits: Tensor, target: Tensor, batch_idx: int = 0) -> Tensor:
@@ -139,12 +143,19 @@ class Classifier(PlainModule):
             check_range(target, self.num_classes)
         return self.loss(logits, target.to(logits.dtype) if self.multilabel else target)
 
-    def log_step(self, metrics: MetricCollection, logits: Tensor, target: Tensor, loss: Tensor) -> None:
-        """Update the metrics, and log them and the loss."""
+    def log_step(
+        self, metrics: MetricCollection, logits: Tensor, target: Tensor, loss: Tensor, group: Any = None
+    ) -> None:
+        """Update the metrics, and log them and the loss; in validation and test also the worst group's accuracy."""
         metrics.update(logits, target)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "prog_bar": True, "batch_size": len(target)}
         self.log(f"{metrics.prefix}loss", loss, sync_dist=True, **options)
         self.log_dict(metrics, **options)
+        worst = {"val/": self.val_worst_group, "test/": self.test_worst_group}.get(str(metrics.prefix))
+        grouped = isinstance(group, Tensor) and group.shape == target.shape and not group.is_floating_point()
+        if worst is not None and grouped and not self.multilabel:
+            worst.update(logits, target, group)
+            self.log(f"{metrics.prefix}worst_group", worst, **options)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.step(batch, batch_idx, self.train_metrics)

@@ -41,6 +41,11 @@ MAKE: dict[str, Any] = {
     "px_ap": lambda: metrics.PxAP(7),
     "pixel_f1_per_box": lambda: metrics.PixelF1("casme"),
     "saliency_metric": metrics.SaliencyMetric,
+    "plain_accuracy": metrics.PlainAccuracy,
+    "object_accuracy": metrics.ObjectAccuracy,
+    "background_accuracy": metrics.BackgroundAccuracy,
+    "other_background_accuracy": metrics.OtherBackgroundAccuracy,
+    "top_replaced_accuracy": lambda: metrics.TopReplacedAccuracy(20),
 }
 WITHOUT_MODEL = (
     "complexity",
@@ -53,6 +58,9 @@ WITHOUT_MODEL = (
     "pixel_f1_per_box",
     "px_ap",
 )
+WITHOUT_MAPS = ("plain_accuracy", "object_accuracy", "background_accuracy", "other_background_accuracy")
+WITH_MAPS = tuple(name for name in MAKE if name not in WITHOUT_MAPS)
+EACH_IMAGE_ALONE = tuple(name for name in MAKE if name != "other_background_accuracy")  # whatever its batch
 WITHOUT_IMAGES = (*WITHOUT_MODEL, "saliency_metric")  # what does not look at every pixel of the images
 
 

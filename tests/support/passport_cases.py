@@ -60,6 +60,14 @@ BOX = [
     ({}, {"threshold": 0.7}),
     ({}, {"connectivity": 8}),
 ]
+FILL = [
+    *[(NORMAL, {"substrate": r}) for r in ("mean", "min", "uniform", "blur", "gaussian", COLOR)],
+    ({"substrate": COLOR}, {"substrate": COLOR + 0.1}),
+    ({"substrate": "black"}, NORMAL),
+    ({"substrate": "black", **NORMAL}, {"mean": (0.5,) * 3}),
+    ({"substrate": "black", **NORMAL}, {"std": (0.5,) * 3}),
+    ({"substrate": "uniform"}, {"seed": 1}),
+]
 CASES = {
     metrics.AverageDrop: [*CONFIDENCE, ({}, {"relative": False}), ({}, {"preset": "pytorch_grad_cam"})],
     metrics.AverageIncrease: [*CONFIDENCE, ({}, {"signed": True})],
@@ -138,4 +146,9 @@ CASES = {
         ({}, {"upstream": True}),
         ({}, {"score": "sigmoid"}),
     ],
+    metrics.PlainAccuracy: [],
+    metrics.ObjectAccuracy: [*REGION, *FILL, (NORMAL, {"substrate": "linear"})],
+    metrics.BackgroundAccuracy: [*REGION, *FILL, (NORMAL, {"substrate": "black"})],
+    metrics.OtherBackgroundAccuracy: [*REGION, *FILL, (NORMAL, {"substrate": "black"})],
+    metrics.TopReplacedAccuracy: [*FILL, (NORMAL, {"substrate": "black"}), ({}, {"topk": 5})],
 }

@@ -49,6 +49,7 @@ SPREAD = Range(0, 1e6)
 RANGES = {
     **dict.fromkeys(("n", "steps", "batches", "local_draws", "chunk_size", "cells", "step", "most", "kernel"), COUNT),
     **dict.fromkeys(("resamples", "max_images", "AOPC.patch", "rows", "stages", "num_concepts"), COUNT),
+    **dict.fromkeys(("num_groups", "min_images", "retrain_last_layer.draws"), COUNT),
     **dict.fromkeys(("patch", "stride"), Range(1, 2**31 - 1, whole=True, several=True)),
     **dict.fromkeys(("share", "energy"), SHARE),
     **dict.fromkeys(("sigma", "blur_sigma", "weight", "radius", "noise", "tolerance"), SPREAD),

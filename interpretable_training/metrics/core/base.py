@@ -45,6 +45,7 @@ class ImageMetric(Metric):
     n_degenerate: Tensor
     facts: Tensor
     chunk_size: int | None = None
+    reads_maps = True
     left_out = "whose scores or maps are not numbers"  # which images, in a warning
     why_no_number = "are not numbers and"  # in a table
 
@@ -118,11 +119,11 @@ class ImageMetric(Metric):
         return other
 
     def rows(self, scored: ScoredBatch) -> Tensor:
-        """Return `values` as (B, columns); a row is NaN as a whole, also where the map is."""
+        """Return `values` as (B, columns); a row is NaN as a whole, also where the map is if the metric reads it."""
         rows = self.values(scored)
         rows = rows[:, None] if rows.ndim == 1 else rows
         unknown = rows.isnan().any(1)
-        if scored.unknown is not None:
+        if self.reads_maps and scored.unknown is not None:
             unknown = unknown | scored.unknown.to(rows.device)
         return rows.masked_fill(unknown[:, None], torch.nan)
 

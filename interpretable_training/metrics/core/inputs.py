@@ -54,7 +54,8 @@ def check_inputs(facts: Mapping[str, Any], score: str = "prob") -> None:
         batch["saliency_masked"] = _check_again(given["saliency_masked"], given.get("saliency"))
     _check_batch(batch)
     if batch:
-        _check_annotations(given, next(iter(batch.values())), given.get("saliency"))
+        maps = given.get("saliency", None if images is None else images[:, 0])
+        _check_annotations(given, next(iter(batch.values())), maps)
 
 
 def _check_batch(batch: Mapping[str, Tensor]) -> None:
@@ -69,11 +70,11 @@ def _check_batch(batch: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_annotations(given: Mapping[str, Any], reference: Tensor, saliency: Tensor | None) -> None:
+def _check_annotations(given: Mapping[str, Any], reference: Tensor, maps: Tensor | None) -> None:
     """Refuse masks, boxes, classes and what was classified correctly that do not belong to the batch."""
     for name in MASKS:
-        if name in given and saliency is not None:
-            check_mask(name, given[name], tuple(saliency.shape))
+        if name in given and maps is not None:
+            check_mask(name, given[name], tuple(maps.shape))
     if "boxes" in given:
         padded_boxes(given["boxes"], len(reference))
     if "correct" in given:

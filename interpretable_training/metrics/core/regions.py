@@ -7,7 +7,8 @@ A box is x1, y1, x2, y2 with x2, y2 just outside; a pixel lies in it if its midd
 what is empty then is no box. Padding is NaN.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,6 +26,19 @@ REGIONS: tuple[Region, ...] = get_args(Region)
 
 class NoRegionError(ValueError):
     """Error for a batch without the requested annotation."""
+
+
+@contextmanager
+def regions_for(metric: str, annotations: Mapping[str, Any]) -> Iterator[None]:
+    """Turn the error for a batch without a region into one that names the metric which asked for it."""
+    try:
+        yield
+    except NoRegionError as error:
+        regions = [name for name in REGIONS if annotations.get(name) is not None]
+        raise ValueError(
+            f"expected {error.args[0]} in the batch for {metric}, got {regions or 'none'}; make batches dicts that "
+            "carry them, as ShapesDataModule(annotations=True) does, or pass them to update."
+        ) from error
 
 
 def pixels(
@@ -47,8 +61,17 @@ def pixels(
 
 def pixels_of(scored: ScoredBatch, region: Region) -> Tensor:
     """Return U (B, *spatial) of a batch, on the device of the maps."""
-    name, S = chosen(scored.annotations, region, ("mask", "boxes")), scored.saliency
-    return scored.once_clean(("pixels", name), lambda: pixels(scored.annotations, name, S.shape, S.device))
+    name, like = chosen(scored.annotations, region, ("mask", "boxes")), scored.like
+    return scored.once_clean(("pixels", name), lambda: pixels(scored.annotations, name, like.shape, like.device))
+
+
+def covering_pixels(scored: ScoredBatch, region: Region) -> Tensor:
+    """Return pixels (B, *spatial) that cover U; "auto" is the box around it, which hides the outline of the object."""
+    if region != "auto":
+        return pixels_of(scored, region)
+    size = scored.like.shape
+    _refuse_other_than_images(size)
+    return scored.once_clean("covering pixels", lambda: inside(boxes(scored, "auto"), size[1:]))
 
 
 def ignored_pixels(scored: ScoredBatch) -> Tensor | None:
@@ -59,12 +82,12 @@ def ignored_pixels(scored: ScoredBatch) -> Tensor | None:
 
 def boxes(scored: ScoredBatch, region: Region, clip: bool = True) -> Tensor:
     """Return the boxes (B, n, 4) of a batch; "auto" are the boxes if it has some, else the one around the mask."""
-    name = chosen(scored.annotations, region, ("boxes", "mask"))
-    S = maps(scored)
+    name, like = chosen(scored.annotations, region, ("boxes", "mask")), scored.like
+    _refuse_other_than_images(like.shape)
     if name != "boxes":
         return scored.once_clean(("box around", name), lambda: boxes_around(pixels_of(scored, name))[:, None])
-    padded = padded_boxes(scored.annotations[name], len(S)).to(S.device)
-    return clipped(padded, S.shape[1:]) if clip else padded
+    padded = padded_boxes(scored.annotations[name], len(like)).to(like.device)
+    return clipped(padded, like.shape[1:]) if clip else padded
 
 
 def maps(scored: ScoredBatch) -> Tensor:
@@ -92,7 +115,7 @@ def chosen(annotations: Mapping[str, Any], region: Region, order: Sequence[Regio
     for name in wanted:
         if annotations.get(name) is not None:
             return name
-    raise NoRegionError(" or ".join(map(repr, wanted)))  # `RegionMetric` says which metric asked
+    raise NoRegionError(" or ".join(map(repr, wanted)))  # `regions_for` says which metric asked
 
 
 def clipped(boxes: Tensor, size: Sequence[int]) -> Tensor:

@@ -75,6 +75,11 @@ class ScoredBatch:
         return self._need(self._saliency, "saliency")
 
     @property
+    def like(self) -> Tensor:
+        """Return a tensor of the maps' shape (B, *spatial) on their device: the maps, or a channel of the images."""
+        return self.images[:, 0] if self._saliency is None else self._saliency
+
+    @property
     def target(self) -> Resolved:
         return self._need(self._target, "target")
 
@@ -197,7 +202,8 @@ def scored_batch(
     given = {name: value for name, value in known.items() if value is not None}
     where = {name: given.pop(name) for name in ANNOTATIONS if name in given}
     if model is None or images is None:
-        yield ScoredBatch(images=images, saliency=saliency, method=method, known=given, annotations=where)
+        classes = target if isinstance(target, Tensor) else None
+        yield ScoredBatch(None, images, saliency, classes, method, given, annotations=where)
         return
     with prepare_model(model, output) as prepared:
         images = prepare(prepared, images)

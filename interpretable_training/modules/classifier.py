@@ -3,17 +3,21 @@
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from interpretable_training.batches.read import pick
+from interpretable_training.callbacks.explanation_guidance import ExplanationGuidance
 from interpretable_training.models import build_network
+from interpretable_training.regularization import GuidanceLoss
 
-from ._compat import attached_trainer
+from ._compat import INSTANTIATOR, attached_trainer
 from .checks import check_datamodule, check_logits, check_num_classes, check_range, check_target_shape
-from .plain_module import PlainModule, SchedulerCallable
+from .plain_module import PlainModule, SchedulerCallable, refuse_names_of_objects
+from .saved_guidance import guidance_of, plain_guidance
 
 PICTURES = "pictures"  # key of a checkpoint: how pictures become images
 
@@ -55,6 +59,8 @@ class Classifier(PlainModule):
         scheduler: Function from an optimizer to a scheduler that steps after each epoch. `CosineAnnealingLR` without
             `T_max` ends with the training, at `max_epochs` of the trainer.
         warmup_steps: Optimizer steps over which the learning rate rises linearly to that of the optimizer.
+        guidance: Loss of explanations outside of annotated regions, which the callback `ExplanationGuidance` adds to
+            that of training.
     """
 
     def __init__(
@@ -68,9 +74,14 @@ class Classifier(PlainModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: SchedulerCallable | None = None,
         warmup_steps: int = 0,
+        guidance: GuidanceLoss | None = None,
     ) -> None:
         super().__init__()
+        refuse_names_of_objects(guidance=guidance)
         self.save_arguments(network=network, loss=loss)
+        self.guidance = guidance_of(guidance)
+        if self.guidance is not None and INSTANTIATOR not in self.hparams:
+            self.save_hyperparameters({"guidance": plain_guidance(self.guidance)})
         forget_pretrained(self.hparams)
         check_num_classes(num_classes)
         if isinstance(network, str):
@@ -93,6 +104,11 @@ class Classifier(PlainModule):
 
     def setup(self, stage: str) -> None:
         check_datamodule(getattr(self.trainer, "datamodule", None), self.num_classes)
+
+    def configure_callbacks(self) -> list[Callback]:
+        if self.guidance is None:
+            return []
+        return [ExplanationGuidance(**vars(self.guidance), network="network")]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

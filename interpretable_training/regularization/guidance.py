@@ -35,7 +35,7 @@ from interpretable_training.attribution.grad_cam import GradCAM
 
 from .gradients import Criterion, RecordedForward, record_forward, run_eagerly
 from .map_losses import LOSSES, MapLoss
-from .recorded_maps import layers_of, log_probability_gradients, needs_layers_only, one_class, recorded_maps
+from .recorded_maps import layers_of, log_probability_gradients, needs_layers_only, class_per_image, recorded_maps
 
 GuidanceRegion = Literal["auto", "mask", "boxes", "not_here"]
 REGIONS = ("auto", "mask", "boxes", "not_here")
@@ -256,7 +256,7 @@ class GuidanceLoss:
             else:
                 d = log_probability_gradients(run, result, scale, output)[rows]
             return Guided((d.square().sum(1) * ~M).flatten(1).sum(1), len(rows))  # (2)
-        target = one_class(target, images)
+        target = class_per_image(target, images)
         if run is None:
             S = self._own_maps(model, images, target, rows, output)
         else:

@@ -63,7 +63,7 @@ def log_probability_gradients(run: RecordedForward, result: object, scale: float
     return run.gradient(total * scale, guided=False, create_graph=True) / scale
 
 
-def one_class(target: object, images: Tensor) -> Tensor:
+def class_per_image(target: object, images: Tensor) -> Tensor:
     """Return the class of each image (B,), for which maps are made; raise for other targets."""
     if not isinstance(target, Tensor) or target.shape != (len(images),) or target.is_floating_point():
         kind = f"{tuple(target.shape)} of {target.dtype}" if isinstance(target, Tensor) else type(target).__name__

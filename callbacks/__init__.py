@@ -3,6 +3,7 @@
 from interpretable_training.callbacks.background_swap import BackgroundSwap
 from interpretable_training.callbacks.explanation_alarms import ExplanationAlarms
 from interpretable_training.callbacks.explanation_drift import ExplanationDrift
+from interpretable_training.callbacks.explanation_guidance import ExplanationGuidance
 from interpretable_training.callbacks.explanation_logger import ExplanationLogger
 from interpretable_training.callbacks.guided_gradient_regularization import GuidedGradientRegularization
 from interpretable_training.callbacks.interpretability_metrics import InterpretabilityMetrics
@@ -17,6 +18,7 @@ __all__ = [
     "Budget",
     "ExplanationAlarms",
     "ExplanationDrift",
+    "ExplanationGuidance",
     "ExplanationLogger",
     "GuidedGradientRegularization",
     "InterpretabilityMetrics",

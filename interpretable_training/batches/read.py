@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What batches may carry.
-ANNOTATIONS = ("mask", "boxes", "shortcut_mask", "ignore_mask", "box_target", "mask_target", "cue", "group")
+ANNOTATIONS = (  # what batches may carry
+    *("mask", "boxes", "shortcut_mask", "ignore_mask", "not_here", "box_target", "mask_target", "cue", "group"),
+)
 
 IMAGE_KEYS = ("image", "images", "pixel_values", "img", "input", "inputs", "x", "data")
 LABEL_KEYS = ("target", "targets", "label", "labels", "class", "y")

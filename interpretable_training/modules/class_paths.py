@@ -21,12 +21,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from interpretable_training.attribution.core.base import Attribution
-from interpretable_training.regularization import GuidedGradientRegularizer
+from interpretable_training.regularization import GuidanceLoss, GuidedGradientRegularizer
 
 from ._compat import INSTANTIATOR
 
 # Hyper-parameters of a module are plain values and these. Metrics are modules, too.
-KINDS = (nn.Module, Optimizer, LRScheduler, ReduceLROnPlateau, Attribution, GuidedGradientRegularizer)
+LOSSES = (GuidedGradientRegularizer, GuidanceLoss)
+KINDS = (nn.Module, Optimizer, LRScheduler, ReduceLROnPlateau, Attribution, *LOSSES)
 CALLED = (
     "optimizer",
     "scheduler",

@@ -13,11 +13,12 @@ from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePre
 from interpretable_training.batches.read import pick
 from interpretable_training.metrics import WorstGroupAccuracy
 from interpretable_training.models import build_network
-from interpretable_training.regularization import SwapBackgrounds
+from interpretable_training.regularization import GuidanceLoss, SwapBackgrounds
 
 from ._compat import INSTANTIATOR, attached_trainer
 from .checks import check_datamodule, check_logits, check_num_classes, check_range, check_target_shape
-from .plain_module import PlainModule, SchedulerCallable
+from .plain_module import PlainModule, SchedulerCallable, refuse_names_of_objects
+from .saved_guidance import guidance_of, plain_guidance
 
 PICTURES = "pictures"  # key of a checkpoint: how pictures become images
 
@@ -61,6 +62,8 @@ class Classifier(PlainModule):
             `T_max` ends with the training, at `max_epochs` of the trainer.
         warmup_steps: Optimizer steps over which the learning rate rises linearly to that of the optimizer.
         swap: Swap of backgrounds between training images, as the callback `BackgroundSwap` does it.
+        guidance: Loss of explanations outside of annotated regions, which the callback `ExplanationGuidance` adds to
+            that of training.
     """
 
     def __init__(
@@ -75,13 +78,18 @@ class Classifier(PlainModule):
         scheduler: SchedulerCallable | None = None,
         warmup_steps: int = 0,
         swap: SwapBackgrounds | None = None,
+        guidance: GuidanceLoss | None = None,
     ) -> None:
         super().__init__()
+        refuse_names_of_objects(guidance=guidance)
         self.save_arguments(network=network, loss=loss)
         swap = SwapBackgrounds(**swap) if isinstance(swap, dict) else swap  # a dict is from a checkpoint
         if INSTANTIATOR not in self.hparams:  # from the command line all arguments are plain values
             self.save_hyperparameters({"swap": None if swap is None else asdict(swap)})
         self.swap = swap
+        self.guidance = guidance_of(guidance)
+        if self.guidance is not None and INSTANTIATOR not in self.hparams:
+            self.save_hyperparameters({"guidance": plain_guidance(self.guidance)})
         forget_pretrained(self.hparams)
         check_num_classes(num_classes)
         if isinstance(network, str):
@@ -107,11 +115,12 @@ class Classifier(PlainModule):
         check_datamodule(getattr(self.trainer, "datamodule", None), self.num_classes)
 
     def configure_callbacks(self) -> list[L.Callback]:
-        if self.swap is None:
-            return []
-        from interpretable_training.callbacks import BackgroundSwap  # on request: callbacks take long to import
+        from interpretable_training.callbacks import BackgroundSwap, ExplanationGuidance  # on request: slow to import
 
-        return [BackgroundSwap(self.swap)]
+        callbacks: list[L.Callback] = [] if self.swap is None else [BackgroundSwap(self.swap)]
+        if self.guidance is not None:
+            callbacks.append(ExplanationGuidance(**vars(self.guidance), network="network"))
+        return callbacks
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

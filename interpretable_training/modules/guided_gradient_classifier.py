@@ -50,6 +50,11 @@ class GuidedGradientClassifier(Classifier):
         **kwargs: Any,
     ) -> None:
         refuse_names_of_objects(regularizer=regularizer)
+        if kwargs.get("guidance") is not None:
+            raise ValueError(
+                "expected no guidance with a guided-gradient regularizer, got both: each records the forward pass of "
+                "the step; use Classifier(..., guidance=...) or leave out guidance."
+            )
         super().__init__(network, num_classes, **kwargs)
         if isinstance(regularizer, dict):  # from a checkpoint
             regularizer = GuidedGradientRegularizer(**regularizer)

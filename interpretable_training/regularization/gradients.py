@@ -7,9 +7,9 @@ x: images (B, C, H, W), or the output of a layer. L: loss of a batch. Rule of (2
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interpretable_training.attribution.core._compat import at_end_of_backward, compiler_is_imported, is_compiled
 from interpretable_training.attribution.core.activation_gates import Gates, Scope, gates, no_gates
+from interpretable_training.attribution.core.base import full
 from interpretable_training.attribution.core.capture import ran, tap
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model, unwrap
 from interpretable_training.attribution.core.state import same_state
@@ -31,9 +32,12 @@ INSTEAD = "Pass scope='all', take the gradient at an earlier layer, or train wit
 class RecordedForward:
     """Forward pass inside `record_forward`; its loss can be differentiated by both rules, and again."""
 
-    def __init__(self, model: nn.Module, mode: Gates, quick: Quick, at: str, outputs: dict[str, Any]) -> None:
-        self.model, self.gates, self.quick, self.at, self.outputs = model, mode, quick, at, outputs
+    def __init__(
+        self, model: nn.Module, gates: Gates | None, quick: Quick, at: str | Sequence[str], outputs: dict[str, Any]
+    ) -> None:
+        self.model, self.gates, self.quick, self.at, self.outputs = model, gates, quick, at, outputs
         self.x: Tensor | None = None  # images to differentiate with respect to
+        self.fired = 0  # activations that the last gradient was guided at
 
     def leaf(self, images: Tensor) -> Tensor:
         """Return a differentiable copy of images; the images themselves where `at` is a layer."""
@@ -48,46 +52,81 @@ class RecordedForward:
 
     def gradient(self, loss: Tensor, guided: bool, keep: bool = True, create_graph: bool = False) -> Tensor:
         """Return (1) or (2), in float32 at least; pass `keep=False` in the last call to free the graph."""
-        x = self.x if self.at == "input" else ran(self.outputs, self.at)[-1]
+        x = self.x if self.at == "input" else ran(self.outputs, str(self.at))[-1]
         assert x is not None, "call leaf first"
-        self.gates.on, self.gates.fired, self.quick.switch.inputs_only = guided, 0, True
-        # Checkpointed parts run again in each backward pass: as in the forward pass, and without updating statistics.
-        guard = same_state(unwrap(self.model)) if self.quick.checkpointed else nullcontext()
-        try:
-            with guard, sdpa_kernel(SDPBackend.MATH):
-                d = torch.autograd.grad(loss, x, retain_graph=keep, create_graph=create_graph, allow_unused=True)[0]
-        finally:
-            self.gates.on, self.quick.switch.inputs_only = False, False
+        d = self._follow_rule(loss, x, guided, keep, create_graph)
         if d is None:
             raise ValueError(
                 f"expected a loss that depends on the {self.at} of {type(self.model).__name__}, got one that does not; "
                 "is a part of the model detached, or run under no_grad or reentrant checkpointing?"
             )
-        if guided and self.gates.fired == 0:
-            raise ValueError(no_gates("guided", self.gates.scope, self.model, INSTEAD))
+        if guided and self.fired == 0:
+            raise ValueError(no_gates("guided", "all" if self.gates is None else self.gates.scope, self.model, INSTEAD))
+        return full(d)
+
+    def _follow_rule(self, loss: Tensor, x: Tensor, guided: bool, keep: bool, create_graph: bool) -> Tensor | None:
+        """Return the gradient with respect to x by one of the rules."""
+        if self.gates is None:
+            return self.differentiate(loss, [x], keep, create_graph)[0]
+        self.gates.on, self.gates.fired = guided, 0
+        try:
+            return self.differentiate(loss, [x], keep, create_graph)[0]
+        finally:
+            self.gates.on, self.fired = False, self.gates.fired
+
+    def differentiate(
+        self, loss: Tensor, tensors: Sequence[Tensor], keep: bool = True, create_graph: bool = False
+    ) -> list[Tensor | None]:
+        """Return the gradients of the loss with respect to tensors of the pass; None for those without effect on it."""
+        with self.inputs_only():
+            gradients = torch.autograd.grad(
+                loss, tensors, retain_graph=keep, create_graph=create_graph, allow_unused=True
+            )
         if create_graph and self.quick.checkpointed:
-            d.register_hook(_keep_math_attention)
-        return d.float() if d.dtype in (torch.float16, torch.bfloat16) else d
+            for gradient in gradients:
+                if gradient is not None and gradient.requires_grad:
+                    gradient.register_hook(_keep_math_attention)
+        return list(gradients)
+
+    @contextmanager
+    def inputs_only(self) -> Iterator[None]:
+        """Compute no gradients of parameters inside the block, where only those of inputs are asked for."""
+        # Checkpointed parts run again in each backward pass: as in the forward pass, and without updating statistics.
+        guard = same_state(unwrap(self.model)) if self.quick.checkpointed else nullcontext()
+        self.quick.switch.inputs_only = True
+        try:
+            with guard, sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            self.quick.switch.inputs_only = False
 
 
 @contextmanager
-def record_forward(model: nn.Module, at: str = "input", scope: Scope = "all") -> Iterator[RecordedForward]:
+def record_forward(
+    model: nn.Module,
+    at: str | Sequence[str] = "input",
+    scope: Scope = "all",
+    rule: Literal["plain", "guided"] = "guided",
+) -> Iterator[RecordedForward]:
     """Record the forward pass of `model` that runs inside the block; compute the loss inside or later.
 
     Args:
-        at: "input" for gradients with respect to the result of `leaf`, or the dotted name of a layer of `model`.
+        at: "input" for gradients with respect to the result of `leaf`, or the dotted name of a layer of `model`, or of
+            several for `differentiate`.
         scope: Guide "all" activations that run or only registered "modules".
+        rule: "plain" records no guided gradients.
     """
     _warn_compiled(model)
     with ExitStack() as stack:
-        mode = stack.enter_context(gates("guided", scope, model, INSTEAD))
-        assert mode is not None
+        mode = stack.enter_context(gates(rule, scope, model, INSTEAD))
         if compiler_is_imported():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the other kernels have no second derivative
-        outputs = {} if at == "input" else stack.enter_context(tap(unwrap(model), [at]))
+        layers = [at] if isinstance(at, str) else at
+        outputs = {} if at == "input" else stack.enter_context(tap(unwrap(model), layers))
         quick = stack.enter_context(Quick())
-        stack.enter_context(mode)
+        if mode is not None:
+            stack.enter_context(mode)
         yield RecordedForward(model, mode, quick, at, outputs)
 
 
@@ -109,8 +148,8 @@ def _warn_compiled(model: nn.Module) -> None:
     """Warn once that compiled modules run eagerly."""
     if any(is_compiled(module) for module in model.modules()):
         warnings.warn(
-            f"{type(unwrap(model)).__name__} is compiled, and compiled modules cannot be differentiated twice: steps "
-            "with guided gradients run eagerly",
+            f"{type(unwrap(model)).__name__} is compiled, and compiled modules cannot be differentiated twice: "
+            "regularized steps run eagerly",
             stacklevel=1,
         )
 

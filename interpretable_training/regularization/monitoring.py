@@ -15,8 +15,8 @@ def warn_if_compiled(module: L.LightningModule) -> None:
     """Warn where the whole module was compiled; compiled parts are seen when they run."""
     if module._compiler_ctx is not None:
         rank_zero_warn(
-            f"{type(module).__name__} is compiled, and compiled modules cannot be differentiated twice: steps with "
-            "guided gradients run eagerly"
+            f"{type(module).__name__} is compiled, and compiled modules cannot be differentiated twice: "
+            "regularized steps run eagerly"
         )
 
 

@@ -182,7 +182,7 @@ class GuidedGradientRegularizer:
         scaled = loss if scale == 1 else loss * scale
         factor = (n if self.grad_of == "sum" else 1) / scale
         d2 = recorded.gradient(scaled, guided=True).detach() * factor
-        gated = recorded.gates.fired
+        gated = recorded.fired
         d = recorded.gradient(scaled, guided=False, create_graph=True) * factor
         error = self.error if callable(self.error) else ERRORS[self.error]
         with torch.no_grad():

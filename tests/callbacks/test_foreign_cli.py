@@ -65,12 +65,20 @@ VALUES = {
         None,
     ),
     "criterion": (None, None),  # a function, which files do not name
+    "loss": ("l1", "l1"),
+    "region": ("not_here", "not_here"),
+    "method": ({"class_path": f"{ROOM}.attribution.GradCAM", "init_args": {"layer": "x"}}, None),
+    "weight": (0.5, 0.5),
+    "share": (0.25, 0.25),
+    "start_step": (3, 3),
+    "warmup_steps": (4, 4),
 }
 OBJECTS = {
     "methods": {"cam": GradCAM("x")},
     "metrics": {"drop": AverageDrop()},
     "test": ParameterRandomization(**TEST),
     "regularizer": GuidedGradientRegularizer(weight=0.5),
+    "method": GradCAM("x"),
 }
 
 

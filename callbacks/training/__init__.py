@@ -1,0 +1,1 @@
+"""What callbacks that change the training share."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from timing import interleave, peak_megabytes, row
 
-from interpretable_training.attribution import Gradient, GradCAM
+from interpretable_training.attribution import GradCAM, Gradient
 from interpretable_training.models import build_network
 from interpretable_training.regularization import GuidanceLoss
 

@@ -12,6 +12,7 @@ from interpretable_training.recipes.guided_gradient_cifar100 import guided_gradi
 from interpretable_training.recipes.method_table import method_table
 from interpretable_training.recipes.opti_cam_study import opti_cam_study, opti_cam_study_imagenet
 from interpretable_training.recipes.recipe import EvaluationRecipe, Recipe
+from interpretable_training.recipes.repair import repair, repair_table
 from interpretable_training.recipes.sanity_checks import sanity_checks
 from interpretable_training.recipes.shortcut import shortcut
 
@@ -29,6 +30,8 @@ __all__ = [
     "method_table",
     "opti_cam_study",
     "opti_cam_study_imagenet",
+    "repair",
+    "repair_table",
     "sanity_checks",
     "shortcut",
 ]

@@ -13,6 +13,7 @@ from interpretable_training.recipes.ca_stream import ca_stream_report
 from interpretable_training.recipes.cmapss import cmapss_report
 from interpretable_training.recipes.method_table import method_table_report
 from interpretable_training.recipes.opti_cam_study import opti_cam_study_report
+from interpretable_training.recipes.repair import repair_report, repair_table_report
 from interpretable_training.recipes.sanity_checks import sanity_checks_report
 
 REPORTS: dict[Callable[..., Any], Callable[..., str] | None] = {
@@ -24,6 +25,8 @@ REPORTS: dict[Callable[..., Any], Callable[..., str] | None] = {
     recipes.guided_gradient_cifar100: None,
     recipes.method_table: method_table_report,
     recipes.opti_cam_study: opti_cam_study_report,
+    recipes.repair: repair_report,
+    recipes.repair_table: repair_table_report,
     recipes.sanity_checks: sanity_checks_report,
     recipes.shortcut: None,
 }

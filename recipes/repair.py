@@ -3,16 +3,15 @@
     python -m interpretable_training.recipes repair --remedy background_swap
     python -m interpretable_training.recipes repair_table --data marks
 
-The second command trains the network without and with each remedy, with masks for 1, 10 and 100 % of the training images,
-and two controls: training on clean data, and a swap of random regions, which costs as much as the swap of backgrounds. It
-writes a table of means over seeds with 95 % intervals, and a picture. Remedies that do harm stay in the table. Each
-training leaves its numbers in the folder: a table that was interrupted goes on where it stopped.
+The second command trains the network without and with each remedy, with masks for 1, 10 and 100 % of the training
+images, and two controls: training on clean data, and a swap of random regions, which costs as much as the swap of
+backgrounds. It writes a table of means over seeds with 95 % intervals, and a picture. Remedies that do harm stay in the
+table. Each training leaves its numbers in the folder: a table that was interrupted goes on where it stopped.
 """
 
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.batches.read import Picked
@@ -40,6 +38,7 @@ Kind = Literal["marks", "textures", "decoy_digits"]
 Remedy = Literal["nothing", "random_swap", "background_swap", "energy", "input_gradient", "not_here"]
 CUES = ("same", "none", "swapped")  # of test images: as in training, none, of another class
 SHARES = (1.0, 0.1, 0.01)
+TEST_IMAGES = 1000
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of Student's t by the number of seeds
 
 
@@ -71,7 +70,8 @@ def make_data(data: Kind, shortcut: float, n_train: int = 6000, **options: Any) 
     if data == "decoy_digits":
         return DigitsDataModule(32, annotations=True, shortcut=shortcut, **options)
     cue: Literal["mark", "background"] = "mark" if data == "marks" else "background"
-    return ShapesDataModule(64, n_train=n_train, annotations=True, shortcut=shortcut, cue=cue, **options)
+    options |= {"n_train": n_train, "n_test": TEST_IMAGES, "annotations": True}
+    return ShapesDataModule(64, shortcut=shortcut, cue=cue, **options)
 
 
 def repair(
@@ -139,6 +139,12 @@ def measure(recipe: Recipe, layer: str = "stage2", max_images: int = 300) -> dic
         if cue == "same":
             numbers |= where_maps_lie(network, test, layer, max_images)
     return {**numbers, "worst group": 100 * float(worst.compute())}
+
+
+def repair_report(recipe: Recipe) -> str:
+    """Return where the trained network looks and how well it does without the cue."""
+    numbers = measure(recipe)
+    return aligned([["test images", "percent"], *([name, f"{value:.1f}"] for name, value in numbers.items())])
 
 
 @torch.no_grad()
@@ -245,7 +251,8 @@ def draw(lines: list[tuple[str, dict[str, list[float]]]], path: Path) -> None:
 
     figure = Figure(figsize=(9, 0.5 + 0.32 * len(lines)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for ax, key, title in zip(axes, ("swapped", "energy on object"), ("accuracy, wrong cues (%)", "energy on object (%)")):
+    shown = {"swapped": "accuracy, wrong cues (%)", "energy on object": "energy on object (%)"}
+    for ax, (key, title) in zip(axes, shown.items()):
         for i, (_, columns) in enumerate(lines):
             ax.plot(columns[key], [i] * len(columns[key]), "o", color="#0072B2", alpha=0.5, markersize=4)
             ax.plot(statistics.mean(columns[key]), i, "|", color="black", markersize=14)
@@ -256,15 +263,17 @@ def draw(lines: list[tuple[str, dict[str, list[float]]]], path: Path) -> None:
     save_figure(figure, path, dpi=150)
 
 
-def repair_table(data: Kind = "marks", seeds: int = 5, output: str = "runs/repair_table", n_train: int = 6000, max_epochs: int = 10) -> RepairTable:
+def repair_table(
+    data: Kind = "marks", seeds: int = 5, n_train: int = 6000, max_epochs: int = 10, output: str = "runs/repair_table"
+) -> RepairTable:
     """Compare all remedies.
 
     Args:
         data: See `repair`.
         seeds: How many trainings of each row.
-        output: Folder of the table, the picture and the numbers of each training.
         n_train: See `repair`.
         max_epochs: See `repair`.
+        output: Folder of the table, the picture and the numbers of each training.
     """
     return RepairTable(data, seeds, output, {"n_train": n_train, "max_epochs": max_epochs})
 

@@ -21,6 +21,7 @@ from interpretable_training.attribution.core.activation_gates import Gates, Scop
 from interpretable_training.attribution.core.base import full
 from interpretable_training.attribution.core.capture import ran, tap
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model, unwrap
+from interpretable_training.attribution.core.sharded_parameters import is_sharded
 from interpretable_training.attribution.core.state import same_state
 
 from .quick import Quick
@@ -116,6 +117,7 @@ def record_forward(
         scope: Guide "all" activations that run or only registered "modules".
         rule: "plain" records no guided gradients.
     """
+    _refuse_sharded(model)
     _warn_compiled(model)
     with ExitStack() as stack:
         mode = stack.enter_context(gates(rule, scope, model, INSTEAD))
@@ -142,6 +144,16 @@ def run_eagerly(function: Callable[..., Any], *args: Any) -> Any:
     if not compiler_is_imported():
         return function(*args)
     return torch.compiler.disable(function)(*args)
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """Raise an error before a pass that other processes would wait for, or that gives other gradients."""
+    if is_sharded(model):
+        raise ValueError(
+            "expected a model with whole parameters that stay for both gradients of a pass, got a "
+            f"{type(unwrap(model)).__name__} whose parameters are spread over processes (FSDP2 or tensor parallelism); "
+            "train with DDP, or with weight=0."
+        )
 
 
 def _warn_compiled(model: nn.Module) -> None:

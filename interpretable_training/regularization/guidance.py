@@ -29,13 +29,12 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.attribution.core.prepared_model import Output, unwrap
-from interpretable_training.attribution.core.sharded_parameters import is_fsdp2
 from interpretable_training.attribution.core.state import same_state
 from interpretable_training.attribution.grad_cam import GradCAM
 
 from .gradients import Criterion, RecordedForward, record_forward, run_eagerly
 from .map_losses import LOSSES, MapLoss
-from .recorded_maps import layers_of, log_probability_gradients, needs_layers_only, class_per_image, recorded_maps
+from .recorded_maps import class_per_image, layers_of, log_probability_gradients, needs_layers_only, recorded_maps
 
 GuidanceRegion = Literal["auto", "mask", "boxes", "not_here"]
 REGIONS = ("auto", "mask", "boxes", "not_here")
@@ -212,12 +211,6 @@ class GuidanceLoss:
         Args:
             images: Some images, for methods that choose their layer.
         """
-        if is_fsdp2(model):  # before a pass that others would wait for
-            raise ValueError(
-                f"expected a model that keeps its parameters between the two gradients of a pass, got a "
-                f"{type(unwrap(model)).__name__} whose parameters FSDP2 frees after the first; train with DDP, or with "
-                "weight=0."
-            )
         at: str | list[str]
         if self.loss == "input_gradient":
             at = "input" if self.share == 1 else []

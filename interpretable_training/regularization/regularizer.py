@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.core.activation_gates import Scope
 from interpretable_training.attribution.core.prepared_model import unwrap
-from interpretable_training.attribution.core.sharded_parameters import is_fsdp2
 from interpretable_training.attribution.core.state import same_state
 
 from .errors import ERRORS, Error, cosine
@@ -146,12 +145,6 @@ class GuidedGradientRegularizer:
         self, model: nn.Module, images: Tensor, target: Any, criterion: Criterion, weight: float, scale: float
     ) -> Parts:
         """Return the parts of a step with regularization."""
-        if is_fsdp2(model):  # before a pass that others would wait for
-            raise ValueError(
-                f"expected a model that keeps its parameters between the two gradients of a pass, got a "
-                f"{type(unwrap(model)).__name__} whose parameters FSDP2 frees after the first; train with DDP, or with "
-                "weight=0."
-            )
         if self.fraction == 1:
             with record_forward(model, self.at, self.scope) as recorded:
                 output = model(recorded.leaf(images))

@@ -1,4 +1,4 @@
-"""Training under FSDP2 equals that of the whole model, but for guided gradients, which refuse it before the pass."""
+"""Training under FSDP2 equals that of the whole model; losses of gradients refuse it, and tensor parallelism."""
 
 import copy
 import json
@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.testing import assert_close
 
 from interpretable_training.attribution.core.sharded_parameters import whole
 from interpretable_training.models import CAStream, TinyCNN
-from interpretable_training.regularization import GuidedGradientRegularizer
+from interpretable_training.regularization import GuidanceLoss, GuidedGradientRegularizer
 
 pytestmark = pytest.mark.slow  # each process imports torch
 IMAGES = torch.arange(4 * 3 * 16 * 16, dtype=torch.float32).view(4, 3, 16, 16).sin()
@@ -35,6 +37,10 @@ def regularized(**options):
     return lambda net: GuidedGradientRegularizer(**{"weight": 1.0, **options})(net, IMAGES, TARGET)
 
 
+def guided(loss):
+    return lambda net: GuidanceLoss(loss)(net, IMAGES, TARGET, torch.ones(4, 16, 16, dtype=torch.bool))
+
+
 def plain(net):
     return F.cross_entropy(net(IMAGES), TARGET), None
 
@@ -45,6 +51,7 @@ REFUSED = {
     "regularizer of a part": (cnn, regularized(fraction=0.5)),
     "regularizer at a layer": (cnn, regularized(at="1")),
     "regularized stream": (stream, regularized()),
+    "guided maps": (cnn, guided("energy")),
 }
 
 
@@ -78,6 +85,10 @@ def work(rank, folder):
                 assert_close(trained(spread, loss_of), trained(net, loss_of), rtol=1e-4, atol=1e-5)
             except (AssertionError, RuntimeError, ValueError) as error:
                 found[name] = str(error)
+        parallel = parallelize_module(cnn(), mesh, {"6": ColwiseParallel(output_layouts=Replicate())})
+        for loss_of in (regularized(), regularized(fraction=0.5), guided("energy"), guided("input_gradient")):
+            with pytest.raises(ValueError, match="spread over processes"):
+                loss_of(parallel)
         (folder / f"{rank}.json").write_text(json.dumps(found))
     finally:
         dist.destroy_process_group()
@@ -88,4 +99,4 @@ def test_sharded_training_equals_that_of_the_whole_model(tmp_path):
     for rank in (0, 1):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found.keys() == REFUSED.keys(), found
-        assert all("whose parameters FSDP2 frees" in text for text in found.values()), found
+        assert all("whose parameters are spread over processes" in text for text in found.values()), found

@@ -38,7 +38,6 @@ Kind = Literal["marks", "textures", "decoy_digits"]
 Remedy = Literal["nothing", "random_swap", "background_swap", "energy", "input_gradient", "not_here"]
 CUES = ("same", "none", "swapped")  # of test images: as in training, none, of another class
 SHARES = (1.0, 0.1, 0.01)
-TEST_IMAGES = 1000
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of Student's t by the number of seeds
 
 
@@ -65,12 +64,12 @@ def callbacks_of(remedy: Remedy, layer: str) -> list[L.Callback]:
     return remedies[remedy]
 
 
-def make_data(data: Kind, shortcut: float, n_train: int = 6000, **options: Any) -> SeededDataModule:
+def make_data(data: Kind, shortcut: float, n_train: int = 6000, n_test: int = 1000, **options: Any) -> SeededDataModule:
     """Return images with a cue, with masks of object and cue, and groups."""
     if data == "decoy_digits":
         return DigitsDataModule(32, annotations=True, shortcut=shortcut, **options)
     cue: Literal["mark", "background"] = "mark" if data == "marks" else "background"
-    options |= {"n_train": n_train, "n_test": TEST_IMAGES, "annotations": True}
+    options |= {"n_train": n_train, "n_test": n_test, "annotations": True}
     return ShapesDataModule(64, shortcut=shortcut, cue=cue, **options)
 
 
@@ -121,15 +120,15 @@ def repair(
     return Recipe(trainer, module, images)
 
 
-def measure(recipe: Recipe, layer: str = "stage2", max_images: int = 300) -> dict[str, float]:
+def measure(recipe: Recipe, n_test: int = 1000, layer: str = "stage2", max_images: int = 300) -> dict[str, float]:
     """Return accuracies by test cues, that of the worst group, and where the maps lie on images as in training."""
-    data, network = recipe.data, recipe.module.eval()
+    data, network = recipe.data, recipe.module.network.eval()  # type: ignore[union-attr,operator]
     assert isinstance(data, (ShapesDataModule, DigitsDataModule))  # what the recipe returns
     worst, numbers = WorstGroupAccuracy(min_images=5), {}
     kind: Kind = "decoy_digits" if isinstance(data, DigitsDataModule) else "marks"
     kind = "textures" if getattr(data, "cue", None) == "background" else kind
     for cue in CUES:
-        test = make_data(kind, data.shortcut or 0.95, shortcut_val=cue, seed=data.seed)
+        test = make_data(kind, data.shortcut or 0.95, n_test=n_test, shortcut_val=cue, seed=data.seed)
         test.setup("test")
         batches = list(test.test_dataloader())
         logits = torch.cat([predict(network, batch["image"]) for batch in batches])
@@ -141,9 +140,9 @@ def measure(recipe: Recipe, layer: str = "stage2", max_images: int = 300) -> dic
     return {**numbers, "worst group": 100 * float(worst.compute())}
 
 
-def repair_report(recipe: Recipe) -> str:
+def repair_report(recipe: Recipe, n_test: int = 1000) -> str:
     """Return where the trained network looks and how well it does without the cue."""
-    numbers = measure(recipe)
+    numbers = measure(recipe, n_test)
     return aligned([["test images", "percent"], *([name, f"{value:.1f}"] for name, value in numbers.items())])
 
 

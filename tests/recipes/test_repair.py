@@ -37,10 +37,9 @@ def test_random_regions_have_the_size_of_objects_elsewhere():
 
 
 @pytest.mark.parametrize("data", ["marks", "textures", "decoy_digits"])
-def test_report_has_behavior_and_maps(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("interpretable_training.recipes.repair.TEST_IMAGES", 60)
+def test_report_has_behavior_and_maps(data, tmp_path):
     recipe = repair(data, output=str(tmp_path), **SMALL)
-    report = repair_report(recipe)
+    report = repair_report(recipe, n_test=60)
     for name in ("same", "none", "swapped", "worst group", "energy on object", "peak on cue"):
         assert name in report
 

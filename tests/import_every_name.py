@@ -8,11 +8,11 @@ import interpretable_training
 
 EXTRAS = {"optuna"}  # what an extra brings, without which its modules cannot be imported
 count = 0
-for found in pkgutil.walk_packages(interpretable_training.__path__, "interpretable_training."):
-    if found.name.endswith("__main__"):
+for results in pkgutil.walk_packages(interpretable_training.__path__, "interpretable_training."):
+    if results.name.endswith("__main__"):
         continue
     try:
-        module = importlib.import_module(found.name)
+        module = importlib.import_module(results.name)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise

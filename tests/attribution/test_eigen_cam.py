@@ -28,9 +28,9 @@ def component(A, center):
 def test_eigen_cam_is_the_first_principal_component(center, shape, model):
     A = torch.rand(2, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) ** 2
     S = EigenCAM(layer="features", center=center, relu=False)(model(A), A)
-    for found, features in zip(S, A):
+    for results, features in zip(S, A):
         v = component(features, center)
-        close(found, -v if v.max() < -v.min() else v)
+        close(results, -v if v.max() < -v.min() else v)
 
 
 def test_eigen_cam_of_proportional_channels_is_centered_map(model, features):

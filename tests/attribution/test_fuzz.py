@@ -11,14 +11,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def problems(chosen):
     """The cases that end otherwise, with what became of them."""
-    found = []
+    results = []
     for case in chosen:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             verdict, why = judge(case)
         if verdict not in ("clear", "valid"):
-            found.append(f"{verdict}: {case.owner}, {case.what}: {why}")
-    return found
+            results.append(f"{verdict}: {case.owner}, {case.what}: {why}")
+    return results
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -82,14 +82,14 @@ def split(net, mesh):
 
 def unlike(methods, whole, spread):
     """The methods whose maps differ, with the reason."""
-    found = {}
+    results = {}
     for method in methods:
         try:
             expected = method(whole, IMAGES, TARGET)
             assert_close(method(spread, IMAGES, TARGET), expected, rtol=1e-4, atol=1e-5)
         except (AssertionError, RuntimeError, ValueError) as error:
-            found[type(method).__name__] = str(error)
-    return found
+            results[type(method).__name__] = str(error)
+    return results
 
 
 def with_cache(net, method, images, target):
@@ -108,7 +108,7 @@ def work(rank, folder):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    mesh, found = init_device_mesh("cpu", (2,)), {}
+    mesh, results = init_device_mesh("cpu", (2,)), {}
     try:
         cases = {
             "cnn, FSDP2": (cnn, shard, CNN),
@@ -122,12 +122,12 @@ def work(rank, folder):
             spread(net, mesh)
             assert is_sharded(net)
             assert not is_sharded(whole)
-            found[name] = unlike(methods, whole, net)
+            results[name] = unlike(methods, whole, net)
             tests = ParameterRandomization(), InputInvariance(), with_cache
-            found[f"{name}, refused"] = [refused(test, net) for test in tests]
+            results[f"{name}, refused"] = [refused(test, net) for test in tests]
             if make is stream:
-                found["checksums"] = whole.checksums() == net.checksums()
-                found["state"] = bool(torch.equal(whole.get_extra_state(), net.get_extra_state()))
+                results["checksums"] = whole.checksums() == net.checksums()
+                results["state"] = bool(torch.equal(whole.get_extra_state(), net.get_extra_state()))
             else:
                 data = [(IMAGES[:3], TARGET[:3]), (IMAGES[3:4], TARGET[3:4]), (IMAGES[4:], TARGET[4:])]  # not even
                 tables = [
@@ -135,9 +135,9 @@ def work(rank, folder):
                     for model in (whole, net)
                 ]
                 values = [table.values["gradcam"]["average_drop"] for table in tables]
-                found[f"{name}, evaluate"] = len(values[1]) == 5 and torch.allclose(*values, atol=1e-3)  # percent
-                found[f"{name}, weights"] = tables[0].facts["weights"] == tables[1].facts["weights"]
-        (folder / f"{rank}.json").write_text(json.dumps(found))
+                results[f"{name}, evaluate"] = len(values[1]) == 5 and torch.allclose(*values, atol=1e-3)  # percent
+                results[f"{name}, weights"] = tables[0].facts["weights"] == tables[1].facts["weights"]
+        (folder / f"{rank}.json").write_text(json.dumps(results))
     finally:
         dist.destroy_process_group()
 
@@ -145,8 +145,8 @@ def work(rank, folder):
 def test_sharded_models_get_the_maps_of_whole_ones(tmp_path):
     mp.spawn(work, (tmp_path,), nprocs=2)
     for rank in (0, 1):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
-        for name, value in found.items():
+        results = json.loads((tmp_path / f"{rank}.json").read_text())
+        for name, value in results.items():
             if name.endswith("refused"):
                 assert all(("expected a model with whole" in text or "cache=None" in text) for text in value), (
                     name,

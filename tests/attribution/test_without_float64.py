@@ -152,7 +152,7 @@ def test_sanity_checks_find_the_same_as_on_the_cpu(name):
     check, images = SANITY[name], toy_images()
     expected = check(toy(), attribution.GradCAM(), images, TARGET)
     with Device():
-        found = check(to_device(toy()), attribution.GradCAM(), on_device(images), on_device(TARGET))
-    for ours, theirs in zip(found, expected, strict=True):
+        results = check(to_device(toy()), attribution.GradCAM(), on_device(images), on_device(TARGET))
+    for ours, theirs in zip(results, expected, strict=True):
         assert ours.passed == theirs.passed
         assert ours.similarity == pytest.approx(theirs.similarity, rel=1e-3, abs=1e-3, nan_ok=True)

@@ -116,10 +116,10 @@ def expected():
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_gives_the_same_table(network, expected, source):
-    found = measured(network, SOURCES[source]())
-    expected.setdefault("table", found)
-    same_numbers(found, expected["table"], atol=1e-4)
-    for key, cell in found.cells.items():
+    results = measured(network, SOURCES[source]())
+    expected.setdefault("table", results)
+    same_numbers(results, expected["table"], atol=1e-4)
+    for key, cell in results.cells.items():
         assert_close(cell.mean, expected["table"][key].mean, rtol=1e-5, atol=1e-4)
         assert_close(cell.low, expected["table"][key].low, rtol=1e-5, atol=1e-4)
 
@@ -148,9 +148,9 @@ def test_max_images_are_chosen_by_the_seed_whatever_the_loader(network):
     assert len({tuple(chosen(DATA, seed)) for seed in range(8)}) > 4
     assert chosen(DATA, 3) == chosen(DATA, 3)
     assert [i for part in BatchSource(DATA, 99).plan for i in part] == list(range(N))
-    found = measured(network, DATA, max_images=4)
-    assert found.images.tolist() == first
-    assert found.classes.tolist() == Y[first].tolist()
+    results = measured(network, DATA, max_images=4)
+    assert results.images.tolist() == first
+    assert results.classes.tolist() == Y[first].tolist()
 
 
 def test_every_image_is_chosen_as_often_as_the_others():

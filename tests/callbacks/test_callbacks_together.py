@@ -52,8 +52,8 @@ def test_early_stopping_of_a_look_that_fails(tmp_path, finite):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         trainer = fit(tmp_path, broken, stop)
-    told = [str(w.message) for w in said if "pass it check_finite=False" in str(w.message)]
-    assert len(told) == finite
+    printed = [str(w.message) for w in said if "pass it check_finite=False" in str(w.message)]
+    assert len(printed) == finite
     assert trainer.current_epoch == (1 if finite else 3)
 
 

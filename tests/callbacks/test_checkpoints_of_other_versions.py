@@ -81,8 +81,8 @@ def ours(checkpoint):
 def test_corrupted_states_are_defaults_and_the_run_goes_on(tmp_path, written, seed):
     draw, checkpoint = random.Random(seed), copy.deepcopy(written)
     assert len(ours(checkpoint)) == 6
-    told = [corrupted(checkpoint["callbacks"][key], draw) for key in ours(checkpoint)]
-    checkpoint["callbacks"] |= dict(zip(ours(checkpoint), (state for state, _ in told)))
+    printed = [corrupted(checkpoint["callbacks"][key], draw) for key in ours(checkpoint)]
+    checkpoint["callbacks"] |= dict(zip(ours(checkpoint), (state for state, _ in printed)))
     torch.save(checkpoint, tmp_path / "other.ckpt")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -90,10 +90,10 @@ def test_corrupted_states_are_defaults_and_the_run_goes_on(tmp_path, written, se
             tmp_path, everyone(), Module(small_network()), ckpt_path=tmp_path / "other.ckpt", weights_only=True,
             max_epochs=2,
         )  # fmt: skip
-    assert trainer.state.finished, told
+    assert trainer.state.finished, printed
     assert trainer.current_epoch == 2
-    assert {line["method"] for line in record(tmp_path).of("drift") if line["epoch"] == 1} == {"gradcam"}, told
-    assert record(tmp_path).of("failure") == [], told
+    assert {line["method"] for line in record(tmp_path).of("drift") if line["epoch"] == 1} == {"gradcam"}, printed
+    assert record(tmp_path).of("failure") == [], printed
     owners = [str(w.message).split()[0] for w in caught if "goes on from a checkpoint" in str(w.message)]
     assert len(owners) == len(set(owners))  # one warning for each callback at most
 
@@ -133,11 +133,11 @@ def test_one_warning_names_what_is_not_as_expected(written, way, how):
 def test_an_unchanged_state_is_restored_without_a_warning(written, recwarn):
     for callback, key in zip(everyone(), ours(written)):
         callback.load_state_dict(copy.deepcopy(written["callbacks"][key]))
-        found, expected = callback.state_dict(), copy.deepcopy(written["callbacks"][key])
+        results, expected = callback.state_dict(), copy.deepcopy(written["callbacks"][key])
         if expected.pop("journal", None):
-            found.pop("journal")
+            results.pop("journal")
             assert callback.address == written["callbacks"][key]["journal"]
-        assert repr(found) == repr(expected)
+        assert repr(results) == repr(expected)
     assert [str(w.message) for w in recwarn if "goes on from" in str(w.message)] == []
 
 

@@ -135,8 +135,8 @@ def damaged(folder, draw):
 def data_of(path):
     text = path.read_text()
     assert text.rstrip().endswith("</html>")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
-    return json.loads(found, parse_constant=pytest.fail)  # a browser reads no NaN
+    results = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    return json.loads(results, parse_constant=pytest.fail)  # a browser reads no NaN
 
 
 def frozen(line):
@@ -152,9 +152,9 @@ def test_a_damaged_journal_gives_a_page_of_all_the_rest(tmp_path, run, seed):
     after = Counter(line for line in (folder / FILE).read_bytes().split(b"\n") if line)
     untouched = Counter(before) & after
     runs, broken = parse(folder / FILE)
-    found = Counter(frozen(line) for lines in runs.values() for line in lines)
-    assert Counter(frozen(json.loads(line)) for line in untouched.elements()) <= found
-    assert broken + found.total() == after.total()
+    results = Counter(frozen(line) for lines in runs.values() for line in lines)
+    assert Counter(frozen(json.loads(line)) for line in untouched.elements()) <= results
+    assert broken + results.total() == after.total()
     assert (f"{broken} broken lines" in "; ".join(page["missing"])) == (broken > 0)
     assert len(page["films"]["panel"]["events"]) >= 1
 

@@ -63,38 +63,38 @@ def test_accumulated_batches_equal_the_same_by_hand(tmp_path, guidance):
 
 @EACH
 def test_accumulated_halves_equal_the_whole_batch(tmp_path, guidance):
-    found = []
+    results = []
     for size, accumulate in ((4, 2), (8, 1)):
         module = PlainStep()
         fit(tmp_path, module, callback_of(guidance), data=loader(size), accumulate_grad_batches=accumulate)
-        found.append(module.state_dict())
-    assert_close(*found)
+        results.append(module.state_dict())
+    assert_close(*results)
 
 
 @EACH
 def test_classifier_and_callback_train_alike(tmp_path, guidance):
-    found = []
+    results = []
     for module, callbacks in ((classifier(guidance), []), (classifier(), [callback_of(guidance)])):
         trainer = fit(tmp_path, module, *callbacks, data=loader())
         assert trainer.callback_metrics["train/guidance"] > 0
-        found.append(module.network.state_dict())
-    assert_close(*found, rtol=0, atol=0)
-    assert_close(dict(found[0]), {k.removeprefix("net."): v for k, v in trained_by_hand(guidance, loader()).items()})
+        results.append(module.network.state_dict())
+    assert_close(*results, rtol=0, atol=0)
+    assert_close(dict(results[0]), {k.removeprefix("net."): v for k, v in trained_by_hand(guidance, loader()).items()})
 
 
 @EACH
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision_stays_close_to_float32(tmp_path, guidance, precision):
-    found = []
+    results = []
     for how in ("32-true", precision):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         options = {"plugins": [MixedPrecision(how, "cpu", scaler)]} if how == "16-mixed" else {"precision": how}
         module = PlainStep()
         fit(tmp_path, module, callback_of(guidance), data=loader(), **options)
         start = PlainStep().state_dict()
-        found.append(torch.cat([(v - start[k]).flatten() for k, v in module.state_dict().items()]))
-    assert torch.cosine_similarity(*found, 0) > 0.99  # of what the parameters have moved by
-    assert_close(found[1].norm(), found[0].norm(), rtol=0.1, atol=0)
+        results.append(torch.cat([(v - start[k]).flatten() for k, v in module.state_dict().items()]))
+    assert torch.cosine_similarity(*results, 0) > 0.99  # of what the parameters have moved by
+    assert_close(results[1].norm(), results[0].norm(), rtol=0.1, atol=0)
 
 
 def test_logged_values_are_means_over_guided_images(tmp_path):
@@ -111,7 +111,7 @@ def test_logged_values_are_means_over_guided_images(tmp_path):
 
 
 def test_boxes_guide_as_the_mask_of_their_pixels(tmp_path):
-    found = []
+    results = []
     for key, region in (("mask", "auto"), ("boxes", "auto"), ("boxes", "boxes")):
         data = loader()
         for item in data.dataset:
@@ -121,9 +121,9 @@ def test_boxes_guide_as_the_mask_of_their_pixels(tmp_path):
             item.pop("mask" if key == "boxes" else "boxes")
         module = PlainStep()
         fit(tmp_path, module, callback_of(replace(ENERGY, region=region)), data=data)
-        found.append(module.state_dict())
-    assert_close(found[0], found[1], rtol=0, atol=0)
-    assert_close(found[0], found[2], rtol=0, atol=0)
+        results.append(module.state_dict())
+    assert_close(results[0], results[1], rtol=0, atol=0)
+    assert_close(results[0], results[2], rtol=0, atol=0)
 
 
 def test_weight_zero_changes_nothing_and_needs_no_annotation(tmp_path):

@@ -85,10 +85,10 @@ OBJECTS = {
 def values_of(name):
     """YAML value and expected object of each option of a callback; a new option without a value fails here."""
     options = [option for option in inspect.signature(getattr(callbacks, name)).parameters if option != "self"]
-    found = {option: VALUES.get(f"{name}.{option}", VALUES.get(option)) for option in options}
-    missing = [option for option, value in found.items() if value is None]
+    actual = {option: VALUES.get(f"{name}.{option}", VALUES.get(option)) for option in options}
+    missing = [option for option, value in actual.items() if value is None]
     assert not missing, f"add values of {missing} of {name} to this test"
-    return found
+    return actual
 
 
 def words_of(name):

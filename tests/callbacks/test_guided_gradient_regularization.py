@@ -91,7 +91,7 @@ def test_it_equals_the_module_step_for_step(tmp_path, regularizer, options):
 
 
 def test_float16_with_its_scaler_equals_the_module(tmp_path):
-    found = []
+    results = []
     for module, callbacks in (
         (small(GuidedGradientClassifier, regularizer=STRONG), []),
         (small(), [GuidedGradientRegularization(STRONG)]),
@@ -99,8 +99,8 @@ def test_float16_with_its_scaler_equals_the_module(tmp_path):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         plugin = MixedPrecision("16-mixed", "cpu", scaler)
         fit(tmp_path, module, *callbacks, plugins=[plugin])
-        found.append({k: v for k, v in module.state_dict().items() if k.startswith("network")})
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+        results.append({k: v for k, v in module.state_dict().items() if k.startswith("network")})
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_a_foreign_module_is_regularized_untouched(tmp_path):
@@ -202,5 +202,5 @@ def test_two_processes_of_lightning_equal_one(tmp_path):
     assert done.returncode == 0, done.stderr
     for way, (module, callbacks) in two_ways().items():
         fit(tmp_path, module, *callbacks, data=loader(16), **EPOCHS)
-        found = torch.load(tmp_path / f"{way}.pt")
-        torch.testing.assert_close(found, module.state_dict(), rtol=0, atol=1e-6)
+        results = torch.load(tmp_path / f"{way}.pt")
+        torch.testing.assert_close(results, module.state_dict(), rtol=0, atol=1e-6)

@@ -105,14 +105,14 @@ def test_a_registered_logger_gets_all_of_an_event_in_one_call(known):
     event = {"xai/a": ([torch.from_numpy(PICTURES[1]), PICTURES[2]], ["é", NASTY]), "xai/b": (PICTURES[:1], ["c"])}
     log_images(trainer, {**event, "xai/none": ([], [])}, step=3, epoch=1, file_type="png")
     alert(trainer, "t" * 100, NASTY)
-    (images, *rest), told = logger.told
+    (images, *rest), printed = logger.told
     assert rest == [3, 1, "png"]
     assert {key: [caption for _, caption in shown] for key, shown in images.items()} == {
         "xai/a": ["é", NASTY.replace("\ud800", "?")],
         "xai/b": ["c"],
     }
     assert [picture[0, 0, 0] for picture, _ in images["xai/a"]] == [40, 80]
-    assert told == ("t" * 63, NASTY.replace("\ud800", "?"))
+    assert printed == ("t" * 63, NASTY.replace("\ud800", "?"))
 
 
 def test_other_ranks_send_nothing(known):
@@ -197,8 +197,8 @@ def test_the_step_without_lightnings_private_counter():
 @pytest.mark.slow
 def test_importing_callbacks_needs_no_logger():
     code = "import sys, interpretable_training.callbacks.watching.logger_adapters; print(*sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert {"wandb", "tensorboard", "mlflow"} & {*told} == set()
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"wandb", "tensorboard", "mlflow"} & {*printed} == set()
 
 
 @pytest.mark.parametrize("prefix", ["", "fold"])
@@ -219,8 +219,8 @@ def test_tensorboard_reads_back_what_was_sent(tmp_path, prefix):
     assert (seen.step, seen.width, seen.height) == (3, 6, 4)
     assert decoded(seen.encoded_image_string).tolist() == PICTURES[2].tolist()
     assert len(found.Tags()["images"]) == 3 + 1 + 3
-    (told,) = found.Tensors(f"{before}xai/gradcam/captions/text_summary")
-    lines = told.tensor_proto.string_val[0].decode().splitlines()
+    (printed,) = found.Tensors(f"{before}xai/gradcam/captions/text_summary")
+    lines = printed.tensor_proto.string_val[0].decode().splitlines()
     assert lines[:2] == ["    epoch 1", "    0: one"]
     assert lines[2] == "    1: " + " ".join(NASTY.replace("\ud800", "?").split())  # verbatim, on a line of its own
     (facts,) = found.Tensors(f"{before}xai/average_drop/text_summary")

@@ -118,7 +118,7 @@ def test_pictures_lie_at_the_steps_of_lightnings_own_rows(
     trainer = trainer_of(WandbLogger(), max_epochs=2, callbacks=[Watch()], **kwargs)
     trainer.fit(module, loader, loader)
     trainer.test(module, loader, verbose=False)
-    run, told = offline_wandb(), capsys.readouterr()
+    run, printed = offline_wandb(), capsys.readouterr()
 
     assert steps(run.rows, "val/loss") == steps(run.rows, "train/loss_epoch") == expected
     assert steps(run.rows, "xai/validation_epoch_end") == steps(run.rows, "xai/train_epoch_end") == expected
@@ -127,7 +127,7 @@ def test_pictures_lie_at_the_steps_of_lightnings_own_rows(
     assert steps(run.rows, "xai/test_epoch_end") == steps(run.rows, "test/loss") == [expected[1] + 1]
     assert [row["_step"] for row in run.rows] == list(range(len(run.rows)))
     assert [row["epoch"] for row in run.rows if "xai/validation_epoch_end" in row] == [0, 1]
-    assert "WARNING" not in (told.out + told.err).replace("WARNING The anonymous setting has no effect", "")
+    assert "WARNING" not in (printed.out + printed.err).replace("WARNING The anonymous setting has no effect", "")
 
     last = [row for row in run.rows if "xai/train_epoch_end" in row][-1]
     ((file, caption),) = run.images(last, "xai/train_epoch_end")
@@ -150,14 +150,14 @@ def test_pictures_of_an_event_are_one_row_with_equal_pixels(offline_wandb):
     assert (row["trainer/global_step"], row["mine-epoch"]) == (5, 2)
     keys = [key for key in row if key.startswith("mine-xai")]
     assert len(keys) == 3
-    found = run.images(row, "mine-xai/gradcam") + run.images(row, "mine-xai/gradcam/from_108")
-    assert [caption for _, caption in found] == event["xai/gradcam"][1]
-    assert all(np.array_equal(np.asarray(Image.open(file)), wanted) for (file, _), wanted in zip(found, noise))
+    results = run.images(row, "mine-xai/gradcam") + run.images(row, "mine-xai/gradcam/from_108")
+    assert [caption for _, caption in results] == event["xai/gradcam"][1]
+    assert all(np.array_equal(np.asarray(Image.open(file)), wanted) for (file, _), wanted in zip(results, noise))
     (odd,) = {*keys} - {"mine-xai/gradcam", "mine-xai/gradcam/from_108"}
-    found = run.images(row, odd)
-    assert [caption for _, caption in found] == [NASTY.replace("\ud800", "?"), ""]
-    assert all(np.array_equal(np.asarray(Image.open(file)), wanted) for (file, _), wanted in zip(found, noise))
-    assert all(file.is_relative_to(run.folder / "files" / "media" / "images") for file, _ in found)
+    results = run.images(row, odd)
+    assert [caption for _, caption in results] == [NASTY.replace("\ud800", "?"), ""]
+    assert all(np.array_equal(np.asarray(Image.open(file)), wanted) for (file, _), wanted in zip(results, noise))
+    assert all(file.is_relative_to(run.folder / "files" / "media" / "images") for file, _ in results)
 
 
 def test_tables_facts_best_values_and_alerts_arrive(offline_wandb):
@@ -197,14 +197,14 @@ def test_the_reader_finds_what_the_tool_of_wandb_finds(offline_wandb):
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if "No such command" in ran.stderr:
         pytest.skip("this version of W&B cannot print its files")
-    told = ran.stdout.splitlines()
-    kinds = [json.loads(line)["type"] for line in told]
+    printed = ran.stdout.splitlines()
+    kinds = [json.loads(line)["type"] for line in printed]
     assert kinds == [record.WhichOneof("record_type") for record in run.records]
     assert kinds.count("history") == 3
-    history = [json.loads(line)["history"] for line in told if json.loads(line)["type"] == "history"]
-    for row, found in zip(run.rows, history):
-        assert str(row["trainer/global_step"]) in json.dumps(found)
-        assert row["xai/gradcam"]["filenames"][2] in json.dumps(found)
+    history = [json.loads(line)["history"] for line in printed if json.loads(line)["type"] == "history"]
+    for row, results in zip(run.rows, history):
+        assert str(row["trainer/global_step"]) in json.dumps(results)
+        assert row["xai/gradcam"]["filenames"][2] in json.dumps(results)
 
 
 @pytest.mark.slow

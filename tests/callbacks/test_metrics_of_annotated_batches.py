@@ -62,13 +62,13 @@ def numbers_of(module, data, tmp_path, **options):
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_numbers_are_those_of_evaluate(module, data, tmp_path):
-    found = numbers_of(module, data, tmp_path, on_error="raise")
+    results = numbers_of(module, data, tmp_path, on_error="raise")
     table = evaluate(module, GradCAM(), METRICS, data, split="test", controls=False, resamples=5, progress=False)
     for name in METRICS:
-        assert found[name] == pytest.approx(table["gradcam", name].mean, rel=1e-4, abs=1e-4), name
+        assert results[name] == pytest.approx(table["gradcam", name].mean, rel=1e-4, abs=1e-4), name
     without = table["gradcam", "cue"].n_invalid
     assert 0 < without < 24
-    assert found["cue/invalid"] == without
+    assert results["cue/invalid"] == without
 
 
 def ragged(items):

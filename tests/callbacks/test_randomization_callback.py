@@ -148,5 +148,5 @@ def test_the_logits_are_those_that_were_named(tmp_path):
     module = Named()
     fit(tmp_path, [watcher], module, max_epochs=1)
     for network, output in ((module.network, "scores"), (module.network.inner, None)):
-        (found,) = watcher.test(network, {"gradient": Gradient()}, watcher.images, output=output)
-        assert watcher.checks[0].curves == found.curves
+        (results,) = watcher.test(network, {"gradient": Gradient()}, watcher.images, output=output)
+        assert watcher.checks[0].curves == results.curves

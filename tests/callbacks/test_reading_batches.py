@@ -54,18 +54,18 @@ BATCHES = {
 @pytest.mark.parametrize("case", BATCHES)
 def test_what_is_picked(case):
     batch, image_key, label_key, labels = BATCHES[case]
-    found = pick(batch)
-    assert (found.image_key, found.label_key) == (image_key, label_key)
-    assert found.images is X
-    assert (found.target is None) if labels is None else torch.equal(found.target, labels)
+    results = pick(batch)
+    assert (results.image_key, results.label_key) == (image_key, label_key)
+    assert results.images is X
+    assert (results.target is None) if labels is None else torch.equal(results.target, labels)
 
 
 def test_what_is_said_goes_before_what_is_found():
     batch = {"image": X, "thermal": X + 1, "target": Y, "fine": Y + 1}
-    found = pick(batch, "thermal", "fine")
-    assert torch.equal(found.images, X + 1)
-    assert torch.equal(found.target, Y + 1)
-    assert {*found.rest} == {"image", "target"}
+    results = pick(batch, "thermal", "fine")
+    assert torch.equal(results.images, X + 1)
+    assert torch.equal(results.target, Y + 1)
+    assert {*results.rest} == {"image", "target"}
     assert torch.equal(pick((Y, X, Y + 1), 1, 2).target, Y + 1)
     assert {*pick((X, {"label": Y, "mask": X[:, 0]})).rest} == {"mask"}
 

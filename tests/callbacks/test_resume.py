@@ -58,13 +58,13 @@ def train(folder, checkpoints, **options):
 
 def events(found):
     """What happened, without files, times and numbers of the clock."""
-    told = []
+    printed = []
     for line in found.of("maps", "values", "drift", "alarm", "training", "passport", "failure"):
         facts = {k: v for k, v in line.items() if k not in ("time", "run", "file")}
         if line["kind"] == "values":
             facts["values"] = {k: v for k, v in line["values"].items() if k not in CLOCK}
-        told.append(facts)
-    return told
+        printed.append(facts)
+    return printed
 
 
 def where(event):

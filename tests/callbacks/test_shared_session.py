@@ -143,11 +143,11 @@ def test_results_equal_those_of_each_callback_alone(tmp_path, case):
             numbers.setdefault(step, {}).update(metrics)
         if name == "ExplanationLogger":
             assert pictures_of(together).items() >= pictures_of(logger).items()
-    found = {}
+    results = {}
     for step, metrics in together.numbers:
-        found.setdefault(step, {}).update(metrics)
+        results.setdefault(step, {}).update(metrics)
     drop = lambda rows: {s: {k: v for k, v in m.items() if k not in CLOCK} for s, m in rows.items()}  # noqa: E731
-    assert drop(found) == drop(numbers)
+    assert drop(results) == drop(numbers)
     assert files_of(tmp_path / "all") == files
 
 

@@ -82,8 +82,8 @@ NETWORKS = {
 def test_which_network_is_found(case):
     make, name = NETWORKS[case]
     module = make()
-    found, network = find_network(module, torch.rand(2, 3, 16, 16))
-    assert found == name
+    results, network = find_network(module, torch.rand(2, 3, 16, 16))
+    assert results == name
     assert network is (module if name == "" else getattr(module, name))
 
 

@@ -88,12 +88,12 @@ def test_drift_against_each_reference(tmp_path):
     values = of_callback(tmp_path, "ExplanationDrift")
     for reference, of in {"first": [0, 0, 0, 0], "previous": [0, 0, 1, 2], "best": [None, 0, 1, 1]}.items():
         for look, then in enumerate(of):
-            found = values[look].get(f"xai/gradcam/similarity_{reference}")
+            results = values[look].get(f"xai/gradcam/similarity_{reference}")
             if then is None:
-                assert found is None
+                assert results is None
                 continue
             expected = compare_maps(maps[look], maps[then])
-            assert found == pytest.approx(float(expected["similarity"].nanmean()), abs=2e-3)
+            assert results == pytest.approx(float(expected["similarity"].nanmean()), abs=2e-3)
             shift = values[look][f"xai/gradcam/shift_{reference}"]
             assert shift == pytest.approx(float(expected["shift"].nanmean()), abs=2e-3)
     rows = record(tmp_path).of("drift")[1]["rows"]

@@ -100,13 +100,13 @@ def test_costs_are_logged_with_each_epoch(tmp_path):
 
 def spends(thrift, seconds, epochs=1, n=16):
     """Levels, kept images and what was said when looks take so long in epochs of a second."""
-    told = []
+    printed = []
     for _ in range(epochs):
         thrift.start_epoch()
         thrift.spend(seconds, 0)
         thrift.duration = 1.0
-        told.append((thrift.adjust(SimpleNamespace(world_size=1), n) != "", thrift.keep(n), thrift.stretch(n)))
-    return told
+        printed.append((thrift.adjust(SimpleNamespace(world_size=1), n) != "", thrift.keep(n), thrift.stretch(n)))
+    return printed
 
 
 def test_budget_halves_images_then_steps_and_restores_them():

@@ -222,12 +222,12 @@ def test_others_see_the_numbers_of_the_same_epoch(tmp_path, watcher_first, val):
     watcher = drop(on_error="raise")
     callbacks = [watcher, stopper, keeper] if watcher_first else [keeper, stopper, watcher]
     trainer = fit(tmp_path, callbacks, Plateau(), val=val, enable_checkpointing=True)
-    told = [line["values"][KEY] for line in record(tmp_path).of("values") if KEY in line["values"]]
-    assert len(told) == 3
+    printed = [line["values"][KEY] for line in record(tmp_path).of("values") if KEY in line["values"]]
+    assert len(printed) == 3
     saved = {path: float(value) for path, value in keeper.best_k_models.items()}
-    assert [saved[str(tmp_path / f"epoch-{epoch}.ckpt")] for epoch in range(3)] == pytest.approx(told, rel=1e-5)
-    assert float(stopper.best_score) == pytest.approx(min(told), rel=1e-5)
-    assert trainer.lr_scheduler_configs[0].scheduler.best == pytest.approx(min(told), rel=1e-5)
+    assert [saved[str(tmp_path / f"epoch-{epoch}.ckpt")] for epoch in range(3)] == pytest.approx(printed, rel=1e-5)
+    assert float(stopper.best_score) == pytest.approx(min(printed), rel=1e-5)
+    assert trainer.lr_scheduler_configs[0].scheduler.best == pytest.approx(min(printed), rel=1e-5)
 
 
 def test_a_callback_of_an_earlier_training_begins_anew(tmp_path):

@@ -134,9 +134,9 @@ def test_the_word_on_is_a_key(folder, capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(baseline), "--config", "on.yaml", "--print_config"])
     (callback,) = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
-    told = callback["init_args"]
-    assert told["stages"] == ["validate"]
-    inner = told["metrics"]["drop"]["init_args"]
+    printed = callback["init_args"]
+    assert printed["stages"] == ["validate"]
+    inner = printed["metrics"]["drop"]["init_args"]
     assert inner["score"] == "logit"
 
 

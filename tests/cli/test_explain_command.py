@@ -55,9 +55,9 @@ def test_explain_writes_overlays_sheet_and_page(checkpoint, pictures, capsys):
     page = (out / "index.html").read_text()
     assert "<b>ild" not in page
     lines = [json.loads(line) for line in (out / "journal" / "journal.jsonl").read_text().splitlines()]
-    told = [line for line in lines if line["kind"] == "maps"]
-    assert {line["stage"] for line in told} == {"explain"}  # the page speaks of pictures, not of a training
-    names = [row["id"] for row in told[0]["rows"]]
+    texts = [line for line in lines if line["kind"] == "maps"]
+    assert {line["stage"] for line in texts} == {"explain"}  # the page speaks of pictures, not of a training
+    names = [row["id"] for row in texts[0]["rows"]]
     assert [name.rpartition("pictures/")[2] for name in names] == ["a.png", "gray & <b>ild é.jpg", "more/a.png"]
     printed = capsys.readouterr()
     assert "left out" in printed.err

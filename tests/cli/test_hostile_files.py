@@ -77,8 +77,8 @@ def folder(tmp_path, monkeypatch):
 def written(values, module="Classifier"):
     """A checkpoint with these hyper-parameters."""
     state = {f"network.{key}": value for key, value in TinyCNN(6).state_dict().items()}
-    told = {"module": module, "image_shape": [3, 16, 16]}
-    checkpoint = {"state_dict": state, "hyper_parameters": values, "pictures": told, "epoch": 0, "global_step": 0}
+    printed = {"module": module, "image_shape": [3, 16, 16]}
+    checkpoint = {"state_dict": state, "hyper_parameters": values, "pictures": printed, "epoch": 0, "global_step": 0}
     torch.save({**checkpoint, "pytorch-lightning_version": L.__version__, "loops": {}, "callbacks": {}}, "some.ckpt")
     return "some.ckpt"
 
@@ -212,9 +212,9 @@ ESC = "\x1b]0;theirs\x07\x1b[31m"
 def checkpoint(**changes):
     """Of a network for images of 16 x 16, whose class names would move a cursor."""
     module = Classifier("tiny_cnn", 2)
-    told = {"module": "Classifier", "image_shape": [3, 16, 16], "class_names": [f"{ESC}one", f"{ESC}two"]}
+    printed = {"module": "Classifier", "image_shape": [3, 16, 16], "class_names": [f"{ESC}one", f"{ESC}two"]}
     values = {"network": "tiny_cnn", "num_classes": 2, **changes}
-    torch.save({"state_dict": module.state_dict(), "hyper_parameters": values, "pictures": told}, "some.ckpt")
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": values, "pictures": printed}, "some.ckpt")
     return "some.ckpt"
 
 

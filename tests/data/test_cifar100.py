@@ -57,7 +57,7 @@ def test_splits_are_the_original_ones(root):
 
 
 def test_a_seed_divides_training_and_validation(root):
-    found = []
+    results = []
     for seed in (0, 0, 1):
         data = CIFAR100DataModule(root, n_val=5, augment=False, seed=seed)
         data.setup("fit")
@@ -65,8 +65,8 @@ def test_a_seed_divides_training_and_validation(root):
         assert sorted(train + val) == [*range(20)]
         assert len(val) == 5
         assert [target for split in ("train", "val") for _, target in data.splits[split]] == train + val
-        found.append(val)
-    assert found[0] == found[1] != found[2]
+        results.append(val)
+    assert results[0] == results[1] != results[2]
 
 
 def test_only_training_images_are_augmented(root):
@@ -85,13 +85,13 @@ def test_only_training_images_are_augmented(root):
 
 
 def test_workers_give_the_same_random_changes(root):
-    found = []
+    results = []
     for workers in (0, 2):
         data = CIFAR100DataModule(root, num_workers=workers, batch_size=6)
         data.setup("fit")
         loader = data.train_dataloader()
-        found.append([torch.cat([images for images, _ in loader]) for _ in range(2)])
-    assert all(map(torch.equal, *found))
+        results.append([torch.cat([images for images, _ in loader]) for _ in range(2)])
+    assert all(map(torch.equal, *results))
 
 
 def test_images_are_enlarged_where_wanted(root):

@@ -222,9 +222,9 @@ OPTIONS = {"window": 12, "stride": 3, "max_rul": 20, "n_val": 2, "sensors": (3, 
 
 
 def random_line(random, engine, cycle, settings, shift):
-    told = [s + random.uniform(0, noise) for s, noise in zip(settings, (0.008, 0.0019, 0))]
+    printed = [s + random.uniform(0, noise) for s, noise in zip(settings, (0.008, 0.0019, 0))]
     sensors = [50 * s + shift + 0.1 * s * cycle + random.gauss(0, 1) for s in range(1, 22)]
-    return f"{engine} {cycle} " + " ".join(f"{n:.4f}" for n in (*told, *sensors)) + "  \n"
+    return f"{engine} {cycle} " + " ".join(f"{n:.4f}" for n in (*printed, *sensors)) + "  \n"
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def slow(folder, subset, split, chosen, scaling, by_condition, cap_test=True):
         for s in OPTIONS["sensors"]
     }
     lives = read(folder / f"test_{subset}.txt") if split == "test" else {e: train[e] for e in chosen[split]}
-    found = {}
+    results = {}
     for engine, life in lives.items():
         after = dict(enumerate(LEFT, 1))[engine] if split == "test" else 0
         ends = [len(life)] if split == "test" else range(len(life), OPTIONS["window"] - 1, -OPTIONS["stride"])
@@ -285,8 +285,8 @@ def slow(folder, subset, split, chosen, scaling, by_condition, cap_test=True):
                 parts = [(sensors[s - 1], *scale[key(settings), s]) for settings, sensors in rows]
                 x.append([(raw - start) / unit for raw, start, unit in parts])
             target = len(life) - end + after
-            found[engine, end] = x, target if split == "test" and not cap_test else min(target, OPTIONS["max_rul"])
-    return found
+            results[engine, end] = x, target if split == "test" and not cap_test else min(target, OPTIONS["max_rul"])
+    return results
 
 
 @pytest.mark.parametrize("scaling", ["standard", "range"])

@@ -44,8 +44,8 @@ def test_the_code_runs(folder):
 
 
 def test_the_yaml_names_what_there_is():
-    found = [yaml.safe_load(code)["data"] for _, code in pages.blocks(PAGE, "yaml")]
-    assert [options["class_path"] for options in found] == ["ImageFolderDataModule"]
+    results = [yaml.safe_load(code)["data"] for _, code in pages.blocks(PAGE, "yaml")]
+    assert [options["class_path"] for options in results] == ["ImageFolderDataModule"]
 
 
 def test_every_data_module_is_in_the_table():

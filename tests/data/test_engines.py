@@ -20,15 +20,15 @@ def items(data, split):
 
 def test_the_worn_cycles_of_a_window_tell_the_target():
     for split in ("train", "val", "test"):
-        found = items(engines(), split)
-        assert all(16 - int(item["mask"].sum()) == item["target"] for item in found)
-        assert all((item["mask"].int().diff() >= 0).all() for item in found)  # wear does not end
+        results = items(engines(), split)
+        assert all(16 - int(item["mask"].sum()) == item["target"] for item in results)
+        assert all((item["mask"].int().diff() >= 0).all() for item in results)  # wear does not end
 
 
 def test_wear_moves_the_telling_sensors_and_no_other():
     data = engines(n_train=100, stride=4)
-    found = [item for item in items(data, "train") if item["target"] == 0]  # the last window of each engine
-    moved = torch.stack([item["image"][:, -4:].mean(1) - item["image"][:, :4].mean(1) for item in found]).mean(0)
+    results = [item for item in items(data, "train") if item["target"] == 0]  # the last window of each engine
+    moved = torch.stack([item["image"][:, -4:].mean(1) - item["image"][:, :4].mean(1) for item in results]).mean(0)
     assert data.worn_sensors == [1, 4]
     assert moved[1] > 1.5
     assert moved[4] < -1.5
@@ -36,10 +36,10 @@ def test_wear_moves_the_telling_sensors_and_no_other():
 
 
 def test_test_engines_are_stopped_before_their_end():
-    found = items(engines(), "test")
-    assert len(found) == 20
-    assert len({float(item["target"]) for item in found}) > 5
-    assert any(item["target"] == 16 for item in found)
+    results = items(engines(), "test")
+    assert len(results) == 20
+    assert len({float(item["target"]) for item in results}) > 5
+    assert any(item["target"] == 16 for item in results)
 
 
 def test_an_engine_depends_on_its_number_and_the_seed_alone():

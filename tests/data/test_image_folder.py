@@ -38,8 +38,8 @@ def test_one_folder_is_divided_by_the_seed_alike_in_every_class(tmp_path):
 def test_targets_are_the_classes_of_the_folders(tmp_path):
     data = module(folders(tmp_path, (7, 7, 7)))
     for split in data.splits:
-        found = [data.splits[split][i][1] for i in range(len(data.splits[split]))]
-        assert [data.class_names[c] for c in found] == [Path(name).parts[0] for name in names(data, split)]
+        results = [data.splits[split][i][1] for i in range(len(data.splits[split]))]
+        assert [data.class_names[c] for c in results] == [Path(name).parts[0] for name in names(data, split)]
 
 
 def test_what_one_class_gives_does_not_depend_on_the_others():

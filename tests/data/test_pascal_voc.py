@@ -103,9 +103,11 @@ def test_masks_need_annotations(tmp_path):
 
 def test_training_images_can_be_set_apart(tmp_path):
     data = module(voc(tmp_path), n_val=1)
-    found = [[data.splits[split].file(i)[11:-4] for i in range(len(data.splits[split]))] for split in ("train", "val")]
-    assert sorted(found[0] + found[1]) == TRAIN
-    assert len(found[1]) == 1
+    results = [
+        [data.splits[split].file(i)[11:-4] for i in range(len(data.splits[split]))] for split in ("train", "val")
+    ]
+    assert sorted(results[0] + results[1]) == TRAIN
+    assert len(results[1]) == 1
 
 
 def test_missing_files_are_named_and_nothing_is_downloaded(tmp_path, monkeypatch):

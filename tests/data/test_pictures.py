@@ -45,12 +45,12 @@ def test_preparing_is_that_of_torchvisions_weights():
     for width, height in ((300, 260), (260, 300), (500, 333), (100, 224)):
         pixels = Image.fromarray(random_state.integers(0, 256, (height, width, 3), dtype=np.uint8))
         expected = usual(pixels)
-        found = v2.functional.normalize(
+        results = v2.functional.normalize(
             v2.functional.to_dtype(v2.functional.to_image(ours(pixels)), torch.float32, scale=True),
             list(ImageFolderDataModule.mean),
             list(ImageFolderDataModule.std),
         )
-        assert_close(found.as_subclass(torch.Tensor), expected, rtol=0, atol=1e-6)
+        assert_close(results.as_subclass(torch.Tensor), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(16, 40), (40, 16), (21, 21), 32])
@@ -228,8 +228,8 @@ def test_workers_that_begin_anew_see_the_epoch(root):
     spawned = module(root, num_workers=1)
     loader = spawned.train_dataloader()
     loader.multiprocessing_context = multiprocessing.get_context("spawn")
-    found = [torch.cat([images for images, _ in loader]) for _ in range(2)]
-    assert_close(found, epochs(data), rtol=0, atol=0)
+    results = [torch.cat([images for images, _ in loader]) for _ in range(2)]
+    assert_close(results, epochs(data), rtol=0, atol=0)
 
 
 def test_pictures_of_any_kind_become_color_or_gray(tmp_path):
@@ -244,9 +244,9 @@ def test_pictures_of_any_kind_become_color_or_gray(tmp_path):
     for name, image in kinds.items():
         image.save(tmp_path / name)
         for mode in ("RGB", "L"):
-            found = np.asarray(read_picture(tmp_path / name, mode)).reshape(16, 16, -1)
-            assert found.shape[2] == len(mode)
-            assert np.abs(found[:, :, 0].astype(int) - ramp // 257).max() <= 1
+            results = np.asarray(read_picture(tmp_path / name, mode)).reshape(16, 16, -1)
+            assert results.shape[2] == len(mode)
+            assert np.abs(results[:, :, 0].astype(int) - ramp // 257).max() <= 1
 
 
 def test_hidden_files_and_what_is_no_picture_are_passed_over(tmp_path):
@@ -288,15 +288,15 @@ def test_boxes_follow_the_pixels(tmp_path, size):
     assert set(item) == {"image", "target", "boxes"}
     assert item["boxes"].shape == (1, 4)
     assert np.abs(np.subtract(item["boxes"][0].tolist(), bright(item["image"], data))).max() <= 1
-    found = set()
+    results = set()
     for epoch in range(12):
         data.splits["train"].set_epoch(epoch)
         item = data.splits["train"][0]
         if len(item["boxes"]) and (item["boxes"][0, 2:] - item["boxes"][0, :2]).min() > 3:
             box = item["boxes"][0].tolist()
             assert np.abs(np.subtract(box, bright(item["image"], data))).max() <= 1.5
-            found.add(tuple(box))
-    assert len(found) > 3
+            results.add(tuple(box))
+    assert len(results) > 3
 
 
 def test_a_resized_box_is_what_arithmetic_says(tmp_path):

@@ -18,12 +18,12 @@ def draw(split: str = "train", n: int = 120, size: int | tuple[int, int] = 32, *
 def read_marks(drawn: dict[str, Tensor], size: int) -> Tensor:
     """Class that the mark in each picture names (N,), found by its pixels; -1: no mark, -2: unknown."""
     marks, m = draw_marks((size, size)), side_of_mark((size, size))
-    found = torch.full((len(drawn["image"]),), -1)
+    results = torch.full((len(drawn["image"]),), -1)
     for i in drawn["shortcut_mask"].any(2).any(1).nonzero()[:, 0]:
         y, x = drawn["shortcut_mask"][i].nonzero()[0].tolist()
         same = (marks == drawn["image"][i, :, y : y + m, x : x + m]).flatten(1).all(1)
-        found[i] = same.nonzero().item() if same.sum() == 1 else -2
-    return found
+        results[i] = same.nonzero().item() if same.sum() == 1 else -2
+    return results
 
 
 @pytest.mark.parametrize(("side", "mark"), [(16, 5), (32, 5), (64, 8), (128, 17), (224, 28)])
@@ -49,10 +49,10 @@ def test_the_share_of_training_images_gets_the_mark_of_its_class(share):
     if share == 0:
         assert "shortcut_mask" not in drawn
         return
-    found = read_marks(drawn, 16)
-    marked = found != -1
+    results = read_marks(drawn, 16)
+    marked = results != -1
     assert marked.float().mean().item() == pytest.approx(share, abs=0.04)  # over three standard deviations
-    assert (found[marked] == drawn["target"][marked]).all()
+    assert (results[marked] == drawn["target"][marked]).all()
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -60,15 +60,15 @@ def test_marks_of_the_evaluation_splits(split):
     same, none, swapped = (
         draw(split, n=300, shortcut=0.6, shortcut_val=value) for value in ("same", "none", "swapped")
     )
-    right, found = read_marks(same, 32), read_marks(swapped, 32)
+    right, results = read_marks(same, 32), read_marks(swapped, 32)
     marked = right != -1
     assert marked.float().mean().item() == pytest.approx(0.6, abs=0.1)
     assert (right[marked] == same["target"][marked]).all()
     assert not none["shortcut_mask"].any()
-    assert ((found >= 0) == marked).all()
-    assert (found != swapped["target"]).all()
+    assert ((results >= 0) == marked).all()
+    assert (results != swapped["target"]).all()
     # every wrong class is drawn, not one fixed neighbor
-    assert len(((found - swapped["target"]) % 6)[marked].unique()) == 5
+    assert len(((results - swapped["target"]) % 6)[marked].unique()) == 5
 
 
 def test_swapping_spares_the_training_images():

@@ -41,8 +41,8 @@ def test_yaml_blocks_are_valid(page):
 def commands(page):
     """The lines of a page's shell blocks that call something of ours, in words."""
     lines = [line for _, code in pages.blocks(page, "sh", "bash") for line in code.replace("\\\n", " ").splitlines()]
-    found = [COMMAND.match(part.strip().removesuffix("&")) for line in lines for part in line.split("&&")]
-    return [shlex.split(match[1], comments=True) for match in found if match]
+    results = [COMMAND.match(part.strip().removesuffix("&")) for line in lines for part in line.split("&&")]
+    return [shlex.split(match[1], comments=True) for match in results if match]
 
 
 @pytest.mark.filterwarnings("ignore")

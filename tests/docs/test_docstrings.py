@@ -12,9 +12,9 @@ import interpretable_training
 
 EXTRAS = {"interpretable_training.sweeps.study"}  # needs an extra
 MODULES = sorted(
-    found.name
-    for found in pkgutil.walk_packages(interpretable_training.__path__, "interpretable_training.")
-    if not found.name.endswith("__main__") and found.name not in EXTRAS
+    results.name
+    for results in pkgutil.walk_packages(interpretable_training.__path__, "interpretable_training.")
+    if not results.name.endswith("__main__") and results.name not in EXTRAS
 )
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 

@@ -19,13 +19,13 @@ def text_of(node):
 @pytest.fixture(scope="module")
 def messages():
     """All strings of the package that could be messages."""
-    found = set()
+    results = set()
     for room in ("interpretable_training", "callbacks"):
         for path in (pages.ROOT / room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
-                    found.add(text_of(node))
-    return found
+                    results.add(text_of(node))
+    return results
 
 
 def test_faq_quotes_error_texts():

@@ -78,10 +78,10 @@ def test_methods_and_metrics_of_a_file_are_measured_and_written(folder, capsys):
     printed = capsys.readouterr().out
     assert (folder / "out" / "table.txt").read_text() in printed
     assert "Written to out: table.txt, table.md" in printed
-    told = json.loads((folder / "out" / "passports.json").read_text())
-    assert told["metrics"]["insertion"]["steps"] == 4
-    assert told["evaluation"]["method mine"].startswith("GradCAM(layer='network.stage2'")
-    assert told["metrics"]["drop"]["mask_space"] == "pixel"  # the data module says the normalization
+    texts = json.loads((folder / "out" / "passports.json").read_text())
+    assert texts["metrics"]["insertion"]["steps"] == 4
+    assert texts["evaluation"]["method mine"].startswith("GradCAM(layer='network.stage2'")
+    assert texts["metrics"]["drop"]["mask_space"] == "pixel"  # the data module says the normalization
     assert len((folder / "out" / "values.csv").read_text().splitlines()) == 1 + 12 * 4
 
 
@@ -98,11 +98,11 @@ def test_options_of_the_shell_override_the_file(folder):
     options = ["--metrics.insertion.steps=2", "--methods.mine.layer=network.stage3", "--split=test"]
     options += ["--target=pred", "--max_images=5", "--reference=layercam", "--seed=3", "--chunk_size=2"]
     table = run(*options)
-    told = json.loads((folder / "out" / "passports.json").read_text())
-    assert told["metrics"]["insertion"]["steps"] == 2
-    assert "network.stage3" in told["evaluation"]["method mine"]
+    texts = json.loads((folder / "out" / "passports.json").read_text())
+    assert texts["metrics"]["insertion"]["steps"] == 2
+    assert "network.stage3" in texts["evaluation"]["method mine"]
     facts = {"target": "pred", "images": 5, "split": "test", "seed": 3}
-    assert {key: told["evaluation"][key] for key in facts} == facts
+    assert {key: texts["evaluation"][key] for key in facts} == facts
     assert {row["n"] for row in table.values()} == {"5"}
     assert {row["reference"] for row in table.values()} == {"layercam"}
 
@@ -257,9 +257,9 @@ def test_ctrl_c_tells_what_is_done_and_the_same_command_goes_on(folder):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0, Path("log").read_text()
-    told = Path("log").read_text()
-    assert "Stopped before the end: some images are missing." in told
-    assert "The same command with --output stopped goes on from here." in told
+    texts = Path("log").read_text()
+    assert "Stopped before the end: some images are missing." in texts
+    assert "The same command with --output stopped goes on from here." in texts
     done = len(list(folder.glob("stopped/cache/part-*.pt")))
     assert 5 <= done < 100
     n = 4 * done
@@ -291,8 +291,8 @@ def test_the_table_goes_to_wandb(folder, monkeypatch):
     logger = {"class_path": "WandbLogger", "init_args": {"project": "p", "offline": True, "save_dir": "."}}
     (folder / "wandb.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
     table = run("--config", "wandb.yaml")
-    (found,) = folder.glob("wandb/offline-run-*/files/media/table/xai/table_*.table.json")
-    logged = json.loads(found.read_text())
+    (results,) = folder.glob("wandb/offline-run-*/files/media/table/xai/table_*.table.json")
+    logged = json.loads(results.read_text())
     rows = [dict(zip(logged["columns"], row)) for row in logged["data"]]
     assert [(row["method"], row["metric"]) for row in rows] == list(table)
     assert all(row["mean"] == pytest.approx(float(table[row["method"], row["metric"]]["mean"])) for row in rows)

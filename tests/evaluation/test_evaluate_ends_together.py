@@ -82,11 +82,11 @@ def measured(error=None, data=None):
             method = Does(error, slow=error is not None or data is not None)
             data = DataLoader(DATA, 1) if data is None else data
             table = evaluate(model(), method, AverageDrop(), data, resamples=5, progress=False, controls=False)
-            told = table.images.tolist()
+            printed = table.images.tolist()
         except BaseException as raised:
-            told = f"{type(raised).__name__}: {raised}"
+            printed = f"{type(raised).__name__}: {raised}"
     return {
-        "told": told,
+        "told": printed,
         "complete": table is not None and table.complete,
         "warned": [str(w.message) for w in caught],
         "explained": len(seen),
@@ -112,7 +112,7 @@ def work(rank, folder, start):
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
     ranks.PATIENCE = 60.0
     try:
-        found = {
+        actual = {
             "fails": measured(ZeroDivisionError("of the second process alone")),
             "after it": measured(),
             "unsendable": measured(UnsendableError()),
@@ -126,7 +126,7 @@ def work(rank, folder, start):
             "too late": alone(rank, 0.5, late=1.5),
             "at last": measured(),
         }
-        torch.save(found, f"{folder}/{rank}.pt")
+        torch.save(actual, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -169,9 +169,9 @@ def test_an_interrupt_of_one_process_leaves_both_the_same_table(results):
     first, second = (result["interrupted"] for result in results)
     assert first["told"] == second["told"] == list(range(0, 2 * first["explained"], 2))
     assert 0 < first["explained"] < N // 2
-    for found in (first, second):
-        assert not found["complete"]
-        assert "interrupted in process 1: the table holds the images that were done" in found["warned"]
+    for actual in (first, second):
+        assert not actual["complete"]
+        assert "interrupted in process 1: the table holds the images that were done" in actual["warned"]
 
 
 def test_a_process_that_is_alone_ends(results):

@@ -77,31 +77,31 @@ def stub(x):
 def test_a_map_equal_to_the_mask_is_perfect_and_noise_at_chance(shapes, function):
     """Noise hits, and has its energy on, the share of the image that objects fill: 4 standard errors at most beside."""
     model = function(stub)
-    found = evaluate(model, {"mask": known(shapes, "mask")}, METRICS, shapes, **OPTIONS)
-    assert {name: found["mask", name].mean for name in ("le", "ele")} == {"le": 0, "ele": 0}
-    assert {name: found["mask", name].mean for name in ("f1", "ba", "sp", "ep")} == dict.fromkeys(
+    results = evaluate(model, {"mask": known(shapes, "mask")}, METRICS, shapes, **OPTIONS)
+    assert {name: results["mask", name].mean for name in ("le", "ele")} == {"le": 0, "ele": 0}
+    assert {name: results["mask", name].mean for name in ("f1", "ba", "sp", "ep")} == dict.fromkeys(
         ["f1", "ba", "sp", "ep"], 100
     )
     wrong = 100 * (1 - 1 / 6)
-    assert found["mask", "om"].mean == pytest.approx(wrong)  # the model always says class 0
+    assert results["mask", "om"].mean == pytest.approx(wrong)  # the model always says class 0
     masks = known(shapes, "mask").maps
     chance = 100 * masks.mean((1, 2)).double()
     for name in ("sp", "ep"):
-        values = found.per_image("random", name)
+        values = results.per_image("random", name)
         spread = (chance * (100 - chance)).mean().sqrt() if name == "sp" else (values - chance).std()
         assert abs(float((values - chance).mean())) < 4 * float(spread) / 96**0.5
-    assert found["random", "le"].mean > 90
+    assert results["random", "le"].mean > 90
 
 
 def test_the_cue_is_a_region_of_its_own(shapes, function):
     metrics = {"cue": EnergyPointingGame(region="shortcut_mask"), "object": EnergyPointingGame()}
-    found = evaluate(function(stub), {"cue": known(shapes, "shortcut_mask")}, metrics, shapes, **OPTIONS)
+    results = evaluate(function(stub), {"cue": known(shapes, "shortcut_mask")}, metrics, shapes, **OPTIONS)
     marked = known(shapes, "shortcut_mask").maps.flatten(1).any(1)
     assert 0 < marked.sum() < 96
-    assert found["cue", "cue"].mean == 100
-    assert found["cue", "object"].mean == 0
-    assert found["cue", "cue"].n_invalid == int((~marked).sum())
-    assert f"all methods, cue: {int((~marked).sum())} rows have no annotated region" in str(found)
+    assert results["cue", "cue"].mean == 100
+    assert results["cue", "object"].mean == 0
+    assert results["cue", "cue"].n_invalid == int((~marked).sum())
+    assert f"all methods, cue: {int((~marked).sum())} rows have no annotated region" in str(results)
 
 
 def test_any_batches_and_an_interrupted_cache_give_the_same(shapes, network, tmp_path):
@@ -136,8 +136,8 @@ def test_other_masks_are_another_evaluation_for_the_cache(shapes, network, tmp_p
 def test_ragged_boxes_are_cut_with_their_images(network, images, target):
     boxes = [torch.tensor([[0.0, 0, 4, 4]] * n) for n in (1, 2, 0, 3, 1)]
     stream = iter([{"image": images, "target": target, "boxes": boxes, "name": list("abcde")}])
-    found = evaluate(network, GradCAM("3"), LocalizationError(iou=True), stream, max_images=4, **OPTIONS)
-    assert found.per_image("gradcam", "localization_error").isnan().tolist() == [False, False, True, False]
+    results = evaluate(network, GradCAM("3"), LocalizationError(iou=True), stream, max_images=4, **OPTIONS)
+    assert results.per_image("gradcam", "localization_error").isnan().tolist() == [False, False, True, False]
     assert annotations_of({"boxes": boxes, "prob": target, "mask": None}) == {"boxes": boxes}
 
 
@@ -147,9 +147,9 @@ def test_each_class_of_an_image_has_its_own_boxes(network, images):
     boxes = torch.tensor([[[0.0, 0, 8, 3], [0, 3, 8, 12]], [[0, 0, 8, 6], [torch.nan] * 4]])
     batch = {"image": images[:2], "target": target, "boxes": boxes, "box_target": torch.tensor([[0, 2], [1, -1]])}
     ones = Known(torch.ones(1, 12, 8) - torch.eye(12, 8) * 1e-6, torch.zeros(1, 4))
-    found = evaluate(network, {"ones": ones}, EnergyPointingGame(), [batch], multilabel=True, **OPTIONS)
-    assert found.classes.tolist() == [0, 2, 1]
-    assert_close(found.per_image("random", "energy_pointing_game").sum() > 0, torch.tensor(True))
+    results = evaluate(network, {"ones": ones}, EnergyPointingGame(), [batch], multilabel=True, **OPTIONS)
+    assert results.classes.tolist() == [0, 2, 1]
+    assert_close(results.per_image("random", "energy_pointing_game").sum() > 0, torch.tensor(True))
     kept = evaluate(network, {"ones": ones}, PointingGame(ties="fraction"), [batch], multilabel=True, **OPTIONS)
     assert_close(kept.per_image("ones", "pointing_game")[:2].sum().float(), torch.tensor(100.0), atol=30, rtol=0)
 
@@ -162,8 +162,8 @@ def test_without_annotations_the_metric_is_named(network, images, target, metric
 
 
 def test_the_saliency_metric_needs_no_annotation(network, images, target):
-    found = evaluate(network, GradCAM("3"), [SaliencyMetric(), AverageDrop()], (images, target), **OPTIONS)
-    assert found["gradcam", "saliency_metric"].n == 5
+    results = evaluate(network, GradCAM("3"), [SaliencyMetric(), AverageDrop()], (images, target), **OPTIONS)
+    assert results["gradcam", "saliency_metric"].n == 5
 
 
 def test_a_run_measures_a_batch_with_its_annotations(network, images, target):
@@ -200,9 +200,9 @@ def test_maps_of_a_network_that_learned_a_shortcut_point_at_the_cue():
         network = TinyCNN(6, width=8)
         memorize(network, batch["image"], batch["target"], accuracy=0.9, max_epochs=40, learning_rate=3e-3)
     metrics = {"cue": EnergyPointingGame(region="shortcut_mask"), "object": EnergyPointingGame()}
-    found = evaluate(network, GradCAM(), metrics, data, **OPTIONS)
-    assert found["gradcam", "cue"].low > 1.3 * found["random", "cue"].high
-    gains = {name: found["gradcam", name].mean / found["random", name].mean for name in metrics}
+    results = evaluate(network, GradCAM(), metrics, data, **OPTIONS)
+    assert results["gradcam", "cue"].low > 1.3 * results["random", "cue"].high
+    gains = {name: results["gradcam", name].mean / results["random", name].mean for name in metrics}
     assert gains["cue"] > gains["object"]
 
 
@@ -227,34 +227,36 @@ def run(network, batch):
 
 def test_inside_and_outside_add_up_to_the_map(run):
     """The complexity of a map is its mean."""
-    found = run(box_rows({"g": Gradient()}), Complexity())
-    inside, outside, whole = (found.per_image(name, "complexity") for name in ("g inside", "g outside", "g"))
+    results = run(box_rows({"g": Gradient()}), Complexity())
+    inside, outside, whole = (results.per_image(name, "complexity") for name in ("g inside", "g outside", "g"))
     assert_close((inside + outside)[:4], whole[:4])
     assert [part[4].isnan().item() for part in (inside, outside, whole)] == [True, True, False]
-    assert_close(found.per_image("box", "complexity")[:4], torch.full((4,), 24 / 96).double())
-    assert_close(found.per_image("outside the box", "complexity")[:4], torch.full((4,), 72 / 96).double())
-    assert "outside the box, g inside, g outside, complexity: 1 rows are not numbers and left" in found.to_text()
+    assert_close(results.per_image("box", "complexity")[:4], torch.full((4,), 24 / 96).double())
+    assert_close(results.per_image("outside the box", "complexity")[:4], torch.full((4,), 72 / 96).double())
+    assert "outside the box, g inside, g outside, complexity: 1 rows are not numbers and left" in results.to_text()
 
 
 def test_a_map_that_is_1_has_the_box_as_its_inside(run):
     """But for the corner that Fake-CAM leaves out, which is not inside."""
-    found = run(box_rows([FakeCAM()]), AverageDrop())
+    results = run(box_rows([FakeCAM()]), AverageDrop())
     assert_close(
-        found.per_image("fakecam inside", "average_drop"), found.per_image("box", "average_drop"), equal_nan=True
+        results.per_image("fakecam inside", "average_drop"), results.per_image("box", "average_drop"), equal_nan=True
     )
 
 
 def test_a_box_as_large_as_the_image_hides_nothing(run):
     boxes = torch.tensor([[0.0, 0.0, 8.0, 12.0]]).repeat(5, 1, 1)
-    found = run({"box": Restricted(), "cam": GradCAM("3"), "in": Restricted(GradCAM("3"))}, AverageDrop(), boxes=boxes)
-    assert found["box", "average_drop"].mean == 0
-    assert_close(found.per_image("in", "average_drop"), found.per_image("cam", "average_drop"))
+    results = run(
+        {"box": Restricted(), "cam": GradCAM("3"), "in": Restricted(GradCAM("3"))}, AverageDrop(), boxes=boxes
+    )
+    assert results["box", "average_drop"].mean == 0
+    assert_close(results.per_image("in", "average_drop"), results.per_image("cam", "average_drop"))
 
 
 def test_a_mask_may_tell_the_region(run, images):
     mask = images[:, 0] > 0
-    found = run({"mask": Restricted(region="mask")}, Complexity(), mask=mask)
-    assert_close(found.per_image("mask", "complexity"), mask.double().mean((1, 2)))
+    results = run({"mask": Restricted(region="mask")}, Complexity(), mask=mask)
+    assert_close(results.per_image("mask", "complexity"), mask.double().mean((1, 2)))
 
 
 def test_a_method_and_its_parts_are_explained_once(network, batch):
@@ -273,8 +275,8 @@ def test_a_method_and_its_parts_are_explained_once(network, batch):
 def test_metrics_that_explain_again_restrict_again(network, batch, run):
     """With a box around everything the parts are the whole, also in what is explained again."""
     boxes = torch.tensor([[0.0, 0.0, 8.0, 12.0]]).repeat(5, 1, 1)
-    found = run({"g": Gradient(), "in": Restricted(Gradient())}, Coherency(), boxes=boxes)
-    assert_close(found.per_image("in", "coherency"), found.per_image("g", "coherency"))
+    results = run({"g": Gradient(), "in": Restricted(Gradient())}, Coherency(), boxes=boxes)
+    assert_close(results.per_image("in", "coherency"), results.per_image("g", "coherency"))
 
 
 def test_without_boxes_it_is_said(run, network, images):

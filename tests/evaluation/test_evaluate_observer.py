@@ -89,19 +89,19 @@ def test_the_table_does_not_depend_on_where_it_is_made(network, images, target, 
     network, images = network.float(), images.float()
     expected = measured(network, images, target)
     with guard():
-        found = measured(network, images.clone(), target.clone())
-        text = found.to_text()
-    assert found.to_text() == text  # also outside
+        results = measured(network, images.clone(), target.clone())
+        text = results.to_text()
+    assert results.to_text() == text  # also outside
     exact = guard in (torch.no_grad, torch.inference_mode)
-    for key, cell in found.cells.items():
+    for key, cell in results.cells.items():
         assert_close(cell.mean, expected[key].mean, rtol=1e-6 if exact else 0.3, atol=1e-6 if exact else 3)
 
 
 def test_a_model_in_half_precision_is_measured(network, images, target):
     expected = measured(network, images, target)
-    found = measured(network.bfloat16(), images.float(), target)
+    results = measured(network.bfloat16(), images.float(), target)
     for name in ("gradcam", "fakecam"):
-        assert_close(found[name, "insertion"].mean, expected[name, "insertion"].mean, rtol=0.05, atol=1)
+        assert_close(results[name, "insertion"].mean, expected[name, "insertion"].mean, rtol=0.05, atol=1)
 
 
 def test_a_model_made_under_inference_mode_is_measured(network, images, target):
@@ -115,9 +115,9 @@ def test_a_compiled_model_is_its_module(network, images, target):
     expected = measured(network, images, target)
     compiled = torch.compile(network, backend="eager")
     compiled(images)
-    found = measured(compiled, images, target)
-    assert found.to_csv() == expected.to_csv()
-    assert found.facts == expected.facts
+    results = measured(compiled, images, target)
+    assert results.to_csv() == expected.to_csv()
+    assert results.facts == expected.facts
 
 
 class Evaluates(L.LightningModule):
@@ -179,9 +179,9 @@ def group():
 
 def test_a_wrapped_model_is_its_module(network, images, target, group):
     expected = measured(network, images, target)
-    found = measured(nn.parallel.DistributedDataParallel(network), images, target)
-    assert found.to_csv() == expected.to_csv()
-    assert found.facts == expected.facts
+    results = measured(nn.parallel.DistributedDataParallel(network), images, target)
+    assert results.to_csv() == expected.to_csv()
+    assert results.facts == expected.facts
 
 
 class Drawing(TensorDataset):

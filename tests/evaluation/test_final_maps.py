@@ -140,8 +140,8 @@ def test_final_maps_of_changed_images_are_not_scaled_either(network, images, tar
     method = OptiCAM("3", steps=1, n="sigmoid")
     S = method(network, images, target)
     facts = {"model": network, "images": images, "saliency": S, "target": target}
-    found = MaxSensitivity(method, n=3).measure(**facts)
-    assert_close(found, MaxSensitivity(method, n=3, raw=True).measure(**facts))
+    results = MaxSensitivity(method, n=3).measure(**facts)
+    assert_close(results, MaxSensitivity(method, n=3, raw=True).measure(**facts))
 
 
 def test_the_table_states_how_maps_come_into_the_unit_range(network, images, target, tmp_path):

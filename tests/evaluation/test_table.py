@@ -32,7 +32,7 @@ NAN = math.nan
 def table_of(values, metrics=None, reference=None, images=None, **options):
     """A table of numbers (n,) or (n, columns) by method and metric."""
     values = {
-        method: {key: torch.as_tensor(found, dtype=torch.float64) for key, found in columns.items()}
+        method: {key: torch.as_tensor(results, dtype=torch.float64) for key, results in columns.items()}
         for method, columns in values.items()
     }
     values = {m: {k: v[:, None] if v.ndim == 1 else v for k, v in columns.items()} for m, columns in values.items()}
@@ -208,21 +208,21 @@ def test_everything_is_saved(table, tmp_path):
     rows = list(csv.DictReader(files[4].open()))
     assert len(rows) == len(table) * len(table.values)
     for row in rows:
-        found = table.per_image(row["method"], "insertion")[int(row["image"])].item()
-        assert float(row["insertion"]) == found or math.isnan(found)
+        results = table.per_image(row["method"], "insertion")[int(row["image"])].item()
+        assert float(row["insertion"]) == results or math.isnan(results)
         assert int(row["class"]) == table.classes[int(row["image"])]
         assert bool(int(row["degenerate"])) == bool(table.degenerate[row["method"]][int(row["image"])])
-    told = json.loads(files[5].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert told["metrics"] == table.passports
-    assert told["evaluation"]["target"] == "label"
+    printed = json.loads(files[5].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert printed["metrics"] == table.passports
+    assert printed["evaluation"]["target"] == "label"
 
 
 def test_wandb_gets_a_row_for_each_cell(table, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    found = table.to_wandb()
-    assert found.columns[:3] == ["method", "metric", "mean"]
-    assert {"p", "low", "high", "n", "n_invalid", "n_degenerate", "reference", "unit"} < set(found.columns)
-    assert [tuple(row[:2]) for row in found.data] == list(table.cells)
+    results = table.to_wandb()
+    assert results.columns[:3] == ["method", "metric", "mean"]
+    assert {"p", "low", "high", "n", "n_invalid", "n_degenerate", "reference", "unit"} < set(results.columns)
+    assert [tuple(row[:2]) for row in results.data] == list(table.cells)
 
 
 def test_a_cell_that_does_not_exist_is_a_sentence(table):
@@ -293,12 +293,12 @@ def test_what_is_left_out_is_said_once():
         return SimpleNamespace(method=method, metric=metric, n_invalid=n)
 
     counts = {("a", "x"): 2, ("b", "x"): 2, ("a", "y"): 2, ("b", "y"): 2, ("b", "z"): 1, ("a", "z"): 0}
-    told = SimpleNamespace(
+    printed = SimpleNamespace(
         cells={key: cell(*key, n) for key, n in counts.items()},
         metrics=dict.fromkeys("xyz", SimpleNamespace(why_no_number="are not numbers and")),
         curves={"a": {}, "b": {}},
     )
-    assert left_out(told) == [
+    assert left_out(printed) == [
         "all methods, x, y: 2 rows are not numbers and left out.",
         "b, z: 1 rows are not numbers and left out.",
     ]

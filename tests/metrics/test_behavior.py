@@ -76,10 +76,10 @@ def measured(metric, **facts):
     ids=["reads the object", "reads the background"],
 )
 def test_accuracies_of_models_that_read_one_pixel(images, pixel, expected):
-    found = {
+    results = {
         name: measured(t, model=Reader(pixel), images=images, target=TARGET, mask=MASK) for name, t in TESTS.items()
     }
-    assert found == expected
+    assert results == expected
 
 
 def test_the_replaced_box_hides_the_outline_of_the_object(images):
@@ -114,9 +114,9 @@ def test_another_background_comes_with_its_object_filled_in(images):
 
 def test_donors_are_the_next_usable_images_of_another_class():
     classes, usable = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([True, True, False, True, True])
-    j, found = donors(classes, usable)
+    j, results = donors(classes, usable)
     assert j.tolist() == [3, 3, 4, 4, 0]
-    assert found.all()
+    assert results.all()
     assert not donors(torch.zeros(3), torch.ones(3, dtype=torch.bool))[1].any()
 
 

@@ -61,8 +61,8 @@ def test_a_constant_map_has_no_box():
 
 
 def test_images_without_boxes_are_left_out():
-    found = BoxAccuracy(steps=4).measure(saliency=boxed(5, 5, 15, 15).expand(2, -1, -1), boxes=[BOX[0], BOX[0, :0]])
-    assert found.isnan().tolist() == [False, True]
+    results = BoxAccuracy(steps=4).measure(saliency=boxed(5, 5, 15, 15).expand(2, -1, -1), boxes=[BOX[0], BOX[0, :0]])
+    assert results.isnan().tolist() == [False, True]
     both = BoxAccuracy(steps=4, components="all")
     assert both.measure(saliency=boxed(5, 5, 15, 15).expand(2, -1, -1), boxes=[BOX[0], BOX[0, :0]])[1].isnan()
 

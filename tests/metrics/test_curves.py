@@ -81,12 +81,12 @@ def test_presets_follow_the_rule_of_rise(network, images, target, curves, preset
     S = torch.randint(0, 5, (5, 12, 8), generator=torch.Generator().manual_seed(0)).double() / 4
     for metric, kind in ((Insertion, "insertion"), (Deletion, "deletion")):
         metric = metric(preset=preset)
-        found = curves(metric, network, images, S, target)[kind]
+        results = curves(metric, network, images, S, target)[kind]
         values = metric.measure(**facts_of(network, images, S, target))
         for i, x in enumerate(images):
             substrate = blurred(x, kernel) if kind == "insertion" else torch.zeros_like(x)
             expected = rise_in_loops(network, x, S[i], target[i], kind, substrate, g)
-            assert_close(found[i], torch.from_numpy(expected), rtol=0, atol=1e-9)
+            assert_close(results[i], torch.from_numpy(expected), rtol=0, atol=1e-9)
             assert values[i].item() == pytest.approx(100 * rise_auc(expected), abs=1e-9)
 
 
@@ -159,9 +159,9 @@ def test_curves_end_where_they_must(network, images, saliency, target, curves):
     with torch.no_grad():
         clean = network(images).softmax(1)[range(5), target]
         blank = network(torch.zeros_like(images)).softmax(1)[range(5), target]
-    found = curves(InsertionDeletion(steps=5, substrate="mean"), network, images, saliency, target)
-    assert_close(found["deletion"][:, [0, -1]], torch.stack([clean, blank], 1), rtol=0, atol=1e-12)
-    assert_close(found["insertion"][:, [0, -1]], torch.stack([blank, clean], 1), rtol=0, atol=1e-12)
+    results = curves(InsertionDeletion(steps=5, substrate="mean"), network, images, saliency, target)
+    assert_close(results["deletion"][:, [0, -1]], torch.stack([clean, blank], 1), rtol=0, atol=1e-12)
+    assert_close(results["insertion"][:, [0, -1]], torch.stack([blank, clean], 1), rtol=0, atol=1e-12)
 
 
 def test_only_the_order_of_the_map_counts(network, images, saliency, target):
@@ -204,8 +204,10 @@ def test_passes_are_bounded_by_the_chunk_size(function, images, saliency):
 def test_a_given_tensor_is_the_substrate(function, curves):
     model = function(lambda z: torch.stack([z[:, 0, 0, 0], z[:, 1, 0, 0]], 1))
     color = torch.tensor([0.25, 0.75]).view(2, 1, 1)
-    found = curves(Insertion(1, substrate=color, score="logit"), model, torch.ones(1, 2, 2, 2), torch.rand(1, 2, 2), 1)
-    assert found["insertion"].tolist() == [[0.75, 1.0]]
+    results = curves(
+        Insertion(1, substrate=color, score="logit"), model, torch.ones(1, 2, 2, 2), torch.rand(1, 2, 2), 1
+    )
+    assert results["insertion"].tolist() == [[0.75, 1.0]]
 
 
 @pytest.mark.parametrize(

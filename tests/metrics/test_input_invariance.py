@@ -54,12 +54,12 @@ def test_what_the_literature_says(cnn, photos):
         "product": InputXGradient(),
         "ig": IntegratedGradients(),
     }
-    found = by_name(InputInvariance()(cnn, methods, photos))
-    assert {name for name, check in found.items() if check.passed} == {"gradient", "guided", "smoothgrad", "gradcam"}
-    assert found["gradient"].similarity["invariant"] == 1
-    assert found["gradient"].similarity["difference"] == 0
-    assert found["product"].similarity["invariant"] == 0
-    assert found["product"].similarity["spearman"] < 1
+    results = by_name(InputInvariance()(cnn, methods, photos))
+    assert {name for name, check in results.items() if check.passed} == {"gradient", "guided", "smoothgrad", "gradcam"}
+    assert results["gradient"].similarity["invariant"] == 1
+    assert results["gradient"].similarity["difference"] == 0
+    assert results["product"].similarity["invariant"] == 0
+    assert results["product"].similarity["spearman"] < 1
 
 
 def test_integrated_gradients_pass_where_the_baseline_is_shifted_too(cnn, photos):
@@ -79,12 +79,12 @@ def test_integrated_gradients_pass_where_the_baseline_is_shifted_too(cnn, photos
 def test_on_a_linear_model_the_product_differs_by_the_weights(linear, photos):
     """w * (x + m) - w * x = w m, summed over channels, against w * x."""
     m = (0.5, -1.0, 2.0)
-    found = InputInvariance(shift=m)(linear, InputXGradient(reduce="signed_sum"), photos, 0)[0]
+    results = InputInvariance(shift=m)(linear, InputXGradient(reduce="signed_sum"), photos, 0)[0]
     W = linear[1].weight[0].detach().view(3, 12, 12)
     change = (W * torch.tensor(m).view(3, 1, 1)).sum(0)
     S = (W * photos).sum(1)
     expected = (change.norm() / S.flatten(1).norm(dim=1)).mean()
-    assert found.similarity["difference"] == pytest.approx(float(expected), rel=1e-4)
+    assert results.similarity["difference"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_model_is_as_it_was(cnn, photos):
@@ -184,9 +184,9 @@ def test_integrated_gradients_differ_by_weights_times_shift(faint, photos):
     W = faint[1].weight[1].detach().double().view(3, 12, 12)
     S = (W * photos).sum(1)
     expected = ((W * m).sum(0).norm() / S.flatten(1).norm(dim=1)).mean()
-    (found,) = InputInvariance(m)(faint, signed(IntegratedGradients), photos, 1)
-    assert found.similarity["difference"] == pytest.approx(float(expected), rel=1e-4)
-    assert found.passed is False
+    (results,) = InputInvariance(m)(faint, signed(IntegratedGradients), photos, 1)
+    assert results.similarity["difference"] == pytest.approx(float(expected), rel=1e-4)
+    assert results.passed is False
     a = signed(IntegratedGradients)(faint, photos, 1)
     b = IntegratedGradients(reduce="signed_sum", baseline=torch.full((3, 12, 12), m))(faint, photos + m, 1)
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-12)
@@ -194,17 +194,17 @@ def test_integrated_gradients_differ_by_weights_times_shift(faint, photos):
 
 def test_a_black_image_has_a_map_of_zero_which_the_shift_changes(faint, photos):
     """x = 0: the product is 0 and then w m, which is another map however small the weights are."""
-    (found,) = InputInvariance()(faint, InputXGradient(), torch.zeros_like(photos), 0)
-    assert found.passed is False
-    assert found.similarity["difference"] == 1
-    (found,) = InputInvariance()(faint, {"zero": InputXGradient()}, torch.cat([photos, 0 * photos]), 0)
-    assert 0 < found.similarity["difference"] < 1e3
+    (results,) = InputInvariance()(faint, InputXGradient(), torch.zeros_like(photos), 0)
+    assert results.passed is False
+    assert results.similarity["difference"] == 1
+    (results,) = InputInvariance()(faint, {"zero": InputXGradient()}, torch.cat([photos, 0 * photos]), 0)
+    assert 0 < results.similarity["difference"] < 1e3
 
 
 def test_maps_that_are_zero_before_and_after_are_the_same(faint, photos):
     faint[1].weight.data[:] = 0
-    (found,) = InputInvariance()(faint, InputXGradient(), photos, 0)
-    assert (found.passed, found.similarity["difference"], found.n_undefined) == (True, 0, 0)
+    (results,) = InputInvariance()(faint, InputXGradient(), photos, 0)
+    assert (results.passed, results.similarity["difference"], results.n_undefined) == (True, 0, 0)
 
 
 class NotANumber(Attribution):
@@ -218,12 +218,12 @@ class NotANumber(Attribution):
 
 def test_maps_that_are_not_numbers_are_left_out_and_counted(faint, photos):
     photos[1, 0, 0, 0] = 100
-    (found,) = InputInvariance()(faint, NotANumber(), photos, 0)
-    assert (found.passed, found.similarity["invariant"], found.n_undefined) == (True, 1, 1)
-    (found,) = InputInvariance()(faint, NotANumber(), photos[1:2], 0)
-    assert found.passed is None
-    assert found.n_undefined == 1
-    assert "1 comparisons left out, since a map is constant or not a number" in str(SanityTable([found]))
+    (results,) = InputInvariance()(faint, NotANumber(), photos, 0)
+    assert (results.passed, results.similarity["invariant"], results.n_undefined) == (True, 1, 1)
+    (results,) = InputInvariance()(faint, NotANumber(), photos[1:2], 0)
+    assert results.passed is None
+    assert results.n_undefined == 1
+    assert "1 comparisons left out, since a map is constant or not a number" in str(SanityTable([results]))
 
 
 def test_a_share_of_the_images_is_enough_where_it_is_said(faint, photos):
@@ -234,9 +234,9 @@ def test_a_share_of_the_images_is_enough_where_it_is_said(faint, photos):
             return S
 
     for share, passed in ((0.5, True), (0.51, False)):
-        (found,) = InputInvariance(share=share)(faint, Half(), photos, 0)
-        assert found.similarity["invariant"] == 0.5
-        assert found.passed is passed
+        (results,) = InputInvariance(share=share)(faint, Half(), photos, 0)
+        assert results.similarity["invariant"] == 0.5
+        assert results.passed is passed
     assert f"on {0.5:.0%} of the images" in InputInvariance(share=0.5)(faint, Half(), photos, 0)[0].rule
 
 

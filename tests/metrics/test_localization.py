@@ -98,8 +98,8 @@ def test_a_wrong_class_is_an_error_of_the_official_metric(function):
     model = function(lambda x: torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1))
     S, images = filled(5, 5, 15, 15).expand(2, -1, -1), torch.ones(2, 3, 30, 40)
     given = {"saliency": S, "boxes": BOX.expand(2, 1, 4)}
-    found = OfficialMetric().measure(**given, model=model, images=images, target=torch.tensor([0, 1]))
-    assert found.tolist() == [0, 100]
+    results = OfficialMetric().measure(**given, model=model, images=images, target=torch.tensor([0, 1]))
+    assert results.tolist() == [0, 100]
     assert OfficialMetric().measure(**given, correct=torch.tensor([False, True])).tolist() == [100, 0]
     halfway = {**given, "saliency": filled(10, 5, 20, 15).expand(2, -1, -1), "correct": torch.tensor([True, False])}
     assert_close(
@@ -222,13 +222,13 @@ def test_half_precision_is_not_computed_in(metric, dtype):
 
 def test_crops_in_half_precision(network, images, target):
     S = torch.rand(5, 12, 8, generator=torch.Generator().manual_seed(0))
-    found = SaliencyMetric().measure(
+    results = SaliencyMetric().measure(
         model=network.bfloat16(), images=images.bfloat16(), saliency=S.bfloat16(), target=target
     )
     expected = SaliencyMetric().measure(
         model=network.double(), images=images.double(), saliency=S.bfloat16().double(), target=target
     )
-    assert_close(found, expected, atol=0.05, rtol=0)
+    assert_close(results, expected, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("threshold", [k / 20 for k in range(1, 20)])
@@ -290,8 +290,8 @@ def test_signals_and_volumes_have_energy_but_no_boxes(shape):
 
 def test_the_class_picks_boxes_of_lists_too():
     boxes, names = [BOXES[0], BOXES[0, :1], BOXES[0, :0]], [torch.tensor([4, 2]), torch.tensor([2]), torch.zeros(0)]
-    found = of_class({"boxes": boxes, "box_target": names}, torch.tensor([2, 4, 2]))["boxes"]
-    assert [rows.tolist() for rows in found] == [BOXES[0, 1:].tolist(), [], []]
+    results = of_class({"boxes": boxes, "box_target": names}, torch.tensor([2, 4, 2]))["boxes"]
+    assert [rows.tolist() for rows in results] == [BOXES[0, 1:].tolist(), [], []]
     padded = torch.stack([BOXES[0], torch.cat([BOXES[0, :1], torch.full((1, 4), torch.nan)])])
     for where in (padded, list(padded)):
         rows = of_class({"boxes": where, "box_target": [[4, 2], [2, -1]]}, torch.tensor([4, 4]))["boxes"]
@@ -312,10 +312,10 @@ def test_evaluate_takes_the_boxes_of_the_label_from_lists(network, images, targe
     metric = {"energy": EnergyPointingGame()}
     first = evaluate(network, GradCAM("3"), metric, [{**batch, "boxes": [halves[:1]] * 5}], **options)
     names = [torch.tensor([int(c), -1]) for c in target]
-    found = evaluate(network, GradCAM("3"), metric, [{**batch, "box_target": names}], **options)
-    assert_close(found.per_image("gradcam", "energy"), first.per_image("gradcam", "energy"))
+    results = evaluate(network, GradCAM("3"), metric, [{**batch, "box_target": names}], **options)
+    assert_close(results.per_image("gradcam", "energy"), first.per_image("gradcam", "energy"))
     both = evaluate(network, GradCAM("3"), metric, [batch], **options).per_image("gradcam", "energy")
-    assert (both >= found.per_image("gradcam", "energy")).all()
+    assert (both >= results.per_image("gradcam", "energy")).all()
     assert both.max() == 100
 
 

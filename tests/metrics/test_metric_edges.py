@@ -251,15 +251,15 @@ def test_rounding_may_leave_the_unit_interval(images):
 def record(net):
     """All that must be as it was, comparable."""
     kind, keys, *rest = np.random.get_state()
-    found = [torch.get_rng_state().tolist(), random.getstate(), kind, keys.tolist(), rest]
+    results = [torch.get_rng_state().tolist(), random.getstate(), kind, keys.tolist(), rest]
     for module in net.modules():
         hooks = {key: list(value) for key, value in vars(module).items() if "hooks" in key and value is not None}
-        found.append((module.training, hooks, sorted(vars(module))))
+        results.append((module.training, hooks, sorted(vars(module))))
     for name, p in net.named_parameters():
         grad = None if p.grad is None else (id(p.grad), p.grad.tolist())
-        found.append((name, id(p), p.requires_grad, grad, p.tolist()))
-    found += [(name, id(buffer), buffer.tolist()) for name, buffer in net.named_buffers()]
-    return found
+        results.append((name, id(p), p.requires_grad, grad, p.tolist()))
+    results += [(name, id(buffer), buffer.tolist()) for name, buffer in net.named_buffers()]
+    return results
 
 
 @pytest.fixture

@@ -278,26 +278,26 @@ def facts(rows):
 def work(rank, place, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
-    found = {}
+    actual = {}
     for name in EACH_IMAGE_ALONE:
         metric = MAKE[name]()
         metric.update(**batch(metric, *facts(PARTS[rank])))
         value = metric.compute()  # of both
         metric.sync()
-        found[name] = (value.item(), {key: getattr(metric, key) for key in metric._defaults})
+        actual[name] = (value.item(), {key: getattr(metric, key) for key in metric._defaults})
         metric.unsync()
         assert int(metric.count + metric.n_invalid) == len(PARTS[rank])
     if rank == 0:
-        torch.save(found, results)
+        torch.save(actual, results)
     dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:.*leaves out")
 def test_two_processes_give_what_one_gives(tmp_path):
     mp.spawn(work, (str(tmp_path / "meeting"), str(tmp_path / "found.pt")), nprocs=2)
-    found = torch.load(tmp_path / "found.pt")
+    actual = torch.load(tmp_path / "found.pt")
     for name in EACH_IMAGE_ALONE:
-        value, states = found[name]
+        value, states = actual[name]
         metric, synced = MAKE[name](), MAKE[name]()
         metric.update(**batch(metric, *facts(slice(None))))
         for key, state in states.items():

@@ -128,17 +128,17 @@ class Items(Dataset):
 def test_each_unit_sees_its_color_and_one_sees_all(colors, batch, without):
     """Unit 3 covers 24 pixels, 8 of which are of each class: IoU 1/3; the mean of the best is (3 + 1/3) / 4."""
     batch.pop(without, None)
-    found = measure_units(colors, [batch], "0", share=SHARE)
-    assert_close(found.iou(), torch.cat([torch.eye(3), torch.full((1, 3), 1 / 3)]))
-    assert found.compute().item() == pytest.approx(5 / 6)
-    assert found.detectors().tolist()[:3] == [0, 1, 2]
-    assert found.threshold.tolist() == [0, 0, 0, 0]
+    results = measure_units(colors, [batch], "0", share=SHARE)
+    assert_close(results.iou(), torch.cat([torch.eye(3), torch.full((1, 3), 1 / 3)]))
+    assert results.compute().item() == pytest.approx(5 / 6)
+    assert results.detectors().tolist()[:3] == [0, 1, 2]
+    assert results.threshold.tolist() == [0, 0, 0, 0]
 
 
 def test_with_a_smaller_share_the_last_unit_is_never_on(colors, batch):
     """8 of 192 places: the unit that is on at 24 of them has its highest value as the threshold."""
-    found = measure_units(colors, [batch], "0", share=8 / 192)
-    assert_close(found.iou(), torch.cat([torch.eye(3), torch.zeros(1, 3)]))
+    results = measure_units(colors, [batch], "0", share=8 / 192)
+    assert_close(results.iou(), torch.cat([torch.eye(3), torch.zeros(1, 3)]))
 
 
 def test_any_source_and_any_batches_give_the_same(colors, batch):
@@ -167,9 +167,9 @@ def test_images_with_several_classes_have_an_object_of_each(colors, batch, form)
         there = {"boxes": torch.stack(boxes), "box_target": torch.stack(names)}
     else:
         there = {"boxes": [boxes[0], boxes[1][:1]], "box_target": [names[0], names[1][:1]]}
-    found = measure_units(colors, [{"image": images, "target": target, **there}], "0", share=24 / 128)
-    assert_close(found.iou(), torch.cat([torch.eye(3), torch.full((1, 3), 1 / 3)]))
-    assert found.unit_area.flatten().tolist() == [8, 8, 8, 24]
+    results = measure_units(colors, [{"image": images, "target": target, **there}], "0", share=24 / 128)
+    assert_close(results.iou(), torch.cat([torch.eye(3), torch.full((1, 3), 1 / 3)]))
+    assert results.unit_area.flatten().tolist() == [8, 8, 8, 24]
 
 
 def test_the_network_and_the_generators_stay_as_they_are(colors, batch):
@@ -185,8 +185,8 @@ def test_the_network_and_the_generators_stay_as_they_are(colors, batch):
 
 
 def test_the_last_layer_with_a_grid_is_taken_by_default(colors, batch):
-    found = measure_units(colors.eval(), [batch], share=SHARE)
-    assert_close(found.iou(), measure_units(colors, [batch], "1", share=SHARE).iou())
+    results = measure_units(colors.eval(), [batch], share=SHARE)
+    assert_close(results.iou(), measure_units(colors, [batch], "1", share=SHARE).iou())
 
 
 def test_one_threshold_serves_all_units():

@@ -147,9 +147,9 @@ def odd():
 
 def test_layers_are_ordered_as_they_run(odd):
     with prepare_model(odd) as prepared:
-        found = layers_from_output(prepared, torch.randn(2, 16, 2, 2))
-    assert list(found) == ["head", "tied", "attention", "stem", ""]
-    assert found["attention"] == ["attention", "attention.out_proj"]
+        results = layers_from_output(prepared, torch.randn(2, 16, 2, 2))
+    assert list(results) == ["head", "tied", "attention", "stem", ""]
+    assert results["attention"] == ["attention", "attention.out_proj"]
 
 
 def test_every_parameter_becomes_random_and_shared_ones_stay_shared(odd):
@@ -229,8 +229,8 @@ def test_under_inference_mode_and_for_outputs_in_dicts(network, images, function
         def forward(self, x):
             return {"scores": self.inner(x)}
 
-    found = ParameterRandomization(stages=2, similarity=KINDS)(Named(), Gradient(), images, output="scores")
-    assert found[0].curves == inside[0].curves
+    results = ParameterRandomization(stages=2, similarity=KINDS)(Named(), Gradient(), images, output="scores")
+    assert results[0].curves == inside[0].curves
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ PAIRS = [
 
 def parameters(metric):
     """Every keyword of the constructors up to ImageMetric's."""
-    found = set()
+    results = set()
     for cls in metric.__mro__:
         if cls.__name__ == "ImageMetric":
-            return found - WITHOUT_EFFECT
-        found |= set(inspect.signature(cls.__init__).parameters)
+            return results - WITHOUT_EFFECT
+        results |= set(inspect.signature(cls.__init__).parameters)
     raise AssertionError(metric)
 
 

@@ -72,8 +72,8 @@ def test_sums_in_boxes_as_a_loop():
     corners[:, 0] = corners[:, 0].round()
     boxes = torch.cat([corners.amin(2), corners.amax(2)], 2)
     x, y = torch.arange(8) + 0.5, torch.arange(6) + 0.5
-    for s, rows, found in zip(S, boxes, sums_in_boxes(S, boxes)):
-        for (x1, y1, x2, y2), total in zip(rows.tolist(), found.tolist()):
+    for s, rows, results in zip(S, boxes, sums_in_boxes(S, boxes)):
+        for (x1, y1, x2, y2), total in zip(rows.tolist(), results.tolist()):
             part = s[(y1 <= y) & (y < y2)][:, (x1 <= x) & (x < x2)]
             assert total == pytest.approx(float(part.sum()), abs=1e-6)
 
@@ -89,8 +89,8 @@ def test_noise_is_at_chance():
     n = 4000
     S, mask = torch.rand(n, 6, 8, generator=generator), MASK.expand(n, 6, 8)
     hits, energy = (metric.measure(saliency=S, mask=mask) for metric in (PointingGame(), EnergyPointingGame()))
-    for found in (hits, energy):
-        assert abs(float(found.mean()) - 100 * A) < 4 * float(found.std()) / n**0.5
+    for results in (hits, energy):
+        assert abs(float(results.mean()) - 100 * A) < 4 * float(results.std()) / n**0.5
     assert pytest.approx(float(hits.std()), rel=0.05) == 100 * (A * (1 - A)) ** 0.5
 
 
@@ -107,8 +107,8 @@ def test_the_energy_on_a_cue_is_another_region():
 def test_images_without_the_region_have_no_number():
     mask = torch.cat([MASK, 0 * MASK])
     for metric in (PointingGame(), EnergyPointingGame(), PixelF1(), PixelF1(per_box=True, region="mask")):
-        found = metric.measure(saliency=torch.rand(2, 6, 8), mask=mask)
-        assert found.isnan().tolist() == [False, True]
+        results = metric.measure(saliency=torch.rand(2, 6, 8), mask=mask)
+        assert results.isnan().tolist() == [False, True]
 
 
 def test_maps_of_half_precision_are_summed_in_full():

@@ -39,8 +39,8 @@ def test_px_ap_of_the_object_itself_and_of_a_constant_map():
     mask = torch.rand(3, 9, 7, generator=torch.Generator().manual_seed(0)) < 0.3
     assert PxAP()(saliency=mask.float(), mask=mask).item() == 100
     for value in (0.0, 0.37, 1.0):
-        found = PxAP()(saliency=torch.full((3, 9, 7), value), mask=mask)
-        assert found.item() == pytest.approx(100 * mask.float().mean().item(), abs=1e-4)
+        results = PxAP()(saliency=torch.full((3, 9, 7), value), mask=mask)
+        assert results.item() == pytest.approx(100 * mask.float().mean().item(), abs=1e-4)
 
 
 def test_noise_has_about_the_share_of_the_object():
@@ -97,8 +97,8 @@ def test_px_ap_is_the_average_precision_of_scikit_learn():
     maps, masks, ignored = some(1, levels=50)
     counted = (masks | ~ignored).numpy()
     expected = average_precision(masks.numpy()[counted], (maps.numpy()[counted] * 50).round())
-    found = PxAP(50)(saliency=maps, mask=masks, ignore_mask=ignored)
-    assert found.item() == pytest.approx(100 * expected, abs=1e-4)
+    results = PxAP(50)(saliency=maps, mask=masks, ignore_mask=ignored)
+    assert results.item() == pytest.approx(100 * expected, abs=1e-4)
 
 
 def test_px_ap_is_the_published_histogram():
@@ -114,8 +114,8 @@ def test_px_ap_is_the_published_histogram():
     some_positive = tp + fp > 0
     precision = np.divide(tp, tp + fp, where=some_positive, out=np.zeros(len(tp)))
     expected = 100 * (precision[1:] * np.diff(tp / tp[-1])).sum()
-    found = PxAP(1000)(saliency=maps, mask=masks, ignore_mask=ignored)
-    assert found.item() == pytest.approx(expected, abs=1e-3)
+    results = PxAP(1000)(saliency=maps, mask=masks, ignore_mask=ignored)
+    assert results.item() == pytest.approx(expected, abs=1e-3)
 
 
 def test_images_without_an_object_are_left_out_and_counted():

@@ -45,18 +45,18 @@ def test_the_union_of_boxes_and_padding():
 
 def test_boxes_may_be_ragged_one_per_image_or_none():
     rows = [[[0, 0, 1, 1], [2, 2, 4, 4]], []]
-    found = boxes(scored(boxes=[torch.tensor(r, dtype=torch.float32) for r in rows]), "boxes")
-    assert found[0].tolist() == rows[0]
-    assert found[1].isnan().all()
+    results = boxes(scored(boxes=[torch.tensor(r, dtype=torch.float32) for r in rows]), "boxes")
+    assert results[0].tolist() == rows[0]
+    assert results[1].isnan().all()
     assert boxes(scored(boxes=torch.tensor([[0, 0, 1, 1], [2, 2, 4, 4]])), "boxes").shape == (2, 1, 4)
     assert boxes(scored(boxes=torch.zeros(2, 0, 4)), "boxes").isnan().all()
 
 
 def test_boxes_are_clipped_and_empty_ones_dropped():
     given = torch.tensor([[[-2.0, -1, 3, 9], [6, 0, 8, 2], [2, 2, 2, 4], [3, 3, 1, 1]]])
-    found = clipped(given, (4, 6))
-    assert found[0, 0].tolist() == [0, 0, 3, 4]
-    assert found[0, 1:].isnan().all()
+    results = clipped(given, (4, 6))
+    assert results[0, 0].tolist() == [0, 0, 3, 4]
+    assert results[0, 1:].isnan().all()
 
 
 def test_a_mask_has_a_box_and_boxes_have_pixels():
@@ -93,8 +93,8 @@ def test_intersection_over_union_as_torchvision():
     from torchvision.ops import box_iou
 
     corners = 20 * torch.rand(50, 2, 2, generator=torch.Generator().manual_seed(0))
-    found = torch.cat([corners.amin(1), corners.amax(1)], 1)
-    assert_close(iou(found[:1], found[None])[0], box_iou(found[:1], found)[0])
+    results = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    assert_close(iou(results[:1], results[None])[0], box_iou(results[:1], results)[0])
 
 
 def test_the_class_of_a_row_picks_its_boxes_and_pixels():
@@ -103,9 +103,9 @@ def test_the_class_of_a_row_picks_its_boxes_and_pixels():
         "box_target": torch.tensor([[3, 1], [1, -1]]),
         "mask_target": torch.tensor([[[3, 1, -1]], [[1, 1, -1]]]),
     }
-    found = of_class(there, torch.tensor([1, 3]))
-    assert found["boxes"].isnan().all(2).tolist() == [[True, False], [True, True]]
-    assert found["mask"].tolist() == [[[False, True, False]], [[False, False, False]]]
+    results = of_class(there, torch.tensor([1, 3]))
+    assert results["boxes"].isnan().all(2).tolist() == [[True, False], [True, True]]
+    assert results["mask"].tolist() == [[[False, True, False]], [[False, False, False]]]
 
 
 @pytest.mark.parametrize(
@@ -250,9 +250,9 @@ def test_of_equal_areas_the_last_is_the_largest():
     assert largest_contour_boxes(drawn("#..#", "....", "##..")).tolist() == [[0, 2, 2, 3]]
     assert largest_contour_boxes(drawn("##.##", "##.##")).tolist() == [[3, 0, 5, 2]]
     masks = torch.cat([drawn("...", "..."), drawn("##.", "##."), drawn("###", "###")])
-    found = largest_contour_boxes(masks)
-    assert found[0].isnan().all()
-    assert found[1:].tolist() == [[0, 0, 2, 2], [0, 0, 3, 2]]
+    results = largest_contour_boxes(masks)
+    assert results[0].isnan().all()
+    assert results[1:].tolist() == [[0, 0, 2, 2], [0, 0, 3, 2]]
     assert largest_contour_boxes(masks[:1]).isnan().all()
     assert len(contour_boxes(masks[:1])[1]) == 0
 
@@ -288,8 +288,8 @@ def test_areas_are_those_of_polygons_around_components():
         mask = rng.random((1, *rng.integers(2, 12, 2))) < rng.uniform(0.2, 0.8)
         if not mask.any():
             continue
-        found = areas_of(torch.from_numpy(mask))
-        assert found[0] == walked(mask[0])
+        results = areas_of(torch.from_numpy(mask))
+        assert results[0] == walked(mask[0])
 
 
 @pytest.mark.slow

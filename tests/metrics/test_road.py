@@ -131,12 +131,12 @@ def test_equals_loops(network, images, saliency, target, score, noise):
 
 
 def test_accuracy_is_whether_the_class_is_the_predicted_one(network, images, saliency, target, curves):
-    found = curves(ROAD(score="accuracy", noise=0.0), network, images, saliency, target)
-    for scores in found.values():
+    results = curves(ROAD(score="accuracy", noise=0.0), network, images, saliency, target)
+    for scores in results.values():
         assert scores.shape == (5, 9)
         assert set(scores.unique().tolist()) <= {0.0, 1.0}
     again = curves(ROAD(noise=0.0), network, images, saliency, target)
-    for kind, scores in found.items():  # a probability above 1/2 is the largest, one below 1/4 of 4 is not
+    for kind, scores in results.items():  # a probability above 1/2 is the largest, one below 1/4 of 4 is not
         assert (scores[again[kind] > 0.5] == 1).all()
         assert (scores[again[kind] < 0.25] == 0).all()
 

@@ -21,8 +21,8 @@ def test_small_boxes_are_no_better_than_a_twentieth(scored, side, expected):
     model = scored(lambda x: torch.ones(len(x), dtype=torch.float64))
     S = torch.zeros(1, 10, 10).double()
     S[:, :side, :side] = 1
-    found = SaliencyMetric().measure(model=model, images=torch.rand(1, 3, 10, 10).double(), saliency=S, target=1)
-    assert_close(found[0], torch.tensor(expected).double())
+    results = SaliencyMetric().measure(model=model, images=torch.rand(1, 3, 10, 10).double(), saliency=S, target=1)
+    assert_close(results[0], torch.tensor(expected).double())
 
 
 def test_the_probability_is_of_what_is_inside_the_box(scored):
@@ -31,35 +31,35 @@ def test_the_probability_is_of_what_is_inside_the_box(scored):
     x = torch.zeros(1, 1, 8, 8).double()
     x[:, :, :4, :4] = 0.8
     S = x[:, 0] / 0.8
-    found = SaliencyMetric().measure(model=model, images=x, saliency=S, target=1)
-    assert_close(found[0], torch.tensor(math.log(0.25) - math.log(0.8)).double())
-    found = SaliencyMetric(p_on="image").measure(model=model, images=x, saliency=S, target=1)
-    assert_close(found[0], torch.tensor(math.log(0.25) - math.log(0.2)).double())
+    results = SaliencyMetric().measure(model=model, images=x, saliency=S, target=1)
+    assert_close(results[0], torch.tensor(math.log(0.25) - math.log(0.8)).double())
+    results = SaliencyMetric(p_on="image").measure(model=model, images=x, saliency=S, target=1)
+    assert_close(results[0], torch.tensor(math.log(0.25) - math.log(0.2)).double())
 
 
 def test_a_map_without_a_box_has_the_cross_entropy(network, images, target):
-    found = SaliencyMetric().measure(
+    results = SaliencyMetric().measure(
         model=network, images=images, saliency=torch.zeros(5, 12, 8).double(), target=target
     )
     expected = torch.nn.functional.cross_entropy(network(images), target, reduction="none")
-    assert_close(found, expected.detach())
+    assert_close(results, expected.detach())
 
 
 def test_a_published_box_without_pixels_shows_nothing(scored):
     model = scored(lambda x: 0.3 + 0 * x.mean((1, 2, 3)) + x.abs().amax((1, 2, 3)).clamp(max=0.5))
     S, x = torch.zeros(1, 10, 10).double(), torch.ones(1, 1, 10, 10).double()
     S[0, 4, 4] = 1
-    found = SaliencyMetric("casme").measure(model=model, images=x, saliency=S, target=1)
-    assert_close(found[0], torch.tensor(math.log(0.05) - math.log(0.3)).double())
+    results = SaliencyMetric("casme").measure(model=model, images=x, saliency=S, target=1)
+    assert_close(results[0], torch.tensor(math.log(0.05) - math.log(0.3)).double())
 
 
 def test_a_probability_of_zero_is_cut_off(function):
     model = function(lambda x: torch.tensor([[0.0, -1e4]]).double().expand(len(x), 2))
-    found = SaliencyMetric().measure(
+    results = SaliencyMetric().measure(
         model=model, images=torch.rand(1, 1, 4, 4).double(), saliency=torch.zeros(1, 4, 4).double(), target=1
     )
-    assert found.item() == pytest.approx(-math.log(1e-12))
-    assert found.item() <= SaliencyMetric.bounds[1]
+    assert results.item() == pytest.approx(-math.log(1e-12))
+    assert results.item() <= SaliencyMetric.bounds[1]
 
 
 def test_crops_fill_the_image():

@@ -37,7 +37,7 @@ def test_the_table_in_words():
     assert "a: passes if the ssim similarity, here, is below 0.5; beside the verdict: ssim." in lines
     assert "* not as in the literature." in lines
     assert "b, odd: 3 comparisons left out, since a map is constant or not a number." in lines
-    assert [found.method for found in TABLE.disagreements()] == ["guided"]
+    assert [results.method for results in TABLE.disagreements()] == ["guided"]
 
 
 def test_the_table_as_markdown_and_as_records():
@@ -55,8 +55,8 @@ def test_the_rule(value, passed):
 
 def test_a_map_and_its_negative():
     S = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    found = {kind: value.mean().item() for kind, value in similarities(S, -S).items()}
-    assert found == pytest.approx({"spearman": -1, "spearman_abs": 1, "ssim": 1, "hog": 1})
+    results = {kind: value.mean().item() for kind, value in similarities(S, -S).items()}
+    assert results == pytest.approx({"spearman": -1, "spearman_abs": 1, "ssim": 1, "hog": 1})
     assert list(similarities(S[:, :8], -S[:, :8])) == ["spearman", "spearman_abs", "hog"]
     assert list(similarities(S[:, :7], -S[:, :7])) == ["spearman", "spearman_abs"]
     assert list(similarities(S[:, 0], S[:, 1])) == ["spearman", "spearman_abs", "ssim"]
@@ -76,8 +76,8 @@ def test_another_network_has_others(network, images, target):
     twin = copy.deepcopy(network)
     for layer in (0, 3, 8):
         nn.init.normal_(twin[layer].weight, generator=torch.Generator().manual_seed(layer))
-    found = DataRandomization(KINDS, "spearman")(network, twin, [Gradient(), FakeCAM()], images, target)
-    assert [check.passed for check in found] == [True, False]
+    results = DataRandomization(KINDS, "spearman")(network, twin, [Gradient(), FakeCAM()], images, target)
+    assert [check.passed for check in results] == [True, False]
 
 
 def test_labels_are_dealt_out_anew():

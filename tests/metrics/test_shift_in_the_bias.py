@@ -75,12 +75,12 @@ def test_maps_are_those_of_a_network_built_by_hand(photos, options):
     net = behind(nn.Conv2d(3, 6, **options))
     second, z, target = by_hand(net, M), photos + torch.tensor(M).view(1, 3, 1, 1), net(photos).argmax(1)
     assert_close(second(z), net(photos))
-    found = {check.method: check for check in InputInvariance(M, undo="bias")(net, READERS, photos)}
+    results = {check.method: check for check in InputInvariance(M, undo="bias")(net, READERS, photos)}
     for name, method in READERS.items():
         a, b = method(net, photos, target), method(second, z, target)
         expected = float(((a - b).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1)).mean())
-        assert found[name].similarity["difference"] == pytest.approx(expected, rel=1e-9)
-        assert found[name].passed is False
+        assert results[name].similarity["difference"] == pytest.approx(expected, rel=1e-9)
+        assert results[name].passed is False
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
@@ -101,9 +101,9 @@ def test_what_is_padded_with_the_image_is_shifted_with_it(photos, mode):
 def test_signals_and_volumes(kind, size):
     net = nn.Sequential(kind(2, 5, 4, padding="same"), nn.ReLU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
     x = torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(2))
-    found = InputInvariance((0.5, -1.0), undo="bias")(net, [Gradient(), InputXGradient()], x)
-    assert [check.passed for check in found] == [True, False]
-    assert {"spearman", "spearman_abs"} <= set(found[1].similarity)
+    results = InputInvariance((0.5, -1.0), undo="bias")(net, [Gradient(), InputXGradient()], x)
+    assert [check.passed for check in results] == [True, False]
+    assert {"spearman", "spearman_abs"} <= set(results[1].similarity)
 
 
 def test_by_hand_on_one_convolution_without_padding():
@@ -160,8 +160,8 @@ class TwoStems(nn.Module):
     ids=["own forward", "computed", "channels last", "compiled", "two targets", "twice", "two", "callable"],
 )
 def test_networks_of_many_kinds(photos, make, options):
-    found = InputInvariance(M, undo="bias")(make(), [Gradient(), InputXGradient()], photos, **options)
-    assert [check.passed for check in found] == [True, False]
+    results = InputInvariance(M, undo="bias")(make(), [Gradient(), InputXGradient()], photos, **options)
+    assert [check.passed for check in results] == [True, False]
 
 
 def test_padding_that_was_changed_later(photos):
@@ -236,15 +236,15 @@ def test_units_that_are_exactly_zero_stay_zero(photos, double):
     """Where the image is 0 and there is no bias, what rounding makes of W m - W m must not turn a ReLU on."""
     net = behind(nn.Conv2d(3, 6, 3, padding=1, bias=False)).float()
     photos[:, :, 4:12, 4:12] = 0
-    (found,) = InputInvariance(-0.7, undo="bias", double=double)(net, Gradient(), photos.float())
-    assert (found.passed, found.similarity["difference"]) == (True, 0)
+    (results,) = InputInvariance(-0.7, undo="bias", double=double)(net, Gradient(), photos.float())
+    assert (results.passed, results.similarity["difference"]) == (True, 0)
 
 
 def test_an_image_that_is_not_a_number_does_not_make_another_network(photos):
     """It is left out by itself; the others are compared."""
     photos[1] = torch.nan
     net = behind(nn.Conv2d(3, 6, 3, padding=1))
-    (found,) = InputInvariance(M, undo="bias")(net, InputXGradient(), photos)
+    (results,) = InputInvariance(M, undo="bias")(net, InputXGradient(), photos)
     (alone,) = InputInvariance(M, undo="bias")(net, InputXGradient(), photos[[0, 2]])
-    assert found.n_undefined == 1
-    assert found.similarity == pytest.approx(alone.similarity)
+    assert results.n_undefined == 1
+    assert results.similarity == pytest.approx(alone.similarity)

@@ -128,7 +128,7 @@ def gaussian():
 
 def ssim_in_loops(x, y, data_range=1.0, bias=1.0):
     """Window by window, of two maps (H, W) in [0, 1]."""
-    k, (H, W), found = gaussian(), x.shape, []
+    k, (H, W), results = gaussian(), x.shape, []
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     for i in range(H - 10):
         for j in range(W - 10):
@@ -136,8 +136,8 @@ def ssim_in_loops(x, y, data_range=1.0, bias=1.0):
             mu, mv = (k * u).sum(), (k * v).sum()
             vu, vv = bias * (k * (u - mu) ** 2).sum(), bias * (k * (v - mv) ** 2).sum()
             uv = bias * (k * (u - mu) * (v - mv)).sum()
-            found.append((2 * mu * mv + c1) * (2 * uv + c2) / ((mu**2 + mv**2 + c1) * (vu + vv + c2)))
-    return np.mean(found)
+            results.append((2 * mu * mv + c1) * (2 * uv + c2) / ((mu**2 + mv**2 + c1) * (vu + vv + c2)))
+    return np.mean(results)
 
 
 @pytest.mark.parametrize("size", [(11, 11), (13, 20)])
@@ -173,13 +173,13 @@ def hog_in_loops(x, cell, block):
             dx = x[i, j + 1] - x[i, j - 1] if 0 < j < W - 1 else 0.0
             angle = math.degrees(math.atan2(dy, dx)) % 180
             votes[i // cell, j // cell, int(angle / 20 + 1e-6) % 9] += math.hypot(dx, dy) / cell**2
-    found = []
+    results = []
     for i in range(rows - block + 1):
         for j in range(columns - block + 1):
             v = votes[i : i + block, j : j + block].ravel()
             v = np.minimum(v / math.sqrt((v**2).sum() + 1e-10), 0.2)
-            found.append(v / math.sqrt((v**2).sum() + 1e-10))
-    return np.array(found)
+            results.append(v / math.sqrt((v**2).sum() + 1e-10))
+    return np.array(results)
 
 
 @pytest.mark.parametrize(("size", "cell"), [((8, 8), 4), ((13, 18), 4), ((60, 84), 4), ((72, 80), 5)])
@@ -202,9 +202,9 @@ def test_hog_equals_scikit_image(size, cell, block):
 def test_hog_similarity_equals_scipy_and_scikit_image():
     theirs, stats = pytest.importorskip("skimage.feature").hog, pytest.importorskip("scipy.stats")
     a, b = smooth_maps(224, 224)[:1], smooth_maps(224, 224, seed=1)[:1]
-    found = [theirs(normalize(v)[0].numpy(), 9, (16, 16), (3, 3), block_norm="L2-Hys") for v in (a, b)]
-    assert hog_similarity(a, b).item() == pytest.approx(stats.spearmanr(*found).statistic, abs=1e-4)
-    assert hog_similarity(a, b, "pearson").item() == pytest.approx(stats.pearsonr(*found).statistic, abs=1e-6)
+    results = [theirs(normalize(v)[0].numpy(), 9, (16, 16), (3, 3), block_norm="L2-Hys") for v in (a, b)]
+    assert hog_similarity(a, b).item() == pytest.approx(stats.spearmanr(*results).statistic, abs=1e-4)
+    assert hog_similarity(a, b, "pearson").item() == pytest.approx(stats.pearsonr(*results).statistic, abs=1e-6)
 
 
 def test_hog_of_a_ramp_by_hand():
@@ -261,12 +261,12 @@ def test_ssim_equals_torchmetrics(size):
 def test_the_four_similarities_look_at_what_they_say():
     """Signs matter to the first alone; SSIM and HOG are those of magnitudes."""
     a, b = four_maps(24, 30), four_maps(24, 30, seed=1) + four_maps(24, 30)
-    found = similarities(a, b)
-    assert_close(found["spearman"], spearman(a, b))
-    assert_close(found["spearman_abs"], spearman(a.abs(), b.abs()))
-    assert_close(found["ssim"], ssim(a.abs(), b.abs()))
-    assert_close(found["hog"], hog_similarity(a.abs(), b.abs()))
-    assert (found["ssim"] - ssim(a, b)).abs().min() > 1e-3
+    results = similarities(a, b)
+    assert_close(results["spearman"], spearman(a, b))
+    assert_close(results["spearman_abs"], spearman(a.abs(), b.abs()))
+    assert_close(results["ssim"], ssim(a.abs(), b.abs()))
+    assert_close(results["hog"], hog_similarity(a.abs(), b.abs()))
+    assert (results["ssim"] - ssim(a, b)).abs().min() > 1e-3
 
 
 @pytest.mark.parametrize(("side", "kinds"), [(7, 2), (8, 3), (10, 3), (11, 4), (224, 4)])

@@ -99,9 +99,9 @@ def work(rank, place, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
     metric = updated(slice(0, 4) if rank == 0 else slice(4, None), num_groups=6)
-    found = metric.compute(), metric.accuracies(), metric.count.clone()  # of both, of both, of this process again
+    actual = metric.compute(), metric.accuracies(), metric.count.clone()  # of both, of both, of this process again
     if rank == 0:
-        torch.save(found, results)
+        torch.save(actual, results)
     dist.destroy_process_group()
 
 

@@ -82,10 +82,10 @@ def test_weights_and_offset_give_the_next_query(F, q):
     """q[l+1] = offset + sum over heads of W[h] (sum over i of a[h, i] F[i])."""
     for projected in (False, True):
         step = block(6, 5, heads=2, projected=projected)
-        found, s = step(F, q)
+        results, s = step(F, q)
         a = s.flatten(2).softmax(2)
         pooled = a @ F.flatten(2).transpose(1, 2)  # (B, heads, d)
-        assert_close(found, step.offset() + torch.einsum("bhd,hcd->bc", pooled, step.weights()))
+        assert_close(results, step.offset() + torch.einsum("bhd,hcd->bc", pooled, step.weights()))
 
 
 def test_one_query_is_broadcast_to_all_images(F, q):

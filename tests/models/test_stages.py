@@ -33,15 +33,15 @@ RESNET = ("maxpool", "layer1", "layer2", "layer3", "layer4")
 )
 def test_stages_of_torchvision(name, stages, dims):
     """The channels are those of the papers' tables: what goes into each halving, and into the pooling."""
-    found = dissect(on_meta(torchvision.models.get_model, name))
-    assert found.dims == dims
-    assert stages is None or found.stages == stages
-    assert found.num_classes == 1000
+    results = dissect(on_meta(torchvision.models.get_model, name))
+    assert results.dims == dims
+    assert stages is None or results.stages == stages
+    assert results.num_classes == 1000
 
 
 def test_stages_of_a_regnet():
-    found = dissect(torchvision.models.regnet_x_400mf())
-    assert found.dims == (32, 32, 64, 160, 400)
+    results = dissect(torchvision.models.regnet_x_400mf())
+    assert results.dims == (32, 32, 64, 160, 400)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_stages_of_a_wrapped_network_are_found():
         def forward(self, images):
             return self.net(self.normalize(images))
 
-    found = dissect(Normalized())
-    assert found.stages == tuple(f"net.{name}" for name in RESNET)
-    assert found.head.name == "net.fc"
+    results = dissect(Normalized())
+    assert results.stages == tuple(f"net.{name}" for name in RESNET)
+    assert results.head.name == "net.fc"
 
 
 def test_stages_and_head_accept_names():

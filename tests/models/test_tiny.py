@@ -36,12 +36,12 @@ def test_tiny_vit_accepts_images_that_are_not_square():
 
 
 def test_tiny_vit_attention_sums_to_one():
-    net, found = TinyViT(5, image_size=16, dim=16, heads=2), []
+    net, results = TinyViT(5, image_size=16, dim=16, heads=2), []
     for block in net.blocks:
-        block.attn.softmax.register_forward_hook(lambda module, inputs, output: found.append(output))
+        block.attn.softmax.register_forward_hook(lambda module, inputs, output: results.append(output))
     net(torch.randn(3, 3, 16, 16))
-    assert [attention.shape for attention in found] == [(3, 2, 5, 5)] * 2
-    torch.testing.assert_close(found[0].sum(3), torch.ones(3, 2, 5))
+    assert [attention.shape for attention in results] == [(3, 2, 5, 5)] * 2
+    torch.testing.assert_close(results[0].sum(3), torch.ones(3, 2, 5))
 
 
 def test_tiny_vit_attention_equals_torch():

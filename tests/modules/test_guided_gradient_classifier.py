@@ -49,14 +49,14 @@ def test_training_step_equals_regularizer_and_optimizer(tmp_path):
 
 
 def test_weight_zero_equals_plain_classifier_exactly(tmp_path):
-    found = []
+    results = []
     for module in (small(cls=Classifier), small(GuidedGradientRegularizer(weight=0.0))):
         trainer = trainer_in(tmp_path, max_epochs=2)
         torch.manual_seed(1)
         trainer.fit(module, loader(), loader())
         logged = {k: v for k, v in trainer.callback_metrics.items() if k.endswith(("loss", "accuracy"))}
-        found.append([module.state_dict(), logged, torch.get_rng_state()])
-    torch.testing.assert_close(*found, rtol=0, atol=0)
+        results.append([module.state_dict(), logged, torch.get_rng_state()])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_what_is_logged_is_the_mean_over_images(tmp_path):
@@ -165,9 +165,9 @@ def test_checkpoint_rebuilds_plain_values_and_asks_for_objects(tmp_path, regular
         ):
             GuidedGradientClassifier.load_from_checkpoint(tmp_path / "some.ckpt")
         again = {"regularizer": regularizer}
-    found = GuidedGradientClassifier.load_from_checkpoint(tmp_path / "some.ckpt", **again)
-    assert found.regularizer == regularizer
-    torch.testing.assert_close(found.network.state_dict(), module.network.state_dict())
+    results = GuidedGradientClassifier.load_from_checkpoint(tmp_path / "some.ckpt", **again)
+    assert results.regularizer == regularizer
+    torch.testing.assert_close(results.network.state_dict(), module.network.state_dict())
 
 
 @pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.01}], ids=str)

@@ -53,11 +53,11 @@ def worst_group(net, x, y, g):
 def test_balanced_groups_turn_the_layer_to_the_core_feature(bias):
     net, fresh = cheating(bias), planted(seed=1)
     assert worst_group(net, *fresh) == 0
-    found = retrain_last_layer(net, batches(*planted()), draws=3)
+    results = retrain_last_layer(net, batches(*planted()), draws=3)
     assert worst_group(net, *fresh) == 1
-    assert (found.name, found.before, found.held_out[found.strength]) == ("head", 0.0, 1.0)
-    assert found.group_sizes == {g: int((planted()[2] == g).sum()) for g in range(4)}
-    assert "worst-group accuracy of the held-out half 1.000" in str(found)
+    assert (results.name, results.before, results.held_out[results.strength]) == ("head", 0.0, 1.0)
+    assert results.group_sizes == {g: int((planted()[2] == g).sum()) for g in range(4)}
+    assert "worst-group accuracy of the held-out half 1.000" in str(results)
     assert (net.head.weight[:, 0].abs() > 2 * net.head.weight[:, 1].abs()).all()
 
 
@@ -130,8 +130,8 @@ def test_a_module_and_logits_in_a_dict():
             return {"aux": 2 * images.flatten(1), "scores": self.network(images)}
 
     net = Wrapped()
-    found = retrain_last_layer(net, (x, y), groups=g, draws=2, output="scores", head="network.head")
-    assert found.name == "network.head"
+    results = retrain_last_layer(net, (x, y), groups=g, draws=2, output="scores", head="network.head")
+    assert results.name == "network.head"
     assert worst_group(net.network, *planted(seed=1)) == 1
 
 
@@ -143,9 +143,9 @@ def test_a_classifier_on_generated_shapes():
     def class_and_cue(batch):
         return 2 * batch["target"] + batch["shortcut_mask"].flatten(1).any(1)
 
-    found = retrain_last_layer(module, data, class_and_cue, draws=2, strengths=[0.1, 0.03])
-    assert found.name == "network.head"
-    assert len(found.group_sizes) == 12
+    results = retrain_last_layer(module, data, class_and_cue, draws=2, strengths=[0.1, 0.03])
+    assert results.name == "network.head"
+    assert len(results.group_sizes) == 12
     changed = {name for name, t in module.state_dict().items() if not torch.equal(t, before[name])}
     assert changed == {"network.head.weight", "network.head.bias"}
 

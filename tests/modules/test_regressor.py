@@ -78,9 +78,9 @@ def test_estimates_have_unit_of_target():
 def test_batches_with_float_targets_have_no_class_labels():
     batch = {"image": torch.zeros(3, 2, 9), "engine": torch.tensor([1, 2, 3]), "mask": torch.zeros(3, 9).bool()}
     assert pick(batch).label_key == "engine"
-    found = pick({**batch, "target": torch.tensor([4.0, 0.5, 7.0])})
-    assert (found.image_key, found.label_key, found.target) == ("image", None, None)
-    assert {"engine", "mask", "target"} <= found.rest.keys()
+    results = pick({**batch, "target": torch.tensor([4.0, 0.5, 7.0])})
+    assert (results.image_key, results.label_key, results.target) == ("image", None, None)
+    assert {"engine", "mask", "target"} <= results.rest.keys()
     assert pick({**batch, "target": torch.tensor([4, 0, 7])}).label_key == "target"
 
 

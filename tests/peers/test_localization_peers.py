@@ -30,12 +30,12 @@ def maps(n, levels=None, seed=0):
 def some_boxes(n, seed=1):
     """One to three boxes per image, with corners that may lie outside; the last image's are all outside."""
     draw = np.random.default_rng(seed)
-    found = []
+    results = []
     for _ in range(n - 1):
         x, y = draw.integers(-4, W - 2, (draw.integers(1, 4), 2)), draw.integers(-3, H + 3, (3, 2))
         rows = [[min(a), min(b), max(a) + 3, max(b) + 3] for a, b in zip(x.tolist(), y.tolist())]
-        found.append(torch.tensor([*rows[1:], [cut(rows[0])[0] - 1, 2, cut(rows[0])[0] + 5, 8]]))
-    return [*found, torch.tensor([[-5, -5, 0, 4], [W, 2, W + 3, 6]])]
+        results.append(torch.tensor([*rows[1:], [cut(rows[0])[0] - 1, 2, cut(rows[0])[0] + 5, 8]]))
+    return [*results, torch.tensor([[-5, -5, 0, 4], [W, 2, W + 3, 6]])]
 
 
 def cut(box):
@@ -72,10 +72,10 @@ SEEN = [[box for box in rows.tolist() if drawn(box).any()] for rows in BOXES]
 def check(metric, saliency, expected, **more):
     """Also batch by batch and one by one; the last image has no box."""
     given = {"saliency": saliency, "boxes": BOXES, **more}
-    found = metric.measure(**given)
-    assert_close(found, torch.tensor([100 * value for value in expected] + [torch.nan]).double(), equal_nan=True)
+    results = metric.measure(**given)
+    assert_close(results, torch.tensor([100 * value for value in expected] + [torch.nan]).double(), equal_nan=True)
     alone = [metric.measure(**{name: value[i : i + 1] for name, value in given.items()}) for i in range(24)]
-    assert_close(torch.cat(alone), found, equal_nan=True)
+    assert_close(torch.cat(alone), results, equal_nan=True)
 
 
 @pytest.mark.parametrize("saliency", [S, ROUGH], ids=["smooth", "steps"])
@@ -85,8 +85,8 @@ def test_the_box_of_the_largest_component(saliency, corners, threshold):
     options = {"iou": threshold is None, "threshold": threshold or 0.5, "connectivity": 8 if corners else 4}
     best = []
     for s, rows in zip(saliency.numpy(), SEEN[:-1]):
-        found = box_of(s > s.mean(), corners)
-        best.append(max(overlap(found, box) for box in rows))
+        results = box_of(s > s.mean(), corners)
+        best.append(max(overlap(results, box) for box in rows))
     v = [value if threshold is None else float(value > threshold) for value in best]
     check(LocalizationError(**options), saliency, [1 - value for value in v])
     correct = torch.arange(24) % 3 > 0
@@ -114,8 +114,8 @@ def test_the_box_of_the_energy(saliency, energy):
     for s, rows in zip(saliency.numpy(), SEEN[:-1]):
         level = max(v for v in np.unique(s) if s[s >= v].sum() >= energy * s.sum() * (1 - 1e-12))
         y, x = np.nonzero(s >= level)
-        found = [x.min(), y.min(), x.max() + 1, y.max() + 1]
-        best.append(max(overlap(found, box) for box in rows))
+        results = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        best.append(max(overlap(results, box) for box in rows))
     check(EnergyLocalizationError(energy, iou=True), saliency, [1 - value for value in best])
 
 
@@ -134,8 +134,8 @@ def test_precision_recall_and_their_mean(upstream):
         best.append(max(each))
     check(EnergyPointingGame(), S, energy)
     check(PixelF1(), S, f1)
-    found = PixelF1(per_box=True, upstream=upstream).measure(saliency=S, boxes=BOXES)[:-1]
-    assert_close(found / 100, torch.tensor(best).double(), atol=2e-6, rtol=0)
+    results = PixelF1(per_box=True, upstream=upstream).measure(saliency=S, boxes=BOXES)[:-1]
+    assert_close(results / 100, torch.tensor(best).double(), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("ties", ["first", "any", "fraction"])
@@ -159,8 +159,8 @@ def test_torchrays_tolerance_does_not_hold_its_border(tolerance):
         top_y, top_x = np.unravel_index(s.argmax(), s.shape)
         near = (y - top_y) ** 2 + (x - top_x) ** 2 < tolerance**2
         hits.append(100.0 * bool((near & drawn([3, 4, 5, 6])).any()))
-    found = PointingGame(tolerance=tolerance).measure(saliency=S, boxes=small)
-    assert found.tolist() == hits
+    results = PointingGame(tolerance=tolerance).measure(saliency=S, boxes=small)
+    assert results.tolist() == hits
     if tolerance == 15:
         assert PointingGame("torchray").measure(saliency=S, boxes=small).tolist() == hits
 
@@ -183,10 +183,10 @@ def test_the_best_threshold_of_all_images(components):
         for t in range(steps):
             mask = s > np.float64(np.float32(t / steps))
             labels, count = ndimage.label(mask)
-            found = [box_of(labels == k) for k in range(1, count + 1)]
+            results = [box_of(labels == k) for k in range(1, count + 1)]
             if components == "largest":
-                found = [box_of(mask)] if count else []
-            best = max((overlap(a, b) for a in found for b in rows), default=0)
+                results = [box_of(mask)] if count else []
+            best = max((overlap(a, b) for a in results for b in rows), default=0)
             hits[:, t] += [best >= d for d in deltas]
     metric = BoxAccuracy(steps=steps, components=components)
     for part in range(0, 24, 7):

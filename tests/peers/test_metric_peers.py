@@ -198,7 +198,7 @@ def quantus(name, facts, softmax=True, explain_func=None, **options):
     """Curves, not areas: its areas need a function that numpy has no more."""
     peer = pytest.importorskip("quantus")
     metric = getattr(peer, name)(abs=False, normalise=False, disable_warnings=True, **options)
-    found = metric(
+    results = metric(
         model=facts["model"],
         x_batch=facts["images"].numpy(),
         y_batch=facts["target"].numpy(),
@@ -208,7 +208,7 @@ def quantus(name, facts, softmax=True, explain_func=None, **options):
         channel_first=True,
         device="cpu",
     )
-    return found if isinstance(found, dict) else torch.from_numpy(np.array(found)).float()
+    return results if isinstance(results, dict) else torch.from_numpy(np.array(results)).float()
 
 
 @pytest.mark.parametrize("g", [1, 10, 25])

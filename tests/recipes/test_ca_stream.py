@@ -78,7 +78,7 @@ def test_both_objectives_are_pursued(tmp_path, monkeypatch):
 def test_callback_adds_the_second_objective_to_the_stream(frozen):
     """Guided gradients of the stream beside a frozen backbone, or of all, at once."""
     options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    found = []
+    results = []
     for weight in (0.0, 10.0):
         torch.manual_seed(0)
         stream = {"train_backbone": not frozen, "train_head": not frozen}
@@ -86,9 +86,9 @@ def test_callback_adds_the_second_objective_to_the_stream(frozen):
         regularization = GuidedGradientRegularization(GuidedGradientRegularizer(weight=weight))
         trainer = L.Trainer(accelerator="cpu", callbacks=[regularization], **options)
         trainer.fit(module, ShapesDataModule(32, n_train=16, n_val=8, n_test=8, batch_size=8))
-        found.append({name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad})
+        results.append({name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad})
         assert ("train/regularization" in trainer.callback_metrics) == (weight > 0)
-    moved = {name for name in found[0] if not found[0][name].equal(found[1][name])}
+    moved = {name for name in results[0] if not results[0][name].equal(results[1][name])}
     assert any(".stream." in name for name in moved)
     assert any(".backbone." in name for name in moved) == (not frozen)
 
@@ -138,8 +138,8 @@ def test_differences_are_those_of_each_method(backbone, tmp_path):
     ]
     lines = differences(table).splitlines()
     column = lines[0].split()[3:].index("insertion")
-    found = [float(line.replace(", ", ",").split()[1 + 2 * column]) for line in lines[1:]]
-    assert found == pytest.approx(expected, abs=2e-3)
+    results = [float(line.replace(", ", ",").split()[1 + 2 * column]) for line in lines[1:]]
+    assert results == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.slow
@@ -147,9 +147,9 @@ def test_the_stream_keeps_the_accuracy(tmp_path):
     command = [sys.executable, "-m", "interpretable_training.recipes", "ca_stream", "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = re.search(r"accuracy   GAP ([\d.]+)%   CA ([\d.]+)%", done.stdout)
-    assert found, done.stdout
-    assert float(found[2]) >= float(found[1]) - 2
+    results = re.search(r"accuracy   GAP ([\d.]+)%   CA ([\d.]+)%", done.stdout)
+    assert results, done.stdout
+    assert float(results[2]) >= float(results[1]) - 2
     assert (tmp_path / "ca_stream" / "version_0" / "attention.png").exists()
 
 

@@ -137,14 +137,14 @@ def recipe(tmp_path):
 
 def drops(score, series, S):
     """Average drop in percent, window by window: the series is faded by its map, which is brought into 0 to 1."""
-    found = []
+    results = []
     for x, s in zip(series, S):
         low, high = float(s.min()), float(s.max())
         m = (s - low) / (high - low) if high > low else torch.zeros_like(s)
         before, after = score(x[None]), score((x * m)[None])
         if before > 0:
-            found.append(100 * max(0.0, before - after) / before)
-    return sum(found) / len(found)
+            results.append(100 * max(0.0, before - after) / before)
+    return sum(results) / len(results)
 
 
 def test_tables_measure_the_estimate_and_the_wear(recipe):

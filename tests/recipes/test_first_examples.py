@@ -24,6 +24,6 @@ def test_the_first_of_each_class_in_the_order_of_the_classes():
 
 
 def test_no_more_classes_than_wanted():
-    images, target, told = EvaluationRecipe(None, None, Numbered(), {}).examples(2)
+    images, target, printed = EvaluationRecipe(None, None, Numbered(), {}).examples(2)
     assert target.tolist() == [1, 2]
-    assert images.flatten().tolist() == [2, 0] == torch.stack(told["image"]).flatten().tolist()
+    assert images.flatten().tolist() == [2, 0] == torch.stack(printed["image"]).flatten().tolist()

@@ -18,8 +18,8 @@ def test_recipe_and_configuration_are_the_same_experiment(data, stem, assert_sam
 
 def test_arguments_reach_the_regularizer(tmp_path):
     module = guided_gradient(error="mae", weight=2.0, every_n_steps=3, fraction=0.5, output=str(tmp_path)).module
-    found = module.regularizer
-    assert (found.error, found.weight, found.every_n_steps, found.fraction) == ("mae", 2.0, 3, 0.5)
+    results = module.regularizer
+    assert (results.error, results.weight, results.every_n_steps, results.fraction) == ("mae", 2.0, 3, 0.5)
 
 
 def test_digits_are_fitted_and_the_checkpoint_rebuilds_itself(tmp_path):

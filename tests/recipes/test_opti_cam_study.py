@@ -76,12 +76,12 @@ def test_seconds_are_those_of_the_second_call(backbone, monkeypatch):
 
 def test_examples_are_the_first_of_each_class(backbone):
     study = opti_cam_study(image_size=16)
-    images, target, told = study.examples(3)
+    images, target, printed = study.examples(3)
     data = ShapesDataModule(image_size=16)
     data.setup("validate")
     first = {}
     for image, c in data.splits["val"]:
         first.setdefault(c, image)
-    assert list(told) == ["image"]
+    assert list(printed) == ["image"]
     assert torch.equal(images, torch.stack([first[c] for c in target.tolist()]))
     assert len(set(target.tolist())) == 3

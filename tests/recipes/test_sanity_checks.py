@@ -52,10 +52,10 @@ def test_bias_readers_are_checked_with_a_shift_in_a_bias(small, monkeypatch):
     chosen = {"gradient": Gradient(), "fullgrad": FullGrad(), "tgrad": TGrad()}
     monkeypatch.setattr(sys.modules[sanity_checks.__module__], "checked_methods", lambda: chosen)
     table = run_checks(small, by_heart=12, explained=2)
-    found = {method: row["input invariance"] for method, row in table.rows.items()}
-    assert list(found) == list(chosen)
-    assert ["undone in a bias" in one.rule for one in found.values()] == [False, True, True]
-    assert (found["gradient"].passed, found["fullgrad"].passed) == (True, False)
+    results = {method: row["input invariance"] for method, row in table.rows.items()}
+    assert list(results) == list(chosen)
+    assert ["undone in a bias" in one.rule for one in results.values()] == [False, True, True]
+    assert (results["gradient"].passed, results["fullgrad"].passed) == (True, False)
 
 
 def test_training_is_watched_and_the_report_is_written(small, tmp_path):
@@ -77,12 +77,12 @@ def test_the_twin_is_another_network_and_the_generator_stays(small):
 
 
 def test_disagreement_is_reported_in_numbers():
-    found = Check("parameter randomization", "gradcam", {"ssim": 0.75}, False, "rule", "ssim", {"ssim": [0.9, 0.75]})
-    table = SanityTable([found], EXPECTED)
-    assert table.disagreements() == [found]
-    told = disagreement(found, "pass")
-    assert "the literature says pass; ssim 0.75" in told
-    assert "from the output on: 0.90, 0.75" in told
+    results = Check("parameter randomization", "gradcam", {"ssim": 0.75}, False, "rule", "ssim", {"ssim": [0.9, 0.75]})
+    table = SanityTable([results], EXPECTED)
+    assert table.disagreements() == [results]
+    printed = disagreement(results, "pass")
+    assert "the literature says pass; ssim 0.75" in printed
+    assert "from the output on: 0.90, 0.75" in printed
 
 
 @pytest.mark.slow

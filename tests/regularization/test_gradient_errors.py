@@ -48,6 +48,6 @@ def test_printed_histogram_depends_on_the_scale_of_the_loss():
 @pytest.mark.parametrize("error", [cosine, histogram])
 def test_image_without_gradient_has_error_and_gradient_zero(error):
     d = torch.cat([torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)]).requires_grad_()
-    found = error(d, torch.ones(2, 3, 2, 2))
-    torch.testing.assert_close(found, torch.tensor([0.0, -1.0]))
-    assert torch.autograd.grad(found.sum(), d)[0].isfinite().all()
+    results = error(d, torch.ones(2, 3, 2, 2))
+    torch.testing.assert_close(results, torch.tensor([0.0, -1.0]))
+    assert torch.autograd.grad(results.sum(), d)[0].isfinite().all()

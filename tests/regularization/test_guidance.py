@@ -61,9 +61,9 @@ def test_input_gradient_equals_the_formula_written_out(classes):
     p = logits.softmax(1) if classes > 1 else torch.cat([logits.sigmoid(), 1 - logits.sigmoid()], 1)
     d = torch.autograd.grad(p.log().sum(), x)[0]
     expected = (d[:4] * ~batch["mask"][:4, None]).square().sum() / 4
-    found = guide(INPUT, net, batch, criterion=lambda logits, _: logits.mean())[1]
-    assert_close(found.guidance, expected)
-    assert found.guided == 4
+    results = guide(INPUT, net, batch, criterion=lambda logits, _: logits.mean())[1]
+    assert_close(results.guidance, expected)
+    assert results.guided == 4
 
 
 def test_grad_cam_energy_equals_the_weights_of_a_linear_head():
@@ -79,11 +79,11 @@ def test_grad_cam_energy_equals_the_weights_of_a_linear_head():
 
 @pytest.mark.parametrize("name", sorted(ONCE.keys() - {"input_gradient"}))
 def test_the_shared_pass_gives_the_maps_of_explain(name):
-    guidance, net, batch, found = ONCE[name], smooth_net(), annotated(), {}
-    guide(replace(guidance, loss=lambda S, M: found.setdefault("S", S).flatten(1).sum(1)), net, batch)
+    guidance, net, batch, results = ONCE[name], smooth_net(), annotated(), {}
+    guide(replace(guidance, loss=lambda S, M: results.setdefault("S", S).flatten(1).sum(1)), net, batch)
     S = guidance.method(net, batch["image"], batch["target"], create_graph=True)
-    assert_close(found["S"], S)
-    maps = found["S"], S
+    assert_close(results["S"], S)
+    maps = results["S"], S
     assert_close(*(torch.autograd.grad(T.square().sum(), [*net.parameters()], materialize_grads=True) for T in maps))
 
 
@@ -98,9 +98,9 @@ def test_images_without_region_are_not_guided():
     net, batch = smooth_net(), annotated(guided=2)
     some = {name: values[:2] for name, values in batch.items()}
     for guidance in (ENERGY, INPUT):
-        found, expected = guide(guidance, net, batch)[1], guide(guidance, net, some)[1]
-        assert found.guided == expected.guided == 2
-        assert_close(found.guidance, expected.guidance)
+        results, expected = guide(guidance, net, batch)[1], guide(guidance, net, some)[1]
+        assert results.guided == expected.guided == 2
+        assert_close(results.guidance, expected.guidance)
     batch["mask"][:] = False
     loss, parts = guide(ENERGY, net, batch)
     assert (parts.guidance, parts.guided) == (None, 0)
@@ -178,9 +178,9 @@ def test_logits_are_picked_from_the_output():
         return F.cross_entropy(output["scores"], target)
 
     for guidance in (replace(ENERGY, method=GradCAM(layer="inner.1")), INPUT):
-        found = guide(guidance, Wrapped(), batch, criterion=criterion, output="scores")[1].guidance
+        results = guide(guidance, Wrapped(), batch, criterion=criterion, output="scores")[1].guidance
         inner = replace(guidance, method=GradCAM(layer="1"))
-        assert_close(found, guide(inner, smooth_net(), batch)[1].guidance)
+        assert_close(results, guide(inner, smooth_net(), batch)[1].guidance)
 
 
 @pytest.mark.parametrize(

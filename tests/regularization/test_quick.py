@@ -56,7 +56,7 @@ def test_batch_norm_derivatives_equal_finite_differences(shape):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_quick_mode_gives_the_same_derivatives_and_buffers(training):
-    found = []
+    results = []
     for context in (Quick(), nullcontext()):
         torch.manual_seed(0)
         block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding="same"))
@@ -65,8 +65,10 @@ def test_quick_mode_gives_the_same_derivatives_and_buffers(training):
         with context:
             logits = net(images)
         d = torch.autograd.grad(logits.square().sum(), images, create_graph=True)[0]
-        found.append([*torch.autograd.grad((d * v).sum(), [*net.parameters()], materialize_grads=True), *net.buffers()])
-    assert_close(*found)
+        results.append(
+            [*torch.autograd.grad((d * v).sum(), [*net.parameters()], materialize_grads=True), *net.buffers()]
+        )
+    assert_close(*results)
 
 
 def test_quick_batch_norm_refuses_one_value_per_channel():

@@ -60,10 +60,10 @@ def test_parameter_gradient_equals_finite_differences(make, error, monkeypatch):
     gradient, frozen = RecordedForward.gradient, []
 
     def freeze(run, loss, guided, **options):
-        found = gradient(run, loss, guided, **options)
+        results = gradient(run, loss, guided, **options)
         if not guided:
-            return found
-        frozen.append(found)
+            return results
+        frozen.append(results)
         return frozen[0]
 
     def evaluate():

@@ -44,13 +44,13 @@ def test_mixed_precision_keeps_gradients_in_float32(dtype):
 def test_loss_scale_keeps_small_gradients_in_float16():
     """Float16 ends near 6e-8; a loss times 1e-6 has a gradient of the images below, unless it is scaled."""
     images, target = batch(16, 16)
-    found = []
+    results = []
     for scale in (1.0, 2.0**20):
         with torch.autocast("cpu", torch.float16):
             options = {"criterion": lambda y, t: 1e-6 * F.cross_entropy(y, t), "scale": scale}
-            found.append(gradient_of(tiny(), images.float(), target, **options)[1])
+            results.append(gradient_of(tiny(), images.float(), target, **options)[1])
     _, exact = gradient_of(tiny(), images.float(), target)
-    unscaled, scaled = ((parts.regularization - exact.regularization).abs() for parts in found)
+    unscaled, scaled = ((parts.regularization - exact.regularization).abs() for parts in results)
     assert scaled < 0.02 < unscaled
 
 
@@ -66,8 +66,8 @@ def test_channels_last_changes_nothing():
     net, (images, target) = vgg().eval(), batch()
     expected, _ = gradient_of(net, images, target)
     last = {"memory_format": torch.channels_last}
-    found, _ = gradient_of(copy.deepcopy(net).to(**last), images.contiguous(**last), target)
-    assert_close(found, expected)
+    results, _ = gradient_of(copy.deepcopy(net).to(**last), images.contiguous(**last), target)
+    assert_close(results, expected)
 
 
 class Attention(nn.Module):
@@ -85,7 +85,7 @@ class Attention(nn.Module):
 
 def test_attention_uses_the_twice_differentiable_kernel():
     net, (images, target) = Attention(), batch()
-    found, _ = gradient_of(net, images.float(), target)
+    results, _ = gradient_of(net, images.float(), target)
     assert torch.backends.cuda.flash_sdp_enabled()
 
     def attend(q, k, v):
@@ -94,7 +94,7 @@ def test_attention_uses_the_twice_differentiable_kernel():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", attend)
         expected, _ = gradient_of(net, images.float(), target)
-    assert_close(found, expected)
+    assert_close(results, expected)
 
 
 class Checkpointed(nn.Module):
@@ -108,7 +108,7 @@ class Checkpointed(nn.Module):
 
 def test_checkpointing_changes_no_gradient_or_statistics():
     """Batch norm counts a checkpointed step twice, here as in plain training: the passes to the images do not count."""
-    found = []
+    results = []
     for wrap in (lambda module: module, Checkpointed):
         net, (images, target) = vgg(), batch()
         net = nn.Sequential(net[:4], wrap(net[4:8]), net[8:])
@@ -116,8 +116,8 @@ def test_checkpointing_changes_no_gradient_or_statistics():
         loss, parts = STRONG(net, images, target)
         loss.backward()
         assert parts.gated == 3
-        found.append([p.grad for p in net.parameters()])
-    assert_close(*found)
+        results.append([p.grad for p in net.parameters()])
+    assert_close(*results)
     assert (net[0][1].num_batches_tracked, net[1].module[1].num_batches_tracked) == (1, 2)
 
 
@@ -197,10 +197,10 @@ def test_two_processes_equal_one(tmp_path):
     for rank in ranks:
         _, error = rank.communicate(timeout=120)
         assert rank.returncode == 0, error.decode()
-    found = torch.load(out)
+    results = torch.load(out)
     expected = []
     for regularizer in regularizers():
         net, (images, target) = Residual().eval(), batch(8)
         regularizer(net, images, target)[0].backward()
         expected += [[p.grad for p in net.parameters()]] * 2
-    assert_close(found, expected, rtol=0, atol=1e-6)
+    assert_close(results, expected, rtol=0, atol=1e-6)

@@ -72,7 +72,7 @@ def work(rank, folder):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    mesh, found = init_device_mesh("cpu", (2,)), {}
+    mesh, results = init_device_mesh("cpu", (2,)), {}
     try:
         for name, (make, loss_of) in {**TRAINED, **REFUSED}.items():
             net = make()
@@ -84,12 +84,12 @@ def work(rank, folder):
             try:
                 assert_close(trained(spread, loss_of), trained(net, loss_of), rtol=1e-4, atol=1e-5)
             except (AssertionError, RuntimeError, ValueError) as error:
-                found[name] = str(error)
+                results[name] = str(error)
         parallel = parallelize_module(cnn(), mesh, {"6": ColwiseParallel(output_layouts=Replicate())})
         for loss_of in (regularized(), regularized(fraction=0.5), guided("energy"), guided("input_gradient")):
             with pytest.raises(ValueError, match="spread over processes"):
                 loss_of(parallel)
-        (folder / f"{rank}.json").write_text(json.dumps(found))
+        (folder / f"{rank}.json").write_text(json.dumps(results))
     finally:
         dist.destroy_process_group()
 
@@ -97,6 +97,6 @@ def work(rank, folder):
 def test_sharded_training_equals_that_of_the_whole_model(tmp_path):
     mp.spawn(work, (tmp_path,), nprocs=2)
     for rank in (0, 1):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found.keys() == REFUSED.keys(), found
-        assert all("whose parameters are spread over processes" in text for text in found.values()), found
+        results = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert results.keys() == REFUSED.keys(), results
+        assert all("whose parameters are spread over processes" in text for text in results.values()), results

@@ -161,8 +161,8 @@ def test_test_images_have_their_own_part(tmp_path):
     journal = write_journal(tmp_path / "explanations", epochs=2, count=6)
     journal.save_image("test-1", torch.rand(3, 8, 8), 1)
     file, ((lo, hi),) = journal.save_maps("test", torch.rand(1, 8, 8))
-    told = {"group": "test-panel", "method": "gradcam", "view": "pred", "file": file, "h": 8, "w": 8}
-    journal.write("maps", epoch=2, step=9, stage="test", **told, rows=[{"id": "test-1", "lo": lo, "hi": hi}])
+    printed = {"group": "test-panel", "method": "gradcam", "view": "pred", "file": file, "h": 8, "w": 8}
+    journal.write("maps", epoch=2, step=9, stage="test", **printed, rows=[{"id": "test-1", "lo": lo, "hi": hi}])
     page, _ = made(journal.folder)
     assert [len(page["films"][group]["events"]) for group in ("panel", "test-panel", "test-hardest")] == [2, 1, 0]
     assert page["images"]["test-1"]["label"] == 1
@@ -209,8 +209,16 @@ def long_journal(folder, noise, epochs=200):
                 file, ends = journal.save_maps(f"{group}-{method}-{epoch}", maps)
                 facts = {"target": 3, "pred": 3, "label": 4, "prob": 0.1234567, "mass": 0.1234567, "entropy": 0.1234567}
                 rows = [{"id": str(i), "lo": lo, "hi": hi, "loss": 1.5, **facts} for i, (lo, hi) in enumerate(ends)]
-                told = {"group": group, "method": method, "view": "pred", "file": file, "h": 56, "w": 56, "rows": rows}
-                journal.write("maps", epoch=epoch, step=epoch, **told)
+                printed = {
+                    "group": group,
+                    "method": method,
+                    "view": "pred",
+                    "file": file,
+                    "h": 56,
+                    "w": 56,
+                    "rows": rows,
+                }
+                journal.write("maps", epoch=epoch, step=epoch, **printed)
     return journal
 
 
@@ -304,8 +312,8 @@ def test_training_chart_has_one_line_per_split(tmp_path):
     journal.write("training", epoch=0, step=0, values={**values, "val_acc": 0.5})
     record = read_journal(tmp_path)
     charts = parts.training_charts(record, parts.Axis(record))
-    found = {chart["title"]: [(line["label"], line["points"][0][1]) for line in chart["lines"]] for chart in charts}
-    assert found == {"loss": [("train", 2.0), ("val", 1.0)], "lr": [("lr", 0.1)], "acc": [("val", 0.5)]}
+    results = {chart["title"]: [(line["label"], line["points"][0][1]) for line in chart["lines"]] for chart in charts}
+    assert results == {"loss": [("train", 2.0), ("val", 1.0)], "lr": [("lr", 0.1)], "acc": [("val", 0.5)]}
 
 
 def test_split_keys_accepts_method_names_with_slashes(tmp_path):
@@ -313,5 +321,5 @@ def test_split_keys_accepts_method_names_with_slashes(tmp_path):
     journal.write("drift", epoch=0, step=0, method="a/b", rows=[])
     record = read_journal(tmp_path)
     keys = ["xai/a/b/insertion", "test/xai/c/insertion", "xai/seconds", "loss", "xai/c/alarm/alike"]
-    found = {keys[0]: ("a/b", "insertion"), keys[1]: ("c", "insertion"), keys[4]: ("c", "alarm/alike")}
-    assert parts.split_keys(record, keys) == found
+    results = {keys[0]: ("a/b", "insertion"), keys[1]: ("c", "insertion"), keys[4]: ("c", "alarm/alike")}
+    assert parts.split_keys(record, keys) == results

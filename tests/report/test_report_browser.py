@@ -76,9 +76,9 @@ def test_browser_shows_every_part_without_errors(rich, tmp_path):
     text, console = dumped(rich, tmp_path)
     assert console == []
     assert 'data-ready="yes"' in text
-    found = re.findall(r'<section id="(\w+)"', text)
+    results = re.findall(r'<section id="(\w+)"', text)
     wanted = ["glance", "panel", "metrics", "training", "final", "hardest", "drift", "randomization", "failures"]
-    assert found == [*wanted, "dropped", "cost", "probe", "settings"]
+    assert results == [*wanted, "dropped", "cost", "probe", "settings"]
     raised = read_journal(rich.parent / "explanations").of("alarm")
     assert f"Raised {len(raised)} times, first at epoch {raised[0]['epoch']}. " in text
     assert text.count("<canvas") >= 8 + 4 + 12  # panel, hardest, the first look and the last
@@ -95,7 +95,7 @@ def test_browser_slider_keys_and_address_change_the_images(rich, tmp_path):
     addressed = probed(rich, tmp_path, tell, place="#event=2")
     pressed = probed(rich, tmp_path, tell, press, place="#event=3")
     other = probed(rich, tmp_path, tell, place="#event=2&method=layercam")
-    assert [told[0].split(" · ")[0] for told in (last, slid, addressed, pressed, other)] == [
+    assert [printed[0].split(" · ")[0] for printed in (last, slid, addressed, pressed, other)] == [
         "epoch 11",
         *["epoch 2"] * 4,
     ]

@@ -156,7 +156,7 @@ def bad_targets() -> dict[str, tuple[str, Any]]:
 
 
 def bad_maps(S: Tensor) -> dict[str, Any]:
-    found = {
+    results = {
         "negative": S - 2,
         "large": S * 50,
         "4d": S[:, None],
@@ -164,10 +164,21 @@ def bad_maps(S: Tensor) -> dict[str, Any]:
         "another size": S[:, :8, :8],
         "one": S[:1],
     }
-    found |= {"three": torch.cat([S, S[:1]]), "int": (S * 255).long(), "uint8": (S * 255).byte(), "meta": S.to("meta")}
-    found |= {"complex": S.to(torch.complex64), "numpy": S.numpy(), "sparse": S.to_sparse(), "str": "x", "inf": S * INF}
+    results |= {
+        "three": torch.cat([S, S[:1]]),
+        "int": (S * 255).long(),
+        "uint8": (S * 255).byte(),
+        "meta": S.to("meta"),
+    }
+    results |= {
+        "complex": S.to(torch.complex64),
+        "numpy": S.numpy(),
+        "sparse": S.to_sparse(),
+        "str": "x",
+        "inf": S * INF,
+    }
     return {
-        **found,
+        **results,
         "list": S.tolist(),
         "empty": S[:0],
         "none": None,

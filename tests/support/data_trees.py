@@ -127,9 +127,9 @@ def voc(root):
         file = folder / "ImageSets" / f"{name}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(names) + "\n")
-    for name, found in things.items():
+    for name, results in things.items():
         picture(folder / "JPEGImages" / f"{name}.jpg")
-        xml(folder / "Annotations" / f"{name}.xml", found)
+        xml(folder / "Annotations" / f"{name}.xml", results)
     for name, number in (("2007_000027", 15), ("2007_000033", 20)):
         segments(folder / "SegmentationClass" / f"{name}.png", number)
     return str(root)

@@ -50,7 +50,7 @@ def main():
         except SystemExit:
             results.append("refused")
             continue
-        shown = {name: {k: repr(v) for k, v in told.items() if k != "self"} for name, told in built.items()}
+        shown = {name: {k: repr(v) for k, v in printed.items() if k != "self"} for name, printed in built.items()}
         results.append({"callbacks": shown, "model": f"{type(cli.model).__module__}.{type(cli.model).__name__}"})
     Path(sys.argv[2]).write_text(json.dumps(results))
 

@@ -196,9 +196,9 @@ def options(cls: type) -> dict[str, Any]:
 
 def every_metric() -> list[str]:
     """Names of the public metrics of maps."""
-    found = [getattr(metrics, name) for name in metrics.__all__]
+    results = [getattr(metrics, name) for name in metrics.__all__]
     return sorted(
-        m.__name__ for m in found if isinstance(m, type) and issubclass(m, ImageMetric) and m is not metrics.UnitIoU
+        m.__name__ for m in results if isinstance(m, type) and issubclass(m, ImageMetric) and m is not metrics.UnitIoU
     )
 
 
@@ -393,5 +393,7 @@ def updates(scene: Scene) -> Iterator[Case]:
 def cases(group: str, count: int | None = None, seed: int = 0) -> list[Case]:
     """All cases of a group, or `count` of them that the seed draws."""
     scene = Scene()
-    found = list({"call": calls, "constructor": lambda: constructors(scene), "update": lambda: updates(scene)}[group]())
-    return found if count is None else random.Random(seed).sample(found, count)
+    results = list(
+        {"call": calls, "constructor": lambda: constructors(scene), "update": lambda: updates(scene)}[group]()
+    )
+    return results if count is None else random.Random(seed).sample(results, count)

@@ -37,8 +37,8 @@ def name_of(page):
 def blocks(page, *kinds):
     """The blocks in these languages, but for those with a reason not to run before them."""
     text = page.read_text()
-    found = [block for block in BLOCK.finditer(text) if block["kind"] in kinds and not block["why"]]
-    return [Block(text[: block.start("code")].count("\n"), block["code"]) for block in found]
+    results = [block for block in BLOCK.finditer(text) if block["kind"] in kinds and not block["why"]]
+    return [Block(text[: block.start("code")].count("\n"), block["code"]) for block in results]
 
 
 def run(page, names):
@@ -57,11 +57,11 @@ def network(generator):
         for i in range(1, 5)
     )
     layers.update(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(widths[-1], CLASSES))
-    found = nn.Sequential(layers)
-    for parameter in found.parameters():
+    results = nn.Sequential(layers)
+    for parameter in results.parameters():
         with torch.no_grad():
             parameter.uniform_(-0.3, 0.3, generator=generator)
-    return found.eval()
+    return results.eval()
 
 
 def prelude():

@@ -51,8 +51,8 @@ def batch(n: int = 6, size: int = 8) -> tuple[Tensor, Tensor]:
 def parameter_gradient(loss: Tensor, net: nn.Module) -> Tensor:
     """Of all parameters, as one vector; zero where the loss does not depend on one."""
     parameters = [*net.parameters()]
-    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found)])
+    results = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, results)])
 
 
 class GuidedReLU(nn.Module):

@@ -30,10 +30,10 @@ class Run:
 
     def images(self, row, key):
         """Path and caption of each picture that a row has under a key."""
-        found = row[key]
-        assert found["_type"] == "images/separated"
-        assert found["count"] == len(found["filenames"])
-        return [(self.folder / "files" / name, text) for name, text in zip(found["filenames"], found["captions"])]
+        results = row[key]
+        assert results["_type"] == "images/separated"
+        assert results["count"] == len(results["filenames"])
+        return [(self.folder / "files" / name, text) for name, text in zip(results["filenames"], results["captions"])]
 
 
 def records(file):
@@ -58,11 +58,11 @@ def records(file):
 
 def values(items):
     """The values of history, config or summary items; those with nested keys as dictionaries."""
-    found = {}
+    results = {}
     for item in items:
         *path, last = item.nested_key or [item.key]
-        inside = found
+        inside = results
         for key in path:
             inside = inside.setdefault(key, {})
         inside[last] = json.loads(item.value_json)
-    return found
+    return results

@@ -31,10 +31,10 @@ def sweep(tmp_path):
 
 def drawn(study, total):
     """The parameters of all runs that are left."""
-    found = []
+    results = []
     while trial := study.next(total):
-        found.append(study.values(trial))
-    return found
+        results.append(study.values(trial))
+    return results
 
 
 def as_text(values):
@@ -65,9 +65,9 @@ def test_grid_points_are_run_once_with_their_values(sweep, tmp_path, kept):
 def test_processes_of_one_grid_get_different_points(sweep, tmp_path):
     grid = sweep({"x": {"values": [*range(20)]}})
     studies = [SweepStudy(grid, 0, tmp_path / "out") for _ in range(3)]
-    found = [study.values(study.next(grid.points))["x"] for _ in range(6) for study in studies]
-    found += [value["x"] for study in studies for value in drawn(study, grid.points)]
-    assert sorted(found) == [*range(20)]
+    results = [study.values(study.next(grid.points))["x"] for _ in range(6) for study in studies]
+    results += [value["x"] for study in studies for value in drawn(study, grid.points)]
+    assert sorted(results) == [*range(20)]
 
 
 RANGES = {
@@ -202,9 +202,9 @@ def test_incomplete_last_line_is_cut_off(sweep, tmp_path):
         file.write('{"op_code": 5, "work')
     study = SweepStudy(grid, 0, tmp_path / "out")
     assert study.recover() == 1
-    found = drawn(study, 3)
-    assert found[0] == first
-    assert as_text(found) == as_text([{"x": 0}, {"x": 1}, {"x": 2}])
+    results = drawn(study, 3)
+    assert results[0] == first
+    assert as_text(results) == as_text([{"x": 0}, {"x": 1}, {"x": 2}])
     assert len(SweepStudy(grid, 0, tmp_path / "out").trials()) == 3
 
 
@@ -221,17 +221,17 @@ def test_another_sweep_needs_another_folder(sweep, tmp_path, parameters, seed, n
 
 def kept(study, goal_values):
     """Which of the runs that report these values go on after each of them, one run after the other."""
-    found = []
+    results = []
     for values in goal_values:
         trial = study.next(math.inf)
         stopped = next((i for i, value in enumerate(values) if study.report(trial, [value], i)), None)
-        found.append(stopped)
+        results.append(stopped)
         study.finish(
             trial.number,
             TrialState.COMPLETE if stopped is None else TrialState.PRUNED,
             None if stopped is not None else values[-1],
         )
-    return found
+    return results
 
 
 @pytest.mark.parametrize("goal", ["minimize", "maximize"])
@@ -259,5 +259,5 @@ def test_the_study_is_an_ordinary_one_of_optuna(sweep, tmp_path):
     study = SweepStudy(grid, 0, tmp_path / "out")
     study.finish(study.next(2).number, TrialState.COMPLETE, 0.5)
     backend = optuna.storages.journal.JournalFileBackend(str(Path(tmp_path, "out", "study.journal")))
-    found = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend))
-    assert found.best_value == 0.5
+    results = optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend))
+    assert results.best_value == 0.5

@@ -98,8 +98,8 @@ def test_verify_observer_finds_all_changes_of_one_hook(tmp_path):
         ("scheduler", "0._step_count"),
         ("scheduler", "0._last_lr.0"),
     }
-    found = {(each.kind, each.name) for each in here}
-    assert found == {(kind, name) for _, kind, name in CULPRITS.values()} | side_effects
+    results = {(each.kind, each.name) for each in here}
+    assert results == {(kind, name) for _, kind, name in CULPRITS.values()} | side_effects
     assert report.reproducible
 
 
@@ -119,8 +119,8 @@ def test_verify_observer_names_each_change_and_its_hook(tmp_path, case):
 
 
 def test_verify_observer_reports_a_single_change(tmp_path):
-    (found,) = verify(tmp_path, Does(one_ulp), **SHORT).differences
-    assert str(found) == (
+    (results,) = verify(tmp_path, Does(one_ulp), **SHORT).differences
+    assert str(results) == (
         "after step 4 (epoch 0, batch 3) in on_train_batch_end: weight of idle has other values; "
         "at the end 1 of 2 values differ, by up to 1.19e-07"
     )
@@ -136,9 +136,9 @@ def test_verify_observer_compares_callbacks_and_scaler(tmp_path):
         return trainers(tmp_path, lambda: EarlyStopping("val/loss"), plugins=plugins, **SHORT)(callbacks)
 
     assert verify_observer(make_trainer, Small, loaders, L.Callback())
-    found = verify_observer(make_trainer, Small, loaders, Does(disturb, step=2)).differences
-    assert "gradient scaler of scale is 8.0, was 65536.0" in str(found[0])
-    assert "callback of EarlyStopping.wait_count is 2, was 0" in str(found[1])
+    results = verify_observer(make_trainer, Small, loaders, Does(disturb, step=2)).differences
+    assert "gradient scaler of scale is 8.0, was 65536.0" in str(results[0])
+    assert "callback of EarlyStopping.wait_count is 2, was 0" in str(results[1])
 
 
 def test_verify_observer_reports_undone_changes(tmp_path):
@@ -149,8 +149,8 @@ def test_verify_observer_reports_undone_changes(tmp_path):
         def on_train_batch_end(self, trainer, module, *_):
             module.idle.requires_grad = False
 
-    (found,) = verify(tmp_path, Forgetful(), **SHORT).differences
-    assert str(found) == (
+    (results,) = verify(tmp_path, Forgetful(), **SHORT).differences
+    assert str(results) == (
         "after step 0 (epoch 0, batch 0) in on_train_batch_start: requires_grad of idle is True, was False; "
         "equal again at the end"
     )
@@ -161,11 +161,11 @@ def test_verify_observer_finds_gradients_lost_in_accumulation(tmp_path):
         def on_validation_end(self, trainer, module):
             module.zero_grad()
 
-    found = verify(tmp_path, Zero(), accumulate_grad_batches=4, val_check_interval=2).differences
-    assert found[0].kind == "gradient"
-    assert found[0].moment == "after step 0 (epoch 0, batch 1) in on_validation_end"
-    assert found[0].change.startswith("gradient of network.0.weight is None, was float32 (4, 3, 3, 3)")
-    assert "weight" in {difference.kind for difference in found}
+    results = verify(tmp_path, Zero(), accumulate_grad_batches=4, val_check_interval=2).differences
+    assert results[0].kind == "gradient"
+    assert results[0].moment == "after step 0 (epoch 0, batch 1) in on_validation_end"
+    assert results[0].change.startswith("gradient of network.0.weight is None, was float32 (4, 3, 3, 3)")
+    assert "weight" in {difference.kind for difference in results}
     # Where validation follows the optimizer's step there is nothing to lose.
     assert verify(tmp_path, Zero(), **SHORT)
 
@@ -194,10 +194,10 @@ def test_verify_observer_compares_a_training_that_stops_early(tmp_path):
         def on_train_epoch_end(self, trainer, module):
             trainer.should_stop = True
 
-    found = {difference.kind: difference for difference in verify(tmp_path, Stops()).differences}
-    assert "before on_train_epoch_start, was after" not in found["course"].change
-    assert "is after step 6 (epoch 1, batch 5) before on_train_end, was after step 6" in found["course"].change
-    assert found["weight"].moment == "at the end"
+    results = {difference.kind: difference for difference in verify(tmp_path, Stops()).differences}
+    assert "before on_train_epoch_start, was after" not in results["course"].change
+    assert "is after step 6 (epoch 1, batch 5) before on_train_end, was after step 6" in results["course"].change
+    assert results["weight"].moment == "at the end"
 
 
 @pytest.mark.parametrize("callbacks", [[L.Callback(), TrainingCurves()], TrainingCurves])
@@ -224,9 +224,9 @@ def test_forward_hooks_are_allowed_in_validation_batches_only(tmp_path):
             self.handle.remove()
 
     assert verify(tmp_path, Listens("on_validation_batch_end"), **SHORT)
-    (found,) = verify(tmp_path, Listens("on_validation_end"), **SHORT).differences
-    assert found.moment == "after step 5 (epoch 0, batch 4) in on_validation_batch_end 0"
-    assert "hooks of network is forward hook test_verify_observer.test_forward_hooks" in found.change
+    (results,) = verify(tmp_path, Listens("on_validation_end"), **SHORT).differences
+    assert results.moment == "after step 5 (epoch 0, batch 4) in on_validation_batch_end 0"
+    assert "hooks of network is forward hook test_verify_observer.test_forward_hooks" in results.change
 
 
 def test_verify_observer_copies_callbacks(tmp_path):
@@ -278,8 +278,8 @@ def test_verify_observer_compares_logged_values(tmp_path):
         def on_validation_batch_end(self, trainer, module, *_):
             module.accuracy.update(torch.eye(3), torch.arange(3))
 
-    found = verify(tmp_path, Overwrites(), **SHORT).differences
-    assert ("logged", "val/accuracy") in [(difference.kind, difference.name) for difference in found]
+    results = verify(tmp_path, Overwrites(), **SHORT).differences
+    assert ("logged", "val/accuracy") in [(difference.kind, difference.name) for difference in results]
 
 
 def states():

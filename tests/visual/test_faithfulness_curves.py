@@ -24,11 +24,11 @@ def table_of(metrics, curves=CURVES, controls=()):
         "road": ["most salient removed", "least salient removed"],
     }
     n = len(next(iter(curves.values())))
-    found = {m: {key: dict.fromkeys(kinds[key], sums[m]) for key in metrics if key in kinds} for m in curves}
+    results = {m: {key: dict.fromkeys(kinds[key], sums[m]) for key in metrics if key in kinds} for m in curves}
     values = {m: {key: torch.full((n, 1), 33.3) for key in metrics} for m in curves}
     flags = {m: torch.zeros(n, dtype=torch.bool) for m in curves}
     images, classes = torch.arange(n), torch.zeros(n).long()
-    return Table(images, classes, values, flags, metrics, {"target": "label"}, found, next(iter(curves)), controls)
+    return Table(images, classes, values, flags, metrics, {"target": "label"}, results, next(iter(curves)), controls)
 
 
 @pytest.fixture

@@ -91,8 +91,8 @@ def drawn(path, series=X, maps=S, **options):
 
 def columns(picture, color):
     """Columns of a picture with such pixels."""
-    found = (picture - torch.tensor(color)).abs().amax(2) < 0.02
-    return found.any(0).nonzero()[:, 0]
+    results = (picture - torch.tensor(color)).abs().amax(2) < 0.02
+    return results.any(0).nonzero()[:, 0]
 
 
 @pytest.mark.parametrize(

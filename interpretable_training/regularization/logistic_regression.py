@@ -27,7 +27,7 @@ def fit_logistic_regression(
     strength: float,
     bias: bool = True,
     start: tuple[Tensor, Tensor] | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     max_rounds: int = 20_000,
 ) -> tuple[Tensor, Tensor]:
     """Return W (N, d) and b (N,) that minimize (1), in float64; b is not penalized.

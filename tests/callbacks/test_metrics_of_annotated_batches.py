@@ -8,13 +8,17 @@ from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import InterpretabilityMetrics
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.metrics import (
+    BackgroundAccuracy,
     BoxAccuracy,
     EnergyPointingGame,
     LocalizationError,
+    ObjectAccuracy,
     OfficialMetric,
     PixelF1,
+    PlainAccuracy,
     PointingGame,
     SaliencyMetric,
+    TopReplacedAccuracy,
     evaluate,
 )
 from interpretable_training.modules import Classifier
@@ -28,6 +32,11 @@ METRICS = {
     "accuracy": BoxAccuracy(steps=5),
     "saliency": SaliencyMetric(),
     "f1": PixelF1(per_box=True),
+    "plain": PlainAccuracy(),
+    "object": ObjectAccuracy(),
+    "background": BackgroundAccuracy(),
+    "cue_alone": ObjectAccuracy("shortcut_mask"),
+    "top": TopReplacedAccuracy(),
 }
 
 

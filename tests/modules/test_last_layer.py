@@ -115,7 +115,7 @@ def test_one_draw_of_balanced_data_is_the_optimum_of_scikit_learn():
         options = {"penalty": "l1", "C": 1 / (60 * 0.05), "solver": "saga", "tol": 1e-10, "max_iter": 100_000}
         theirs = linear_model.LogisticRegression(**options).fit(scaled, y.numpy()).predict_proba(scaled)
     with torch.no_grad():
-        assert_close(net(x).softmax(1).double(), torch.as_tensor(theirs), rtol=0, atol=1e-4)
+        assert_close(net(x).softmax(1).double(), torch.as_tensor(theirs), rtol=0, atol=1e-3)
 
 
 def test_a_module_and_logits_in_a_dict():

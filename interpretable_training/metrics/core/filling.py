@@ -59,4 +59,4 @@ class Filling:
         """Return what makes the new pixels; None where their neighbors do."""
         if isinstance(self.substrate, str) and self.substrate == "linear":
             return None
-        return Replacement(self.substrate, mean=self.mean, std=self.std, seed=self.seed)  # type: ignore[arg-type]
+        return Replacement(self.substrate, mean=self.mean, std=self.std, seed=self.seed)

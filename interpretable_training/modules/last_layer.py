@@ -34,7 +34,7 @@ from interpretable_training.metrics import WorstGroupAccuracy
 from interpretable_training.models.linear_head import find_linear_head, inputs_of
 from interpretable_training.regularization.logistic_regression import fit_logistic_regression
 
-STRENGTHS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+STRENGTHS = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 NAMES = ("weight", "bias")
 Groups = str | Tensor | Callable[[dict[str, Any]], Tensor]
 
@@ -80,8 +80,8 @@ def retrain_last_layer(
 ) -> RetrainedHead:
     """Replace the weights of the last linear layer by those learned on group-balanced images; nothing else changes.
 
-    Take images that did not train the network, with as few cues that name the class as there are: where all images of a
-    class carry its cue, the groups say nothing.
+    Take images that did not train the network, some of them with a cue of another class: where cues are missing at most,
+    the layer goes on to follow those that are there.
 
     >>> retrain_last_layer(network, (images, target), groups=torch.tensor([0, 1, 0, 1]), draws=2).name
     '4'

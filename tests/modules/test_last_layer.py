@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.modules import Classifier, retrain_last_layer
+from interpretable_training.modules.last_layer import balanced_draw, halves
 
 NAMES = {"head.weight", "head.bias"}
 
@@ -61,6 +62,21 @@ def test_balanced_groups_turn_the_layer_to_the_core_feature(bias):
     assert (net.head.weight[:, 0].abs() > 2 * net.head.weight[:, 1].abs()).all()
 
 
+def test_draws_hold_as_many_images_of_each_group_as_the_smallest_has():
+    group, rows = torch.tensor([0] * 5 + [1] * 3 + [2] * 9), torch.arange(1, 16)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [balanced_draw(group, rows, generator) for _ in range(20)]
+    assert all(group[draw].bincount().tolist() == [3, 3, 3] and len(draw.unique()) == 9 for draw in drawn)
+    assert torch.cat(drawn).unique().tolist() == rows.tolist()
+
+
+def test_halves_hold_half_of_each_group():
+    group = torch.tensor([0] * 5 + [1] * 2)
+    first, second = halves(group, torch.Generator().manual_seed(0))
+    assert (group[first].bincount().tolist(), group[second].bincount().tolist()) == ([3, 1], [2, 1])
+    assert torch.cat([first, second]).sort().values.tolist() == list(range(7))
+
+
 def test_nothing_else_changes():
     net = cheating().train()
     net.body[0].weight.requires_grad_(False)
@@ -89,6 +105,12 @@ def test_groups_from_batches_a_tensor_and_a_function_are_the_same():
     retrain_last_layer(nets[1], (x, y), groups=g, draws=2)
     retrain_last_layer(nets[2], batches(x, y, g + 5), groups=lambda batch: batch["group"] - 5, draws=2)
     assert all(torch.equal(net.head.weight, nets[0].head.weight) for net in nets)
+
+
+def test_the_strength_with_the_best_worst_group_is_chosen():
+    """A penalty of 9 keeps all weights at 0, so that one class has no hit."""
+    found = retrain_last_layer(cheating(), batches(*planted()), strengths=[9.0, 0.01], draws=1)
+    assert (found.strength, found.held_out) == (0.01, {9.0: 0.0, 0.01: 1.0})
 
 
 def test_images_of_unknown_group_are_left_out():

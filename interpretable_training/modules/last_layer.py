@@ -80,8 +80,8 @@ def retrain_last_layer(
 ) -> RetrainedHead:
     """Replace the weights of the last linear layer by those learned on group-balanced images; nothing else changes.
 
-    Take images that did not train the network, some of them with a cue of another class: where cues are missing at most,
-    the layer goes on to follow those that are there.
+    Take images that did not train the network, some of them with a cue of another class: where a cue is right or
+    missing, the layer goes on following it.
 
     >>> retrain_last_layer(network, (images, target), groups=torch.tensor([0, 1, 0, 1]), draws=2).name
     '4'

@@ -37,8 +37,8 @@ Made by `python docs/make_ca_stream_table.py`.
 
 As torch counts them (a multiplication and an addition are two), 224 x 224. "Stream" is what CA-Stream adds: the sum
 over stages of 4 p d + 2 d d', with p cells of d channels and d' channels in the next stage. The classifier runs once;
-`forward_with_gap`, which gives the logits of both poolings, runs it twice. The thesis prints three digits behind the point: its
-differences are known to 0.001 only, so that the 0.004 of ResNet-18 is anything from 0.003 to 0.005.
+`forward_with_gap`, which gives the logits of both poolings, runs it twice. The thesis prints three digits behind the
+point: its differences are known to 0.001 only, so that the 0.004 of ResNet-18 is anything from 0.003 to 0.005.
 
 | network | GAP (G) | stream (G) | thesis: GAP | thesis: CA - GAP | stream against thesis |
 |---|---|---|---|---|---|

@@ -120,7 +120,9 @@ def repair(
     return Recipe(trainer, module, images)
 
 
-def measure(recipe: Recipe, n_test: int = 1000, layer: str = "stage2", max_images: int = 300) -> dict[str, float]:
+def measure_repair(
+    recipe: Recipe, n_test: int = 1000, layer: str = "stage2", max_images: int = 300
+) -> dict[str, float]:
     """Return accuracies by test cues, that of the worst group, and where the maps lie on images as in training."""
     data, network = recipe.data, recipe.module.network.eval()  # type: ignore[union-attr,operator]
     assert isinstance(data, (ShapesDataModule, DigitsDataModule))  # what the recipe returns
@@ -142,7 +144,7 @@ def measure(recipe: Recipe, n_test: int = 1000, layer: str = "stage2", max_image
 
 def repair_report(recipe: Recipe, n_test: int = 1000) -> str:
     """Return where the trained network looks and how well it does without the cue."""
-    numbers = measure(recipe, n_test)
+    numbers = measure_repair(recipe, n_test)
     return aligned([["test images", "percent"], *([name, f"{value:.1f}"] for name, value in numbers.items())])
 
 
@@ -217,7 +219,7 @@ class RepairTable:
             balanced = make_data(self.data, 0.5, seed=seed)
             retrain_last_layer(recipe.module, balanced, seed=seed)
         seconds = time.process_time() - start
-        return {**measure(recipe), "seconds": seconds}
+        return {**measure_repair(recipe), "seconds": seconds}
 
     def write(self, seeds: int) -> str:
         """Write table and picture of the seeds so far; return the table as text."""
@@ -229,14 +231,14 @@ class RepairTable:
                 run["cost"] = run.pop("seconds") / seconds
             lines.append((f"{name}, {share:.0%} masks", {key: [run[key] for run in runs] for key in runs[0]}))
         head = ["remedy", *lines[0][1]]
-        rows = [head, *([title, *map(interval, columns.values())] for title, columns in lines)]
+        rows = [head, *([title, *map(mean_and_interval, columns.values())] for title, columns in lines)]
         markdown = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows[1:]])
         write_whole(Path(self.folder) / f"{self.data}.md", markdown + "\n")
         draw(lines, Path(self.folder) / f"{self.data}.png")
         return aligned(rows)
 
 
-def interval(values: list[float]) -> str:
+def mean_and_interval(values: list[float]) -> str:
     """Return the mean of the seeds and the half-width of its 95 % interval."""
     if len(values) == 1:
         return f"{values[0]:.3g}"

@@ -1,4 +1,4 @@
-"""Each run has a page of its own, also when several start in one folder at the same time."""
+"""Reports lie beside the checkpoints; each run has one, also when several start in one folder at the same time."""
 
 import subprocess
 import sys
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from support.full_disk import files_of_at_most, small_disk
-from support.watched import Module, fit, small_network
+from support.watched import Module, fit, loader, small_network, trainer_of
 
 from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, TrainingCurves
 from interpretable_training.callbacks.watching.run_journal import claim_page
@@ -131,3 +132,26 @@ class Curves(TrainingCurves):
     def collect(self, trainer, prefix):
         super().collect(trainer, prefix)
         self.epochs[trainer.current_epoch]["val/loss"] = float(torch.rand(()))
+
+
+def checkpoint_folder(tmp_path, logger):
+    watch = [ExplanationLogger(max_images=2, hardest=0), ModelCheckpoint(monitor="val/loss")]
+    trainer = trainer_of(tmp_path, watch, logger=logger, max_epochs=1, enable_checkpointing=True)
+    trainer.fit(Module(), loader(), loader())
+    return next(tmp_path.rglob("*.ckpt")).parents[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_report_lies_beside_checkpoints_in_a_folder_per_run(tmp_path):
+    run = checkpoint_folder(tmp_path, CSVLogger(tmp_path))
+    assert (run / "explanations" / "journal.jsonl").is_file()
+    assert (run / "report.html").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_report_lies_beside_checkpoints_in_a_shared_folder(tmp_path, offline_wandb):
+    run = checkpoint_folder(tmp_path, WandbLogger(project="p", save_dir=tmp_path, offline=True))
+    offline_wandb()
+    assert run != tmp_path
+    assert (run / "explanations" / "journal.jsonl").is_file()
+    assert (run / "report.html").is_file()

@@ -8,7 +8,14 @@ import torch
 from interpretable_training.batches.read import pick
 from interpretable_training.callbacks import BackgroundSwap, ExplanationGuidance
 from interpretable_training.recipes import repair, repair_table
-from interpretable_training.recipes.repair import RandomSwap, callbacks_of, interval, make_data, measure, repair_report
+from interpretable_training.recipes.repair import (
+    RandomSwap,
+    callbacks_of,
+    make_data,
+    mean_and_interval,
+    measure_repair,
+    repair_report,
+)
 
 SMALL = {"n_train": 36, "max_epochs": 1, "batch_size": 12}
 
@@ -45,8 +52,8 @@ def test_report_has_behavior_and_maps(data, tmp_path):
 
 
 def test_interval_is_that_of_students_t():
-    assert interval([50.0]) == "50"
-    assert interval([1.0, 3.0]) == "2 ± 13"  # 12.706 * sqrt(2) / sqrt(2)
+    assert mean_and_interval([50.0]) == "50"
+    assert mean_and_interval([1.0, 3.0]) == "2 ± 13"  # 12.706 * sqrt(2) / sqrt(2)
 
 
 def test_table_resumes_and_shows_all_rows(tmp_path, monkeypatch):
@@ -78,6 +85,6 @@ def test_swap_of_backgrounds_mends_the_network(tmp_path):
     for remedy in ("nothing", "background_swap"):
         recipe = repair(remedy=remedy, **options)
         recipe.trainer.fit(recipe.module, recipe.data)
-        accuracy[remedy] = measure(recipe)["swapped"]
+        accuracy[remedy] = measure_repair(recipe)["swapped"]
     assert accuracy["nothing"] < 50
     assert accuracy["background_swap"] > 80

@@ -1,4 +1,4 @@
-"""The pictures that are sent and kept, and what looking may cost."""
+"""Pictures that are sent and stored, and what an explanation step may cost."""
 
 import time
 from types import SimpleNamespace

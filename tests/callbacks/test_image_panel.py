@@ -1,4 +1,4 @@
-"""Which images are watched."""
+"""The choice of the images that are explained."""
 
 import pytest
 import torch

@@ -1,20 +1,37 @@
-"""The numbers and pictures that are logged, against those computed by hand."""
+"""Logged numbers equal those computed by hand, and their names follow one rule in all stages."""
 
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
-from support.watched import BATCHES, Module, Notes, context_of, fit, of_callback, pictures, record
+from support.watched import (
+    BATCHES,
+    Memory,
+    Module,
+    Notes,
+    context_of,
+    fit,
+    loader,
+    of_callback,
+    pictures,
+    record,
+    trainer_of,
+)
 from torch.utils.data import DataLoader
 
 from interpretable_training.attribution import Attribution, GradCAM, LayerCAM
 from interpretable_training.callbacks import (
+    ExplanationAlarms,
     ExplanationDrift,
+    ExplanationLogger,
     InterpretabilityMetrics,
+    RandomizationTest,
 )
 from interpretable_training.callbacks.watching.explanations import Explained
 from interpretable_training.callbacks.watching.map_changes import compare_maps
+from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.metrics import AverageDrop, AverageGain, Insertion, evaluate
 
 ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
@@ -122,3 +139,37 @@ def look_of(ids):
     n = len(ids)
     targets = {"pred": torch.zeros(n, dtype=torch.long)}
     return Explained(ids, torch.zeros(n, 3, 4, 4), None, torch.zeros(n, 3), False, targets, maps)
+
+
+PREFIX = {"fit": "", "validate": "validate/", "test": "test/"}
+
+
+@pytest.mark.parametrize("stage", PREFIX)
+def test_names_of_numbers_and_pictures_follow_the_rule(tmp_path, stage):
+    options = {"max_images": 3, "stages": list(PREFIX), "on_error": "raise"}
+    callbacks = [
+        ExplanationLogger(hardest=1, **options),
+        InterpretabilityMetrics(metrics=AverageDrop(), **options),
+        ExplanationDrift(**options),
+        ExplanationAlarms(alike=-1.0, **options),
+        RandomizationTest(max_images=2, on_error="raise"),
+    ]
+    logger, module = Memory(), Module()
+    trainer = trainer_of(tmp_path, callbacks, logger=logger, max_epochs=1)
+    if stage == "fit":
+        trainer.fit(module, loader(16, 0), loader())
+    else:
+        getattr(trainer, stage)(module, loader(), verbose=False)
+    numbers = {name for _, metrics in logger.numbers for name in metrics if "xai" in name}
+    pictures = {name for _, _, images in logger.pictures for name in images}
+    journal = {name for line in record(tmp_path).of("values") for name in line["values"]}
+    rule = re.compile(rf"{PREFIX[stage]}xai/[\w/]+")
+    for names in (numbers, pictures, journal):
+        assert names
+        assert [name for name in names if not rule.fullmatch(name)] == []
+    assert f"{PREFIX[stage]}xai/gradcam/average_drop" in numbers & journal
+    assert pictures >= {f"{PREFIX[stage]}xai/{name}" for name in ("images", "gradcam", "hardest/gradcam")}
+
+
+def test_prefix_is_that_of_the_stage():
+    assert {stage: ExplanationStep(stage, 0, 0, 0).prefix for stage in PREFIX} == PREFIX

@@ -1,4 +1,4 @@
-"""Which network, class names and colors are found in a module and its data."""
+"""Discovery of network, class names and colors in a module and its data."""
 
 from types import SimpleNamespace
 

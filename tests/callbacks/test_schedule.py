@@ -1,4 +1,4 @@
-"""When callbacks that watch look, wherever Lightning validates or does not."""
+"""The schedule of explanation steps, wherever Lightning validates or does not."""
 
 import lightning as L
 import pytest

@@ -36,7 +36,7 @@ class SwapBackgrounds:
 
     Args:
         share: Share of the images with an object that get another background.
-        widen: Pixels around the object that stay as they are, r of (1).
+        widen: Pixels around the object that stay as they are, r of (1); 0 where the background itself is the cue.
         region: Annotation that holds the object: the "mask", the "boxes", or "auto", the mask if there is one.
         from_epoch: First epoch in which callbacks swap; 1 is the second one.
         seed: Seed of the draws of callbacks.

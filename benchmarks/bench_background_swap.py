@@ -27,7 +27,7 @@ def boxed(size, side):
 
 
 def main():
-    for name, size, side in (("cifar_resnet18", 32, 32), ("resnet18", 16, 224)):
+    for name, size, side in (("cifar_resnet18", 32, 32), ("resnet18", 8, 224)):
         net = build_network(name, 100).train()
         plain, mask, boxes = boxed(size, side)
         trainer = SimpleNamespace(current_epoch=1, global_rank=0)
@@ -46,7 +46,7 @@ def main():
             "masks": lambda: step({**plain, **mask}, swap),
             "boxes": lambda: step({**plain, **boxes}, swap),
         }
-        seconds = interleave(sides, rounds=15)
+        seconds = interleave(sides, rounds=11)
         row(f"{name}, {size} images of {side} x {side}", seconds, seconds["plain"], f"limit {LIMIT}")
 
 

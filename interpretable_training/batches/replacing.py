@@ -36,17 +36,13 @@ def replace_images(batch: Any, images: Tensor, others: Tensor) -> Callable[[], A
 
 def _holders(batch: Any) -> Iterator[Any]:
     """Yield the dicts and lists of a batch, outer ones first; attributes of objects are in a dict."""
+    if not isinstance(batch, (Mapping, list, tuple, Tensor)):
+        batch = getattr(batch, "__dict__", ())
     if isinstance(batch, (MutableMapping, list)):
         yield batch
-        inner = batch.values() if isinstance(batch, MutableMapping) else batch
-    elif isinstance(batch, (tuple, Mapping)):
-        inner = batch.values() if isinstance(batch, Mapping) else batch
-    elif not isinstance(batch, Tensor) and hasattr(batch, "__dict__"):
-        yield vars(batch)
-        inner = list(vars(batch).values())
-    else:
+    if isinstance(batch, Tensor):
         return
-    for part in inner:
+    for part in batch.values() if isinstance(batch, Mapping) else batch:
         if isinstance(part, (Mapping, list, tuple)):
             yield from _holders(part)
 

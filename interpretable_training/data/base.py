@@ -102,7 +102,7 @@ class SeededDataModule(L.LightningDataModule):
         std: Standard deviation of each channel, by which the difference is divided.
         multilabel: Whether a target holds one 0 or 1 per class instead of a single class.
         cue_names: Name of each kind of cue, where annotated items hold `cue` and `group`; "none" is the last one where
-            an image can be without.
+            an image can be without. Empty in other modules.
         splits: The data sets by name: "train", "val", "test".
     """
 
@@ -111,7 +111,7 @@ class SeededDataModule(L.LightningDataModule):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     multilabel: bool = False
-    cue_names: list[str] | None = None
+    cue_names: list[str] = []
 
     def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
@@ -121,10 +121,9 @@ class SeededDataModule(L.LightningDataModule):
         self.splits: dict[str, Dataset] = {}
 
     @property
-    def group_names(self) -> list[str] | None:
+    def group_names(self) -> list[str]:
         """Names "class, cue" of the groups; group = target * number of cues + cue."""
-        cues = self.cue_names
-        return None if cues is None else [f"{name}, {cue}" for name in self.class_names for cue in cues]
+        return [f"{name}, {cue}" for name in self.class_names for cue in self.cue_names]
 
     def setup(self, stage: str | None = None) -> None:
         raise NotImplementedError(f"expected {type(self).__name__} to implement setup(stage); fill self.splits there.")

@@ -5,8 +5,9 @@ https://arxiv.org/abs/1703.03717.
 
     gray = (255 - 25 y) / 255    (1)
 
-y: class that the patch names. A patch takes an eighth of the side, a pixel of the original digits.
-Differs from the paper: other images have no patch, where the paper draws the gray of test images at random.
+y: class that the patch names.
+Differs from the paper: a patch takes a quarter of the side instead of a seventh, and other images have no patch, where
+the paper draws the gray of test images at random.
 """
 
 import torch
@@ -47,6 +48,7 @@ class DigitsDataModule(SeededDataModule):
         batch_size: Images per batch.
         num_workers: Processes that load batches.
         seed: Seed of the splits, of the patches and of the order of training.
+        margin: Empty border around the digit as a share of the side; 0.125 leaves room for patches.
         annotations: Whether items are dicts instead of pairs: `image`, `target`, `mask` (H, W), `boxes` (1, 4) in
             pixels and, with a shortcut, `shortcut_mask` (H, W), the pixels of the patch, `cue`, its kind (`cue_names`),
             and `group`, target * number of cues + cue (`group_names`).
@@ -69,6 +71,7 @@ class DigitsDataModule(SeededDataModule):
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
+        margin: float = 0.0,
         annotations: bool = False,
         shortcut: float = 0.0,
         shortcut_val: CueSplit = "same",
@@ -79,7 +82,9 @@ class DigitsDataModule(SeededDataModule):
         at_least(8, image_size=image_size)
         check_cues(shortcut, shortcut_val, annotated)
         check_repeats(repeat_annotated, annotations)
-        self.image_size, self.annotations = image_size, annotations
+        if not 0 <= margin <= 0.25:
+            raise ValueError(f"expected margin as a share of the side between 0 and 0.25, got {margin}; pass less.")
+        self.image_size, self.margin, self.annotations = image_size, margin, annotations
         self.annotated, self.repeat_annotated = annotated, repeat_annotated
         self.shortcut, self.shortcut_val = shortcut, shortcut_val
         self.class_names = [str(digit) for digit in range(10)]
@@ -89,7 +94,7 @@ class DigitsDataModule(SeededDataModule):
         missing = self.missing(stage)
         if not missing:
             return
-        images, target = read_digits(self.image_size)
+        images, target = read_digits(self.image_size, round(self.margin * self.image_size))
         for split, rows in zip(SPLITS, split_rows(target, self.seed)):
             if split in missing:
                 self.splits[split] = self.make(split, images[rows], target[rows])
@@ -125,7 +130,7 @@ def paste_patches(images: Tensor, cue: Tensor, corner: Tensor) -> Tensor:
         corner: Corner of each (N,), from 0 to 3.
     """
     H, W = images.shape[2:]
-    side = max(1, H // 8)
+    side = H // 4
     y, x = torch.arange(H)[:, None], torch.arange(W)
     top, left = (corner < 2)[:, None, None], (corner % 2 == 0)[:, None, None]
     down = torch.where(top, y, H - 1 - y)  # (N, H, 1), distance from the corner's edge
@@ -136,8 +141,8 @@ def paste_patches(images: Tensor, cue: Tensor, corner: Tensor) -> Tensor:
     return patches
 
 
-def read_digits(size: int) -> tuple[Tensor, Tensor]:
-    """Return images (1797, 1, size, size) in [0, 1] and their digits (1797,)."""
+def read_digits(size: int, margin: int = 0) -> tuple[Tensor, Tensor]:
+    """Return images (1797, 1, size, size) in [0, 1], empty at the margin, and their digits (1797,)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -147,7 +152,9 @@ def read_digits(size: int) -> tuple[Tensor, Tensor]:
         ) from error
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-    images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+    inner = size - 2 * margin
+    images = F.interpolate(images, (inner, inner), mode="bilinear", align_corners=False)
+    images = F.pad(images, [margin] * 4)
     return images, torch.tensor(digits.target, dtype=torch.int64)
 
 

@@ -36,7 +36,7 @@ class SwapBackgrounds:
 
     Args:
         share: Share of the images with an object that get another background.
-        widen: Pixels around the object that stay as they are, r of (1).
+        widen: Pixels around the object that stay as they are, r of (1); 0 where the background itself is the cue.
         region: Annotation that holds the object: the "mask", the "boxes", or "auto", the mask if there is one.
         from_epoch: First epoch in which callbacks swap; 1 is the second one.
         seed: Seed of the draws of callbacks.
@@ -68,13 +68,12 @@ class SwapBackgrounds:
         """
         check_objects(images, objects)
         W = widened(objects > 0, self.widen)  # (1)
-        known, B = objects.flatten(1).any(1), len(images)
-        draw = {"generator": generator, "device": images.device}
+        known, B, device = objects.flatten(1).any(1), len(images), images.device
         lends = known & ~W.flatten(1).all(1)
-        pairs = lends & ~torch.eye(B, dtype=torch.bool, device=images.device)  # (i, j)
-        j = torch.rand(B, B, **draw).masked_fill(~pairs, -1.0).argmax(1)
-        chosen = (torch.rand(B, **draw) < self.share) & known & pairs.any(1)
-        b = without_objects(images, W, torch.randn(images.shape, **draw))
+        pairs = lends & ~torch.eye(B, dtype=torch.bool, device=device)  # (i, j)
+        j = torch.rand(B, B, generator=generator, device=device).masked_fill(~pairs, -1.0).argmax(1)
+        chosen = (torch.rand(B, generator=generator, device=device) < self.share) & known & pairs.any(1)
+        b = without_objects(images, W, torch.randn(images.shape, generator=generator, device=device))
         stays = W | ~chosen[:, None, None]
         return torch.where(stays[:, None], images, b[j])  # (3)
 

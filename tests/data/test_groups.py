@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from interpretable_training.data import DigitsDataModule, SeededDataModule, ShapesDataModule
+from interpretable_training.data import CUBDataModule, DigitsDataModule, ShapesDataModule
 
 KINDS = {
     "marks": lambda **options: ShapesDataModule(16, n_train=900, n_val=600, n_test=6, **options),
@@ -38,7 +38,8 @@ def test_groups_are_classes_times_cues(kind):
 
 
 def test_data_without_cues_have_no_groups():
-    assert SeededDataModule().group_names is None
+    data = CUBDataModule()
+    assert data.cue_names == data.group_names == []
 
 
 @every_kind
@@ -127,19 +128,21 @@ def test_textured_images_depend_on_seed_and_number_alone():
 
 
 def test_gray_levels_of_patches_are_those_of_the_paper():
-    plain, drawn = tensors("digits"), tensors("digits", shortcut=1.0)
+    plain, drawn = tensors("digits", margin=0.125), tensors("digits", margin=0.125, shortcut=1.0)
     levels = [1, 230 / 255, 205 / 255, 180 / 255, 155 / 255, 130 / 255, 105 / 255, 80 / 255, 55 / 255, 30 / 255]
     expected = torch.tensor(levels)[drawn["target"]]
     patches = drawn["shortcut_mask"]
     pixels = drawn["image"][:, 0] * 0.324 + 0.305
-    assert (patches.sum((1, 2)) == 4).all()  # an eighth of 16 pixels, squared
-    assert_close((pixels * patches).sum((1, 2)) / 4, expected)
+    assert (patches.sum((1, 2)) == 16).all()  # a quarter of 16 pixels, squared
+    assert_close((pixels * patches).sum((1, 2)) / 16, expected)
     same = drawn["image"][:, 0] == plain["image"][:, 0]
     assert same[~patches].all()
     corners = patches[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert (corners.sum(1) == 1).all()
     assert (corners.float().mean(0) > 0.2).all()
-    assert (plain["mask"] != drawn["mask"]).float().mean() < 0.001  # corners are nearly free of ink
+    hidden = (plain["mask"] & ~drawn["mask"]).sum((1, 2)) / plain["mask"].sum((1, 2))
+    assert hidden.mean() < 0.02  # corners are nearly free of ink
+    assert not (drawn["mask"] & ~plain["mask"]).any()
 
 
 @every_kind
@@ -154,6 +157,19 @@ def test_gray_levels_of_patches_are_those_of_the_paper():
 def test_wrong_shares_are_refused_with_advice(kind, wrong, message):
     with pytest.raises(ValueError, match=message):
         KINDS[kind](**wrong)
+
+
+def test_a_margin_shrinks_digits_and_leaves_the_border_empty():
+    whole, framed = DigitsDataModule(12), DigitsDataModule(16, margin=0.125)
+    for data in (whole, framed):
+        data.setup("test")
+    one, two = (data.splits["test"].tensors[0] for data in (whole, framed))
+    assert torch.equal(two[:, :, 2:-2, 2:-2], one)
+    border = torch.ones(16, 16, dtype=torch.bool)
+    border[2:-2, 2:-2] = False
+    assert_close(two[:, 0, border], torch.full((270, 112), -0.305 / 0.324))
+    with pytest.raises(ValueError, match=r"expected margin as a share of the side .* 0.25, got 0.5; pass"):
+        DigitsDataModule(margin=0.5)
 
 
 def test_unknown_cues_are_refused_with_advice():

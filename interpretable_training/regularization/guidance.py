@@ -62,7 +62,7 @@ class Guided(NamedTuple):
             dist.all_reduce(total)
             processes = dist.get_world_size()
         n = int(total[0])
-        return MeanLoss(self.losses.sum() * processes / n if n else None, total[1] / max(n, 1), n)  # (4)
+        return MeanLoss(self.losses.sum() * processes / n if n else None, (total[1] / max(n, 1)).float(), n)  # (4)
 
 
 @dataclass(frozen=True)

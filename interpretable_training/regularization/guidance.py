@@ -6,7 +6,7 @@
     L   = L_C + lambda / |G| sum over i in G of l_i            (4)
 
 p_ik: probability of class k for image x_i. M_i: pixels where evidence may lie: in the region, or outside of it where it
-is to be avoided. S_i: map of the target. G: guided images, those with a region, of all processes. L_C: loss of the step.
+is to be avoided. S_i: map of the target. G: guided images, those with a region, of all processes. L_C: loss of a step.
 
 (1), (2): "Right for the right reasons", Ross, Hughes and Doshi-Velez, IJCAI 2017, https://arxiv.org/abs/1703.03717.
 (3): Rao et al., ICCV 2023, https://arxiv.org/abs/2303.11932. Differs from the papers: Ross et al. take the sum over all

@@ -106,10 +106,9 @@ class ExplanationGuidance(AddedLoss):
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
         n = len(step.images)
         pl_module.log("train/guided_images", guided.n / n, batch_size=n, **options)
-        if mean is not None:
-            local = guided.losses.detach().sum() / max(guided.n, 1)
-            pl_module.log("train/guidance", local, prog_bar=True, batch_size=guided.n, **options)
-        return mean
+        if mean.n:  # the same in all processes
+            pl_module.log("train/guidance", mean.value, prog_bar=True, batch_size=mean.n, **options)
+        return mean.loss
 
     def read(self, batch: Any) -> Picked:
         """Return images, target and annotations of a batch."""

@@ -5,9 +5,8 @@
     l_i = l(S_i, M_i)                                          (3)  "energy", "l1": `map_losses.py`
     L   = L_C + lambda / |G| sum over i in G of l_i            (4)
 
-p_ik: probability of class k for image x_i. M_i: pixels where evidence may lie: the region, or all others where the
-region is one to avoid. S_i: map of the target. G: guided images, those with a region, of all processes. L_C: loss of
-the step.
+p_ik: probability of class k for image x_i. M_i: pixels where evidence may lie: in the region, or outside of it where it
+is to be avoided. S_i: map of the target. G: guided images, those with a region, of all processes. L_C: loss of a step.
 
 (1), (2): "Right for the right reasons", Ross, Hughes and Doshi-Velez, IJCAI 2017, https://arxiv.org/abs/1703.03717.
 (3): Rao et al., ICCV 2023, https://arxiv.org/abs/2303.11932. Differs from the papers: Ross et al. take the sum over all
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interpretable_training.attribution.core.base import Attribution
+from interpretable_training.attribution.core.precision import wide
 from interpretable_training.attribution.core.prepared_model import Output, unwrap
 from interpretable_training.attribution.core.state import same_state
 from interpretable_training.attribution.grad_cam import GradCAM
@@ -40,22 +40,29 @@ GuidanceRegion = Literal["auto", "mask", "boxes", "not_here"]
 REGIONS = ("auto", "mask", "boxes", "not_here")
 
 
+class MeanLoss(NamedTuple):
+    """Mean of l_i over the guided images of all processes, whose number is n."""
+
+    loss: Tensor | None  # with graph: its gradient, averaged over processes, is that of the mean; None where n is 0
+    value: Tensor
+    n: int
+
+
 class Guided(NamedTuple):
     """Losses l_i (n,) of the guided images of a batch, and their number."""
 
     losses: Tensor
     n: int
 
-    def mean(self) -> Tensor | None:
-        """Return the mean over guided images of all processes, which all call this; None if no process has one.
-
-        Where several processes average their gradients, the gradient is that of the global mean.
-        """
-        if not dist.is_available() or not dist.is_initialized():
-            return self.losses.mean() if self.n else None
-        count = torch.tensor(self.n, device=self.losses.device)
-        dist.all_reduce(count)
-        return self.losses.sum() * dist.get_world_size() / int(count) if count else None  # (4)
+    def mean(self) -> MeanLoss:
+        """Return the mean; where there are several processes, all of them call this in the same steps."""
+        summed = self.losses.detach().sum(dtype=wide(self.losses))
+        total, processes = torch.stack([torch.full_like(summed, self.n), summed]), 1
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+            processes = dist.get_world_size()
+        n = int(total[0])
+        return MeanLoss(self.losses.sum() * processes / n if n else None, (total[1] / max(n, 1)).float(), n)  # (4)
 
 
 @dataclass(frozen=True)
@@ -125,9 +132,8 @@ class GuidanceLoss:
 
     def __post_init__(self) -> None:
         if not callable(self.loss) and self.loss not in ("input_gradient", *LOSSES):
-            raise ValueError(
-                f"expected loss to be one of {['input_gradient', *LOSSES]} or a function, got {self.loss!r}."
-            )
+            known = ["input_gradient", *LOSSES]
+            raise ValueError(f"expected loss to be one of {known} or a function, got {self.loss!r}.")
         if self.region not in REGIONS:
             raise ValueError(f"expected region to be one of {REGIONS}, got {self.region!r}.")
         if not isinstance(self.method, Attribution) or not self.method.differentiable:
@@ -188,7 +194,7 @@ class GuidanceLoss:
         with self.record(model, images, output) as run:
             result = model(images if run is None else run.leaf(images))
         guided = self.compare(run, model, result, images, target, region, scale, output)
-        return GuidanceParts(result, criterion(result, target), weight, guided.mean(), guided.n)
+        return GuidanceParts(result, criterion(result, target), weight, guided.mean().loss, guided.n)
 
     def weight_at(self, step: int | None) -> float:
         """Return lambda in a step; 0 before `start_step`."""

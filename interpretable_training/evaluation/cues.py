@@ -18,7 +18,7 @@ from torch import Tensor
 OTHERS = 9.0  # w in (2): the nearest images are of the class in nine of ten cases
 STEEP = 8.0  # s in (5)
 ROUNDS = 3  # of (4)
-TRIED = 32  # squares of each class with which cues begin
+TRIED = 24, 40  # squares of each class with which cues begin: those with the largest drops, and some of the others
 LEAST = 0.05  # share of the class's images that a cue has to add
 CUES = 4  # of a class, at most: content that lies differently on the grid of the features looks different
 
@@ -117,12 +117,14 @@ def find_cues(contents: Tensor, target: Tensor, cells: Tensor, drops: Tensor) ->
 
 
 def _first(target: Tensor, cells: Tensor, drops: Tensor) -> tuple[Tensor, Tensor]:
-    """Return image and place of the squares with which cues begin: those of each class with the largest drops."""
-    chosen = []
+    """Return image and place of the squares with which cues begin: of each class the largest drops and some others."""
+    chosen, (largest, others) = [], TRIED
     for label in target.unique():
         value = drops.masked_fill((target != label)[:, None] | drops.isnan(), -torch.inf).flatten()
-        best = value.argsort(descending=True, stable=True)[:TRIED]
-        chosen.append(best[value[best] > -torch.inf])
+        order = value.argsort(descending=True, stable=True)
+        order = order[value[order] > -torch.inf]
+        rest = order[largest:]
+        chosen += [order[:largest], rest[:: max(1, len(rest) // others)]]
     flat = torch.cat(chosen)
     return flat // cells.shape[1], flat % cells.shape[1]
 

@@ -141,7 +141,7 @@ def test_claims_follow_their_rule():
 
 
 def test_drops_are_those_of_the_probability():
-    network, (images, target, has) = by_color(), marked(1.0, n=3)
+    network, (images, target, _) = by_color(), marked(1.0, n=3)
     S = GradCAM(layer="1")(network, images, target)
     corners = highest_squares(S, 4, 1)[0][:, 0]
     with prepare_model(network) as prepared, torch.no_grad():

@@ -9,10 +9,11 @@
 
 A: activation of each class's cues in each image (n, C), see cues. d: see salient_squares. T: stability of the clusters.
 
-A cluster is a shortcut if its purity is at least 0.9, its reliance at least 0.04, and its coverage at least 0.4; once
-one is, a coverage of 0.15 makes the others shortcuts too. Content is compared in squares of an eighth of the image by
-colors, contrasts and features of the finest layer, so that objects whose size, color or pose varies hardly recur. A
-detail or a texture that every object of a class has counts as a shortcut too: look at the pictures.
+A cluster is a shortcut if its purity is at least 0.9, its coverage at least 0.4 and its reliance at least 0.04; once
+one is, purity 0.8, coverage 0.15 and reliance 0.01 make the others shortcuts too. Content is compared in squares of an
+eighth of the image by colors, contrasts and features of the finest layer, so that objects whose size, color or pose
+varies hardly recur. A detail or a texture that every object of a class has counts as a shortcut too: look at the
+pictures.
 """
 
 import math
@@ -24,8 +25,8 @@ from torch import Tensor
 
 from .clusters import Clustering, choose_clustering, k_means
 
-PURITY, RELIANCE = 0.9, 0.04
-FIRST, OTHER = 0.4, 0.15  # coverage of the first shortcut of a network, and of the others
+FIRST = (0.9, 0.4, 0.04)  # purity, coverage and reliance of the first shortcut of a network
+OTHER = (0.8, 0.15, 0.01)  # and of the others
 FULL = 0.1  # reliance above which the score does not rise
 MOST = 24  # clusters
 LEAST = 5  # images of a shortcut
@@ -135,8 +136,14 @@ def measure_cluster(
 
 def claims(clusters: Sequence[ImageCluster]) -> list[ImageCluster]:
     """Return clusters by falling score, those that are shortcuts claimed."""
-    fit = [c for c in clusters if c.purity >= PURITY and c.reliance >= RELIANCE and len(c.rows) >= LEAST]
-    first = any(cluster.coverage >= FIRST for cluster in fit)
-    named = {cluster.number for cluster in fit if first and cluster.coverage >= OTHER}
+    large = [cluster for cluster in clusters if len(cluster.rows) >= LEAST]
+    first, others = ([c for c in large if _reaches(c, limits)] for limits in (FIRST, OTHER))
+    named = {cluster.number for cluster in others} if first else set()
     ordered = sorted(clusters, key=lambda cluster: -cluster.score)
     return [replace(cluster, claimed=cluster.number in named) for cluster in ordered]
+
+
+def _reaches(cluster: ImageCluster, limits: tuple[float, float, float]) -> bool:
+    """Whether purity, coverage and reliance of a cluster are at least as high as limits; a missing one is not."""
+    numbers = cluster.purity, cluster.coverage, cluster.reliance
+    return all(number >= limit for number, limit in zip(numbers, limits))

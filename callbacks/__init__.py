@@ -9,6 +9,7 @@ from interpretable_training.callbacks.guided_gradient_regularization import Guid
 from interpretable_training.callbacks.interpretability_metrics import InterpretabilityMetrics
 from interpretable_training.callbacks.objective import Objective
 from interpretable_training.callbacks.randomization_test import RandomizationTest
+from interpretable_training.callbacks.shortcut_finder import ShortcutFinder
 from interpretable_training.callbacks.training_curves import TrainingCurves
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
@@ -24,6 +25,7 @@ __all__ = [
     "InterpretabilityMetrics",
     "Objective",
     "RandomizationTest",
+    "ShortcutFinder",
     "TrainingCurves",
     "Watcher",
 ]

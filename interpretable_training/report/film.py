@@ -28,7 +28,7 @@ class EmbeddedPictures:
     def __getitem__(self, name: str) -> dict[str, Any]:
         if name not in self.made:
             line = self.lines.get(name)
-            self.made[name] = {"src": line and _picture(line["file"]), "label": line and line["label"]}
+            self.made[name] = {"src": line and embed_picture(line["file"]), "label": line and line["label"]}
         return self.made[name]
 
     def size(self, names: Iterable[str]) -> int:
@@ -148,14 +148,14 @@ def _is_strip(line: Line) -> bool:
         return False
 
 
-def _picture(path: Path) -> str | None:
-    """Return a picture in the size of the page; None where no picture can be read."""
+def embed_picture(path: Path, side: int = SIDE) -> str | None:
+    """Return a picture of at most `side` pixels as a data URL; None where no picture can be read."""
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
     except Exception:  # Pillow raises many types for damaged files
         return None
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     if max(image.size) <= EXACT:
         image.save(data, "PNG", optimize=True)

@@ -149,6 +149,11 @@ KINDS: dict[str, Reader[Any]] = {
     "failure": _fields({}, {"callback": read_text, "reason": read_text}),
     "dropped": _fields({}, {"callback": read_text, "what": read_text}),
     "randomization": _fields({"rows": list_of(RANDOMIZED)}),
+    "shortcuts": _fields({"method": read_text, "claimed": read_flag}, {"message": read_text}),
+    "cluster": _fields(
+        {"method": read_text, "cluster": read_integer, "claimed": read_flag, "facts": NUMBERS},
+        {"file": _read_file, "label": optional(read_integer), "shares": list_of(optional(read_number))},
+    ),
     "resume": _fields({"step": read_integer}),
     "continued": _fields({"step": read_integer, "folder": _read_folder}),
 }

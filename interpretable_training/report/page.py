@@ -19,6 +19,7 @@ from interpretable_training.visual.overlay import FLOOR, STRENGTH, color_table
 from . import parts
 from .film import EmbeddedPictures, Film
 from .journal import JournalRun, plain, read_journal
+from .shortcut_section import shortcut_parts
 
 PAGE = Path(__file__).parent / "static"
 SCRIPTS = ("chart.js", "film.js", "page.js")
@@ -70,6 +71,7 @@ def page_data(run: JournalRun, size: float) -> parts.Part:
         "failures": parts.count_lines(run.of("failure"), "callback", "reason"),
         "dropped": parts.count_lines(run.of("dropped"), "callback", "what"),
         "randomization": parts.randomization(run),
+        "shortcuts": shortcut_parts(run),
         "probe": next((line["probe"] for line in reversed(started) if line.get("probe")), []),
         "settings": settings,
         "missing": list(run.missing),

@@ -105,7 +105,7 @@ def check_that_all_looked(folder, groups=("panel", "hardest")):
     lines = [json.loads(line) for path in folder.rglob("journal.jsonl") for line in path.read_text().splitlines()]
     kinds = {line["kind"] for line in lines}
     assert set(groups) <= {line.get("group") for line in lines}
-    assert {"maps", "values", "passport", "drift", "alarm", "randomization"} <= kinds
+    assert {"maps", "values", "passport", "drift", "alarm", "randomization", "shortcuts", "cluster"} <= kinds
     assert "failure" not in kinds
 
 

@@ -9,6 +9,7 @@ from interpretable_training.callbacks import (
     ExplanationLogger,
     InterpretabilityMetrics,
     RandomizationTest,
+    ShortcutFinder,
     TrainingCurves,
 )
 from interpretable_training.metrics import AverageDrop, Insertion, MaxSensitivity
@@ -45,5 +46,6 @@ WATCHING = {
     "InterpretabilityMetrics": lambda: InterpretabilityMetrics(metrics=METRICS, max_images=4, controls=True, **OFTEN),
     "ExplanationDrift": lambda: ExplanationDrift(max_images=4, monitor="val/loss", mode="min", **OFTEN),
     "ExplanationAlarms": lambda: ExplanationAlarms(max_images=4, alike=-1.0, border=0.0, drift=0.0, **OFTEN),
+    "ShortcutFinder": lambda: ShortcutFinder(max_images=4, every_n_epochs=1, **OFTEN),
     "RandomizationTest": lambda: RandomizationTest(METHODS, max_images=4, on_error="raise"),
 }

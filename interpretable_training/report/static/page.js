@@ -182,7 +182,21 @@
 
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
+  function shortcuts() { // clusters of images by what the network looks at
+    if (!page.shortcuts.length) return;
+    const content = page.shortcuts.flatMap((part) => [
+      make("div", { class: part.claimed ? "card alarm" : "card" }, make("p", { class: "message" }, make("strong", {}, name(part.method), ": "), name(part.message, 1000))),
+      part.rows.length ? table(part.head, part.rows) : null,
+      ...part.sheets.filter((sheet) => sheet.src).map((sheet) => make("figure", { class: "card scroll sheet" },
+        make("figcaption", {}, make("strong", {}, sheet.claimed ? `Shortcut, cluster ${sheet.cluster}` : `Cluster ${sheet.cluster}`), " · ",
+          name(sheet.shares.map(([label, share]) => `${label} ${number(100 * share)} %`).join(", "), 1000)),
+        make("img", { src: sheet.src, alt: "" }))),
+    ]);
+    section("shortcuts", "Shortcuts", "Shortcuts", "Images in clusters by the content that the network looks at. A cluster is called a shortcut if one small piece of content tells the class of its images, and the network relies on it.", make("div", { class: "stack" }, content));
+  }
+
   function rest() {
+    shortcuts();
     if (page.metrics.length) {
       section("metrics", "Metrics", "Metrics of the explanations", "One line per method. Click an underlined name for its exact definition; click a curve to show the maps of that step.", make("div", { class: "grid" }, draw(page.metrics)));
     }

@@ -44,10 +44,10 @@ class ImageCluster:
         shares: share of each class in the cluster (C,).
         purity: (3).
         coverage: (4).
-        informedness: (5).
-        reliance: (6); NaN where no image of the class is in the cluster.
+        informedness: (4).
+        reliance: (5); NaN where no image of the class is in the cluster.
         stability: of the clustering.
-        score: (7).
+        score: (6).
         accuracy: share of its images that are predicted right.
         loss: their mean cross-entropy.
         mean_map: mean of their maps, each scaled to a maximum of 1, (h, w).

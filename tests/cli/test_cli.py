@@ -210,9 +210,10 @@ def test_demo_prints_table_and_paths_of_results(folder, monkeypatch, capsys):
     monkeypatch.setattr("interpretable_training.cli.demo.shortcut", small)
     main(["demo", "--epochs", "1", "--output", "results"])
     printed = capsys.readouterr()
-    accuracy = dict(re.findall(r"^  (same|none|swapped) +([\d.]+)%", printed.out, re.MULTILINE))
-    assert accuracy.keys() == {"same", "none", "swapped"}
-    paths = re.findall(r"^  (?:checkpoint|curves|numbers) +(\S+)$", printed.out, re.MULTILINE)
-    assert len(paths) == 3
+    rows = re.findall(r"^  (same|none|swapped) +([\d.]+)% +([\d.]+)%", printed.out, re.MULTILINE)
+    assert [cue for cue, _, _ in rows] == ["same", "none", "swapped"]
+    assert "ShortcutFinder: " in printed.out
+    paths = re.findall(r"^  (?:maps|report|checkpoint|numbers) +(\S+)", printed.out, re.MULTILINE)
+    assert len(paths) == 5
     assert all((folder / path).exists() for path in paths)
     assert not re.search("GPU available|litlogger|num_workers|logging interval", printed.out + printed.err)

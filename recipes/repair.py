@@ -12,6 +12,7 @@ table. Each training leaves its numbers in the folder: a table that was interrup
 import json
 import statistics
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from interpretable_training.attribution import GradCAM
@@ -29,10 +30,12 @@ from interpretable_training.batches.read import Picked
 from interpretable_training.callbacks import BackgroundSwap, ExplanationGuidance, ExplanationLogger, TrainingCurves
 from interpretable_training.data import DigitsDataModule, SeededDataModule, ShapesDataModule
 from interpretable_training.evaluation import evaluate
-from interpretable_training.files import aligned, save_figure, write_whole
+from interpretable_training.files import aligned, write_whole
 from interpretable_training.metrics import EnergyPointingGame, PointingGame, WorstGroupAccuracy
 from interpretable_training.modules import Classifier, retrain_last_layer
 from interpretable_training.recipes.recipe import Recipe
+from interpretable_training.regularization import SwapBackgrounds
+from interpretable_training.visual.dots import draw_dots
 
 Kind = Literal["marks", "textures", "decoy_digits"]
 Remedy = Literal["nothing", "random_swap", "background_swap", "energy", "input_gradient", "not_here"]
@@ -50,13 +53,21 @@ class RandomSwap(BackgroundSwap):
         return None if objects is None else objects.roll([side // 2 for side in objects.shape[1:]], (1, 2))
 
 
-def callbacks_of(remedy: Remedy, layer: str) -> list[L.Callback]:
+# A margin of the old background must not reach the cue: textures begin at the object, patches close to digits.
+SWAPS: dict[Kind, SwapBackgrounds] = {
+    "marks": SwapBackgrounds(),
+    "textures": SwapBackgrounds(share=0.8, widen=0),
+    "decoy_digits": SwapBackgrounds(widen=1),
+}
+
+
+def callbacks_of(remedy: Remedy, layer: str, data: Kind = "marks") -> list[L.Callback]:
     """Return the callbacks of a remedy."""
     late = {"start_step": 200, "method": GradCAM(layer=layer)}
     remedies: dict[Remedy, list[L.Callback]] = {
         "nothing": [],
-        "random_swap": [RandomSwap()],
-        "background_swap": [BackgroundSwap()],
+        "random_swap": [RandomSwap(SWAPS[data])],
+        "background_swap": [BackgroundSwap(SWAPS[data])],
         "energy": [ExplanationGuidance("energy", weight=1.0, **late)],
         "input_gradient": [ExplanationGuidance("input_gradient", weight=0.01, **late)],
         "not_here": [ExplanationGuidance("energy", region="not_here", weight=1.0, **late)],
@@ -67,10 +78,22 @@ def callbacks_of(remedy: Remedy, layer: str) -> list[L.Callback]:
 def make_data(data: Kind, shortcut: float, n_train: int = 6000, n_test: int = 1000, **options: Any) -> SeededDataModule:
     """Return images with a cue, with masks of object and cue, and groups."""
     if data == "decoy_digits":
-        return DigitsDataModule(32, annotations=True, shortcut=shortcut, **options)
+        return DigitsDataModule(16, margin=0.125, annotations=True, shortcut=shortcut, **options)
     cue: Literal["mark", "background"] = "mark" if data == "marks" else "background"
     options |= {"n_train": n_train, "n_test": n_test, "annotations": True}
     return ShapesDataModule(64, shortcut=shortcut, cue=cue, **options)
+
+
+def digits_network() -> nn.Sequential:
+    """Return a small network that uses patches: unlike one with average pooling it sees which corner they are in."""
+    stages = {
+        "stage1": nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        "stage2": nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()),
+        "pool": nn.MaxPool2d(2),
+        "flat": nn.Flatten(),
+        "head": nn.Linear(32 * 4 * 4, 10),
+    }
+    return nn.Sequential(OrderedDict(stages))
 
 
 def repair(
@@ -104,9 +127,8 @@ def repair(
     L.seed_everything(seed, workers=True, verbose=False)
     images = make_data(data, shortcut, n_train, annotated=annotated, batch_size=batch_size, seed=seed)
     module = Classifier(
-        "tiny_cnn",
+        digits_network() if data == "decoy_digits" else "tiny_cnn",
         images.num_classes,
-        network_kwargs={"channels": len(images.mean)},
         optimizer=partial(torch.optim.AdamW, lr=learning_rate),
         scheduler=partial(CosineAnnealingLR, T_max=max_epochs),
     )
@@ -115,7 +137,7 @@ def repair(
         max_epochs=max_epochs,
         logger=CSVLogger(output, name="repair"),
         enable_model_summary=False,
-        callbacks=[ModelCheckpoint(), TrainingCurves(), watch, *callbacks_of(remedy, layer)],
+        callbacks=[ModelCheckpoint(), TrainingCurves(), watch, *callbacks_of(remedy, layer, data)],
     )
     return Recipe(trainer, module, images)
 
@@ -234,7 +256,8 @@ class RepairTable:
         rows = [head, *([title, *map(mean_and_interval, columns.values())] for title, columns in lines)]
         markdown = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows[1:]])
         write_whole(Path(self.folder) / f"{self.data}.md", markdown + "\n")
-        draw(lines, Path(self.folder) / f"{self.data}.png")
+        shown = {"swapped": "accuracy, wrong cues (%)", "energy on object": "energy on object (%)"}
+        draw_dots(dict(lines), shown, Path(self.folder) / f"{self.data}.png")
         return aligned(rows)
 
 
@@ -244,24 +267,6 @@ def mean_and_interval(values: list[float]) -> str:
         return f"{values[0]:.3g}"
     half = STUDENT[min(len(values), 5)] * statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.mean(values):.3g} ± {half:.2g}"
-
-
-def draw(lines: list[tuple[str, dict[str, list[float]]]], path: Path) -> None:
-    """Draw accuracy under wrong cues beside the energy on the object, a dot per seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 0.5 + 0.32 * len(lines)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    shown = {"swapped": "accuracy, wrong cues (%)", "energy on object": "energy on object (%)"}
-    for ax, (key, title) in zip(axes, shown.items()):
-        for i, (_, columns) in enumerate(lines):
-            ax.plot(columns[key], [i] * len(columns[key]), "o", color="#0072B2", alpha=0.5, markersize=4)
-            ax.plot(statistics.mean(columns[key]), i, "|", color="black", markersize=14)
-        ax.set(title=title, xlim=(0, 100))
-        ax.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(lines)), [title for title, _ in lines])
-    axes[0].invert_yaxis()
-    save_figure(figure, path, dpi=150)
 
 
 def repair_table(

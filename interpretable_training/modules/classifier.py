@@ -164,7 +164,7 @@ class Classifier(PlainModule):
         grouped = isinstance(group, Tensor) and group.shape == target.shape and not group.is_floating_point()
         if worst is not None and grouped and not self.multilabel:
             worst.update(logits, target, group)
-            self.log(f"{metrics.prefix}worst_group", worst, **options)
+            self.log(f"{metrics.prefix}worst_group", worst, **{**options, "prog_bar": False})
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.step(batch, batch_idx, self.train_metrics)

@@ -63,7 +63,7 @@ SWAPS: dict[Kind, SwapBackgrounds] = {
 
 def callbacks_of(remedy: Remedy, layer: str, data: Kind = "marks") -> list[L.Callback]:
     """Return the callbacks of a remedy."""
-    late = {"start_step": 200, "method": GradCAM(layer=layer)}
+    late: dict[str, Any] = {"start_step": 200, "method": GradCAM(layer=layer)}
     remedies: dict[Remedy, list[L.Callback]] = {
         "nothing": [],
         "random_swap": [RandomSwap(SWAPS[data])],
@@ -146,7 +146,7 @@ def measure_repair(
     recipe: Recipe, n_test: int = 1000, layer: str = "stage2", max_images: int = 300
 ) -> dict[str, float]:
     """Return accuracies by test cues, that of the worst group, and where the maps lie on images as in training."""
-    data, network = recipe.data, recipe.module.network.eval()  # type: ignore[union-attr,operator]
+    data, network = recipe.data, recipe.module.network.eval()  # type: ignore[union-attr]
     assert isinstance(data, (ShapesDataModule, DigitsDataModule))  # what the recipe returns
     worst, numbers = WorstGroupAccuracy(min_images=5), {}
     kind: Kind = "decoy_digits" if isinstance(data, DigitsDataModule) else "marks"

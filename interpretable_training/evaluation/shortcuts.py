@@ -128,14 +128,13 @@ def find_shortcuts(
     batches = list(BatchSource(data, max_images, split, seed).read(lambda number: True))
     if not batches:
         raise ValueError("expected at least one image, got none; is the data set or the loader empty?")
-    indices, images, targets = ([batch[i] for batch in batches] for i in (1, 2, 3))
+    indices = torch.tensor([index for _, part, _, _ in batches for index in part])
+    images, targets = [x for _, _, x, _ in batches], [t for _, _, _, t in batches if t is not None]
     device = next((p.device for p in model.parameters()), images[0].device)
     with prepare_model(model, output) as prepared:
         ready = prepare(prepared, torch.cat(images).to(device))
-        labels = None if any(t is None for t in targets) else torch.cat(targets).to(device)
-        return shortcuts_in(
-            prepared, ready, labels, torch.tensor([index for part in indices for index in part]), method, seed
-        )
+        labels = torch.cat(targets).to(device) if len(targets) == len(batches) else None
+        return shortcuts_in(prepared, ready, labels, indices, method, seed)
 
 
 def shortcuts_in(

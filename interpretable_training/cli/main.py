@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": "measure how good a model's explanations are",
     "explain": "show which parts of your pictures a trained network uses",
     "sweep": "run a sweep file of Weights & Biases on this machine, without an account",
-    "demo": "train a small network on images with a shortcut, and measure how much it relies on it (about a minute)",
+    "demo": "train a small network on images with a shortcut, find the shortcut and repair the network (minutes)",
 }
 OWN = ("explain", "sweep", "demo")  # the others leave their options to Lightning
 EXAMPLES = """examples:

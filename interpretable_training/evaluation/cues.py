@@ -100,7 +100,7 @@ def find_cues(contents: Tensor, target: Tensor, cells: Tensor, drops: Tensor) ->
     for label in target.unique().tolist():
         own, rows = target == label, (target[image] == label).nonzero()[:, 0]
         free = torch.ones_like(own)
-        for _ in range(CUES):
+        for _ in range(CUES if len(rows) else 0):  # without squares where all maps of a class are constant
             t, _ = limits(distance[rows], own.expand(len(rows), -1))
             count = ((distance[rows] < t[:, None]) & own & free).sum(1)
             best = rows[int(count.argmax())]

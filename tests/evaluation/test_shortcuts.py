@@ -14,7 +14,7 @@ from interpretable_training.attribution.core.prepared_model import prepare_model
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.evaluation import find_shortcuts
 from interpretable_training.evaluation.clusters import Clustering
-from interpretable_training.evaluation.cues import Cues, limits, nearest_squares
+from interpretable_training.evaluation.cues import Cues, find_cues, limits, nearest_squares
 from interpretable_training.evaluation.image_clusters import claims, measure_cluster
 from interpretable_training.evaluation.salient_squares import Lattice, drops, fill_squares, highest_squares, side_of
 from interpretable_training.models import TinyCNN
@@ -150,6 +150,18 @@ def test_drops_are_those_of_the_probability():
         q = network(fill_squares(images, corners, 4)).softmax(1).gather(1, target[:, None])[:, 0]
     assert_close(lost, p - q)
     assert bool((lost > 0.3).all())
+
+
+def test_a_class_without_salient_squares_has_no_cue():
+    contents = torch.randn(12, 4, 5, generator=torch.Generator().manual_seed(0))
+    target, cells = torch.arange(12) % 2, torch.zeros(12, 1, dtype=torch.long)
+    contents[target == 0, 0] = 5.0  # the same in each image of class 0
+    drops_of_squares = torch.ones(12, 1).masked_fill((target == 1)[:, None], torch.nan)
+    cues = find_cues(contents, target, cells, drops_of_squares)
+    assert cues.label.tolist() == [0]
+    assert torch.equal(cues.present[:, 0], target == 0)
+    none = find_cues(contents, target, cells, torch.full((12, 1), torch.nan))
+    assert none.activation.shape == (12, 0)
 
 
 def test_marks_are_found_without_annotations():

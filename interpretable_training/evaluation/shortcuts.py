@@ -80,6 +80,14 @@ class Shortcuts:
             raise ValueError(f"expected a class for each of {len(self.kind)} images, got {tuple(classes.shape)}.")
         return 2 * classes + (self.kind >= 0)
 
+    def masks(self) -> Tensor:
+        """Return the pixels of the square that shows the shortcut, (n, H, W); none in images without one."""
+        (y, x), (H, W) = self.corners.unbind(1), self.maps.shape[1:]
+        rows, columns = torch.arange(H), torch.arange(W)
+        down = (rows >= y[:, None]) & (rows < y[:, None] + self.side)
+        right = (columns >= x[:, None]) & (columns < x[:, None] + self.side)
+        return down[:, :, None] & right[:, None] & (self.kind >= 0)[:, None, None]
+
     def describe(self, class_names: list[str] | None = None) -> str:
         """Return in words what was found."""
         claimed = [cluster for cluster in self.clusters if cluster.claimed]

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.prepared_model import prepare_model
 from interpretable_training.data import ShapesDataModule
-from interpretable_training.evaluation import find_shortcuts
+from interpretable_training.evaluation import Shortcuts, find_shortcuts
 from interpretable_training.evaluation.clusters import Clustering
 from interpretable_training.evaluation.cues import Cues, find_cues, limits, nearest_squares
 from interpretable_training.evaluation.image_clusters import claims, measure_cluster
@@ -162,6 +162,13 @@ def test_a_class_without_salient_squares_has_no_cue():
     assert torch.equal(cues.present[:, 0], target == 0)
     none = find_cues(contents, target, cells, torch.full((12, 1), torch.nan))
     assert none.activation.shape == (12, 0)
+
+
+def test_masks_are_the_squares_of_images_with_a_shortcut():
+    rows, kind, corners = torch.arange(2), torch.tensor([0, -1]), torch.tensor([[1, 2], [0, 0]])
+    masks = Shortcuts([], rows, rows, kind, kind, corners, side=2, maps=torch.zeros(2, 4, 5)).masks()
+    assert masks[0].int().tolist() == [[0, 0, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]
+    assert not masks[1].any()
 
 
 def test_marks_are_found_without_annotations():

@@ -1,6 +1,8 @@
 """The recipe that mends a network which uses a cue, and the table that compares remedies."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,14 +10,15 @@ import torch
 from interpretable_training.batches.read import pick
 from interpretable_training.callbacks import BackgroundSwap, ExplanationGuidance
 from interpretable_training.recipes import repair, repair_table
-from interpretable_training.recipes.repair import (
+from interpretable_training.recipes.remedies import (
     RandomSwap,
     callbacks_of,
+    erase_found_cues,
     make_data,
-    mean_and_interval,
     measure_repair,
-    repair_report,
+    retrain_head,
 )
+from interpretable_training.recipes.repair import mean_and_interval, repair_report
 
 SMALL = {"n_train": 36, "max_epochs": 1, "batch_size": 12}
 
@@ -49,6 +52,34 @@ def test_report_has_behavior_and_maps(data, tmp_path):
     report = repair_report(recipe, n_test=60)
     for name in ("same", "none", "swapped", "worst group", "energy on object", "peak on cue"):
         assert name in report
+
+
+def test_found_cues_become_masks_of_all_else(tmp_path, monkeypatch):
+    recipe = repair(output=str(tmp_path), **SMALL)
+    recipe.data.setup("fit")
+    squares = torch.zeros(36, 64, 64, dtype=torch.bool)
+    squares[:30, 20:28, 30:38] = True
+    stub = SimpleNamespace(indices=torch.arange(36), masks=lambda: squares)
+    monkeypatch.setattr("interpretable_training.recipes.remedies.find_shortcuts", lambda *_, **__: stub)
+    erase_found_cues(recipe, recipe.module.network, "stage2")
+    mask = recipe.data.splits["train"].tensors["mask"]
+    assert mask[:30].flatten(1).sum(1).tolist() == [64 * 64 - 14 * 14] * 30  # with a margin of 3 pixels
+    assert not mask[30:].any()
+    recipe.trainer.fit(recipe.module, recipe.data)
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_last_layer_is_all_that_retraining_changes(tmp_path, monkeypatch, found):
+    recipe = repair(output=str(tmp_path), **SMALL)
+    groups = lambda: torch.arange(96) % 12  # noqa: E731
+    stub = SimpleNamespace(indices=torch.arange(96), groups=groups)
+    monkeypatch.setattr("interpretable_training.recipes.remedies.find_shortcuts", lambda *_, **__: stub)
+    small = partial(make_data, n_train=12, n_val=96)
+    monkeypatch.setattr("interpretable_training.recipes.remedies.make_data", small)
+    before = {name: value.clone() for name, value in recipe.module.network.state_dict().items()}
+    retrain_head(recipe.module, "marks", 0, "stage2", found)
+    changed = {k for k, v in recipe.module.network.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"head.weight", "head.bias"}
 
 
 def test_interval_is_that_of_students_t():

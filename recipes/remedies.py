@@ -1,0 +1,160 @@
+"""Remedies against cues, the data and the network on which they are compared, and what is measured."""
+
+from collections import OrderedDict
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, DataLoader
+
+from interpretable_training.attribution import GradCAM
+from interpretable_training.batches.read import Picked
+from interpretable_training.callbacks import BackgroundSwap, ExplanationGuidance
+from interpretable_training.data import DigitsDataModule, SeededDataModule, ShapesDataModule
+from interpretable_training.data.base import collate
+from interpretable_training.evaluation import evaluate, find_shortcuts
+from interpretable_training.metrics import EnergyPointingGame, PointingGame, WorstGroupAccuracy
+from interpretable_training.modules import Classifier, retrain_last_layer
+from interpretable_training.recipes.recipe import Recipe
+from interpretable_training.regularization import SwapBackgrounds
+from interpretable_training.regularization.background_swap import widened
+
+Kind = Literal["marks", "textures", "decoy_digits"]
+Remedy = Literal["nothing", "random_swap", "background_swap", "energy", "input_gradient", "not_here"]
+CUES = ("same", "none", "swapped")  # of test images: as in training, none, of another class
+
+
+class RandomSwap(BackgroundSwap):
+    """Control: swap what is outside of regions of the same shape at random places."""
+
+    def objects_of(self, picked: Picked, batch: Any) -> Tensor | None:
+        """Return the masks of the batch, all moved by half of the image."""
+        objects = super().objects_of(picked, batch)
+        return None if objects is None else objects.roll([side // 2 for side in objects.shape[1:]], (1, 2))
+
+
+# A margin of the old background must not reach the cue: textures begin at the object, patches close to digits.
+SWAPS: dict[Kind, SwapBackgrounds] = {
+    "marks": SwapBackgrounds(),
+    "textures": SwapBackgrounds(share=0.8, widen=0),
+    "decoy_digits": SwapBackgrounds(widen=1),
+}
+
+
+def callbacks_of(remedy: Remedy, layer: str, data: Kind = "marks") -> list[L.Callback]:
+    """Return the callbacks of a remedy."""
+    late: dict[str, Any] = {"start_step": 200, "method": GradCAM(layer=layer)}
+    remedies: dict[Remedy, list[L.Callback]] = {
+        "nothing": [],
+        "random_swap": [RandomSwap(SWAPS[data])],
+        "background_swap": [BackgroundSwap(SWAPS[data])],
+        "energy": [ExplanationGuidance("energy", weight=1.0, **late)],
+        "input_gradient": [ExplanationGuidance("input_gradient", weight=0.01, **late)],
+        "not_here": [ExplanationGuidance("energy", region="not_here", weight=1.0, **late)],
+    }
+    return remedies[remedy]
+
+
+def make_data(data: Kind, shortcut: float, n_train: int = 6000, n_test: int = 1000, **options: Any) -> SeededDataModule:
+    """Return images with a cue, with masks of object and cue, and groups."""
+    if data == "decoy_digits":
+        return DigitsDataModule(16, margin=0.125, annotations=True, shortcut=shortcut, **options)
+    cue: Literal["mark", "background"] = "mark" if data == "marks" else "background"
+    options |= {"n_train": n_train, "n_test": n_test, "annotations": True}
+    return ShapesDataModule(64, shortcut=shortcut, cue=cue, **options)
+
+
+def digits_network() -> nn.Sequential:
+    """Return a small network that uses patches: unlike one with average pooling it sees which corner they are in."""
+    stages = {
+        "stage1": nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        "stage2": nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()),
+        "pool": nn.MaxPool2d(2),
+        "flat": nn.Flatten(),
+        "head": nn.Linear(32 * 4 * 4, 10),
+    }
+    return nn.Sequential(OrderedDict(stages))
+
+
+def erase_found_cues(recipe: Recipe, cheating: nn.Module, layer: str, max_images: int = 3000) -> None:
+    """Let a training replace the squares that `find_shortcuts` finds, with a margin, by other images' content there.
+
+    Needs no annotation: the masks of the training images become all that is outside of these squares.
+    """
+    data = recipe.data
+    data.setup("fit")
+    tensors = data.splits["train"].tensors  # type: ignore[attr-defined]
+    shortcuts = find_shortcuts(cheating, data, GradCAM(layer=layer), max_images, split="train")
+    squares = torch.zeros_like(tensors["mask"])
+    squares[shortcuts.indices] = widened(shortcuts.masks(), 3)
+    tensors["mask"] = ~squares & squares.flatten(1).any(1)[:, None, None]
+    swap = SwapBackgrounds(share=1.0, widen=0, region="mask", from_epoch=0)
+    recipe.trainer.callbacks.append(BackgroundSwap(swap))  # type: ignore[attr-defined]
+
+
+def retrain_head(module: Classifier, data: Kind, seed: int, layer: str, found: bool) -> None:
+    """Retrain the last layer on validation images, balanced by true groups, or by those that `find_shortcuts` finds.
+
+    With true groups, the images have the cue of their class, of another, or none; else they are as in training.
+    """
+    if found:
+        images = make_data(data, 0.95, seed=seed)
+        shortcuts = find_shortcuts(module.network, images, GradCAM(layer=layer), None)
+        groups = torch.full((len(shortcuts.indices),), -1)
+        groups[shortcuts.indices] = shortcuts.groups()
+        retrain_last_layer(module.network, images, groups, seed=seed)
+        return
+    parts = [make_data(data, 0.5, shortcut_val=cue, seed=seed) for cue in CUES]
+    for part in parts:
+        part.setup("validate")
+    mixed: ConcatDataset[Any] = ConcatDataset([part.splits["val"] for part in parts])
+    loader = DataLoader(mixed, batch_size=64, collate_fn=collate)
+    retrain_last_layer(module.network, loader, agreement_groups, seed=seed)
+
+
+def agreement_groups(batch: dict[str, Any]) -> Tensor:
+    """Return groups of class and cue: 2 c with the cue of class c, 2 c + 1 with that of another class or none."""
+    return 2 * batch["target"] + (batch["cue"] != batch["target"])
+
+
+def measure_repair(
+    recipe: Recipe, n_test: int = 1000, layer: str = "stage2", max_images: int = 300
+) -> dict[str, float]:
+    """Return accuracies by test cues, that of the worst group, and where the maps lie on images as in training."""
+    data, network = recipe.data, recipe.module.network.eval()  # type: ignore[union-attr]
+    assert isinstance(data, (ShapesDataModule, DigitsDataModule))  # what the recipe returns
+    worst, numbers = WorstGroupAccuracy(min_images=5), {}
+    kind: Kind = "decoy_digits" if isinstance(data, DigitsDataModule) else "marks"
+    kind = "textures" if getattr(data, "cue", None) == "background" else kind
+    for cue in CUES:
+        test = make_data(kind, data.shortcut or 0.95, n_test=n_test, shortcut_val=cue, seed=data.seed)
+        test.setup("test")
+        batches = list(test.test_dataloader())
+        logits = torch.cat([predict(network, batch["image"]) for batch in batches])
+        target, group = (torch.cat([batch[name] for batch in batches]) for name in ("target", "group"))
+        worst.update(logits, target, group)
+        numbers[cue] = 100 * float((logits.argmax(1) == target).float().mean())
+        if cue == "same":
+            numbers |= where_maps_lie(network, test, layer, max_images)
+    return {**numbers, "worst group": 100 * float(worst.compute())}
+
+
+@torch.no_grad()
+def predict(network: torch.nn.Module, images: Tensor) -> Tensor:
+    """Return logits, on the CPU."""
+    device = next(network.parameters()).device
+    return network(images.to(device)).cpu()
+
+
+def where_maps_lie(network: torch.nn.Module, data: L.LightningDataModule, layer: str, n: int) -> dict[str, float]:
+    """Return the share of Grad-CAM's energy on object and cue, and how often its peak lies there, in percent."""
+    metrics = {
+        "energy on object": EnergyPointingGame(region="mask"),
+        "energy on cue": EnergyPointingGame(region="shortcut_mask"),
+        "peak on object": PointingGame(region="mask"),
+        "peak on cue": PointingGame(region="shortcut_mask"),
+    }
+    options: dict[str, Any] = {"split": "test", "max_images": n, "controls": False, "progress": False}
+    table = evaluate(network, {"gradcam": GradCAM(layer=layer)}, metrics, data, target="label", **options)
+    return {name: table["gradcam", name].mean for name in metrics}

@@ -84,8 +84,8 @@ def erase_found_cues(recipe: Recipe, cheating: nn.Module, layer: str, max_images
     """
     data = recipe.data
     data.setup("fit")
-    tensors = data.splits["train"].tensors  # type: ignore[attr-defined]
-    shortcuts = find_shortcuts(cheating, data, GradCAM(layer=layer), max_images, split="train")
+    images = data.splits["train"]  # type: ignore[attr-defined]
+    tensors, shortcuts = images.tensors, find_shortcuts(cheating, images, GradCAM(layer=layer), max_images)
     squares = torch.zeros_like(tensors["mask"])
     squares[shortcuts.indices] = widened(shortcuts.masks(), 3)
     tensors["mask"] = ~squares & squares.flatten(1).any(1)[:, None, None]

@@ -142,7 +142,7 @@ class RepairTable:
     def train(self, name: str, share: float, seed: int) -> dict[str, float]:
         """Train one row with one seed, and measure it."""
         options = {"data": self.data, "annotated": share or 1.0, "seed": seed, "output": self.folder, **self.options}
-        remedy = name if name in get_args(Remedy) else "nothing"
+        remedy: Remedy = name if name in get_args(Remedy) else "nothing"  # type: ignore[assignment]
         recipe = repair(**options, remedy=remedy, shortcut=0.0 if name == "clean data" else 0.95)
         recipe.trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
         assert isinstance(recipe.module, Classifier)  # what the recipe returns

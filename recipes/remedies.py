@@ -22,6 +22,7 @@ from interpretable_training.regularization.background_swap import widened
 
 Kind = Literal["marks", "textures", "decoy_digits"]
 Remedy = Literal["nothing", "random_swap", "background_swap", "energy", "input_gradient", "not_here"]
+FEWEST = 4  # images of a group on which the last layer is retrained
 CUES = ("same", "none", "swapped")  # of test images: as in training, none, of another class
 
 
@@ -80,12 +81,15 @@ def digits_network() -> nn.Sequential:
 def erase_found_cues(recipe: Recipe, cheating: nn.Module, layer: str, max_images: int = 3000) -> None:
     """Let a training replace the squares that `find_shortcuts` finds, with a margin, by other images' content there.
 
-    Needs no annotation: the masks of the training images become all that is outside of these squares.
+    Needs no annotation: the masks of the training images become all that is outside of these squares. Where no shortcut
+    is found the training stays as it is.
     """
     data = recipe.data
     data.setup("fit")
     images = data.splits["train"]  # type: ignore[attr-defined]
     tensors, shortcuts = images.tensors, find_shortcuts(cheating, images, GradCAM(layer=layer), max_images)
+    if not shortcuts.claimed:
+        return
     squares = torch.zeros_like(tensors["mask"])
     squares[shortcuts.indices] = widened(shortcuts.masks(), 3)
     tensors["mask"] = ~squares & squares.flatten(1).any(1)[:, None, None]
@@ -103,6 +107,7 @@ def retrain_head(module: Classifier, data: Kind, seed: int, layer: str, found: b
         shortcuts = find_shortcuts(module.network, images, GradCAM(layer=layer), None)
         groups = torch.full((len(shortcuts.indices),), -1)
         groups[shortcuts.indices] = shortcuts.groups()
+        groups[groups.bincount()[groups] < FEWEST] = -1  # left out
         retrain_last_layer(module.network, images, groups, seed=seed)
         return
     parts = [make_data(data, 0.5, shortcut_val=cue, seed=seed) for cue in CUES]

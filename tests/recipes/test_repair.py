@@ -59,7 +59,7 @@ def test_found_cues_become_masks_of_all_else(tmp_path, monkeypatch):
     recipe.data.setup("fit")
     squares = torch.zeros(36, 64, 64, dtype=torch.bool)
     squares[:30, 20:28, 30:38] = True
-    stub = SimpleNamespace(indices=torch.arange(36), masks=lambda: squares)
+    stub = SimpleNamespace(claimed=True, indices=torch.arange(36), masks=lambda: squares)
     monkeypatch.setattr("interpretable_training.recipes.remedies.find_shortcuts", lambda *_, **__: stub)
     erase_found_cues(recipe, recipe.module.network, "stage2")
     mask = recipe.data.splits["train"].tensors["mask"]

@@ -16,7 +16,7 @@ from interpretable_training import callbacks
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import Budget
 from interpretable_training.metrics import AverageDrop, ParameterRandomization
-from interpretable_training.regularization import GuidedGradientRegularizer
+from interpretable_training.regularization import GuidedGradientRegularizer, SwapBackgrounds
 
 PROJECT = Path(__file__).parents[1] / "support" / "foreign_options.py"
 ROOM = "interpretable_training"
@@ -64,6 +64,7 @@ VALUES = {
         {"class_path": f"{ROOM}.regularization.GuidedGradientRegularizer", "init_args": {"weight": 0.5}},
         None,
     ),
+    "swap": ({"class_path": f"{ROOM}.regularization.SwapBackgrounds", "init_args": {"share": 0.3}}, None),
     "criterion": (None, None),  # a function, which files do not name
     "loss": ("l1", "l1"),
     "region": ("not_here", "not_here"),
@@ -79,6 +80,7 @@ OBJECTS = {
     "test": ParameterRandomization(**TEST),
     "regularizer": GuidedGradientRegularizer(weight=0.5),
     "method": GradCAM("x"),
+    "swap": SwapBackgrounds(share=0.3),
 }
 
 

@@ -38,7 +38,7 @@ class BackgroundSwap(L.Callback):
     def __init__(
         self,
         swap: SwapBackgrounds = SwapBackgrounds(),  # noqa: B008  frozen
-        image_key: str | int | None = None,
+        image_key: int | str | None = None,
     ) -> None:
         self.swap, self.image_key = swap, image_key
         self.put_back: Callable[[], Any] | None = None

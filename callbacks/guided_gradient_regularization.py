@@ -42,7 +42,7 @@ class GuidedGradientRegularization(AddedLoss):
         regularizer: GuidedGradientRegularizer = GuidedGradientRegularizer(),  # noqa: B008  frozen
         network: str | None = None,
         criterion: Callable[[Any, Any], Tensor] | None = None,
-        target: str | int | None = None,
+        target: int | str | None = None,
     ) -> None:
         super().__init__(network)
         self.regularizer, self.criterion, self.target = regularizer, criterion, target

@@ -13,7 +13,7 @@ ANNOTATIONS = (  # what batches may carry
 
 IMAGE_KEYS = ("image", "images", "pixel_values", "img", "input", "inputs", "x", "data")
 LABEL_KEYS = ("target", "targets", "label", "labels", "class", "y")
-Key = str | int | None
+Key = int | str | None  # in this order: from a command line "1" is a number
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What watching costs: its share of an epoch, of which pictures and files, and memory over many explanation steps.
+"""Cost of watching: its share of an epoch, that of pictures and files, and memory over many explanation steps.
 
 python benchmarks/bench_watching.py               # all, about five minutes on two cores; nothing else should run
 python benchmarks/bench_watching.py share memory  # some of the parts

@@ -62,7 +62,7 @@ class ExplanationGuidance(AddedLoss):
         super().__init__(network)
         self.guidance = GuidanceLoss(loss, region, method, weight, share, start_step, warmup_steps)
         self.output, self.image_key, self.label_key = output, image_key, label_key
-        self.found: str | None = None  # name of the network
+        self.network_name: str | None = None
         self.annotated, self.checked, self.batches = False, False, "no batch"
 
     def weight_at(self, step: int) -> float:
@@ -70,7 +70,7 @@ class ExplanationGuidance(AddedLoss):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        self.found, self.annotated, self.checked = None, False, self.guidance.weight == 0
+        self.network_name, self.annotated, self.checked = None, False, self.guidance.weight == 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -83,9 +83,9 @@ class ExplanationGuidance(AddedLoss):
 
     def begin(self, step: Step, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         picked = self.read(step.batch)
-        if self.found is None:
-            self.found = find_network(pl_module, picked.images, self.network, self.output)[0]
-        network = pl_module.get_submodule(self.found)
+        if self.network_name is None:
+            self.network_name = find_network(pl_module, picked.images, self.network, self.output)[0]
+        network = pl_module.get_submodule(self.network_name)
         step.watch([network])
         if self.region_of(picked) is not None:
             step.run = step.stack.enter_context(self.guidance.record(network, picked.images, self.output))
@@ -116,12 +116,12 @@ class ExplanationGuidance(AddedLoss):
 
     def region_of(self, picked: Picked) -> Tensor | None:
         """Return the region (B, H, W) of each image of a batch; None where the batch has no annotation."""
-        size, found = (len(picked.images), *picked.images.shape[2:]), picked.rest
+        size, annotations = (len(picked.images), *picked.images.shape[2:]), picked.rest
         try:
             if self.guidance.region == "not_here":
-                avoided = found.get("not_here", found.get("shortcut_mask"))
+                avoided = annotations.get("not_here", annotations.get("shortcut_mask"))
                 return pixels({"shortcut_mask": avoided}, "shortcut_mask", size, picked.images.device)
-            return pixels(found, self.guidance.region, size, picked.images.device)
+            return pixels(annotations, self.guidance.region, size, picked.images.device)
         except NoRegionError:
             return None
 
@@ -129,8 +129,8 @@ class ExplanationGuidance(AddedLoss):
         """Raise where the features of a layer belong to another call of the network than the output."""
         if step.calls > 1 and step.run is not None and step.run.at != "input":
             raise RuntimeError(
-                f"expected training_step of {type(pl_module).__name__} to call {self.found or 'forward'} once, got "
-                f"{step.calls} calls; {self.instead}."
+                f"expected training_step of {type(pl_module).__name__} to call {self.network_name or 'forward'} once, "
+                f"got {step.calls} calls; {self.instead}."
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

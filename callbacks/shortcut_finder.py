@@ -32,7 +32,7 @@ MEMBERS = 9  # images of a cluster in its picture
 class ShortcutFinder(Watcher):
     """Find shortcuts at the end of fit, log `xai/<method>/shortcut/<number>`, and warn when there is one.
 
-    With several processes the images of rank zero are searched. `found` holds the last result of each method.
+    With several processes the images of rank zero are searched. `shortcuts` holds the last result of each method.
 
     >>> ShortcutFinder(max_images=200).settings()["max_images"]
     200
@@ -68,7 +68,7 @@ class ShortcutFinder(Watcher):
     ) -> None:
         super().__init__(**common_options(locals()))
         self.methods = name_methods(GradCAM() if methods is None else methods)
-        self.found: dict[str, Shortcuts] = {}
+        self.shortcuts: dict[str, Shortcuts] = {}
 
     def settings(self) -> dict[str, Any]:
         return {"methods": {name: repr(method) for name, method in self.methods.items()}, **super().settings()}
@@ -79,8 +79,8 @@ class ShortcutFinder(Watcher):
         """Return the numbers of each method, on rank zero."""
         if not session.trainer.is_global_zero:
             return None
-        self.found = self._find(session, context)
-        return {name: numbers(found) for name, found in self.found.items()}
+        self.shortcuts = self._find(session, context)
+        return {name: numbers(shortcuts) for name, shortcuts in self.shortcuts.items()}
 
     def _find(self, session: WatchSession, context: RunContext) -> dict[str, Shortcuts]:
         if session.trainer.world_size > 1 and is_sharded(context.network):
@@ -99,24 +99,24 @@ class ShortcutFinder(Watcher):
             }
 
     def values(self, parts: list[Any], step: ExplanationStep) -> dict[str, float]:
-        found: dict[str, dict[str, float]] = parts[0] if parts else {}
+        by_method: dict[str, dict[str, float]] = parts[0] if parts else {}
         nan = dict.fromkeys(("score", "claimed", "share", "clusters"), float("nan"))
-        numbers_of = {name: found.get(name, nan) for name in self.methods}
+        numbers_of = {name: by_method.get(name, nan) for name in self.methods}
         return {f"xai/{name}/shortcut/{kind}": value for name, of in numbers_of.items() for kind, value in of.items()}
 
     def draw(self, session: WatchSession, context: RunContext, parts: list[Any], step: ExplanationStep) -> None:
         pictures = torch.cat(
             [context.colors.pictures(part.images) for _, part in context.batches(session.trainer, self.n)]
         )
-        for name, found in self.found.items():
-            message = found.describe(context.class_names)
-            session.write("shortcuts", step, method=name, claimed=found.claimed, message=message)
-            for cluster in found.clusters[:SHOWN]:
-                self._show(session, context, name, found, cluster, pictures, step)
-            if found.claimed:
+        for name, shortcuts in self.shortcuts.items():
+            message = shortcuts.describe(context.class_names)
+            session.write("shortcuts", step, method=name, claimed=shortcuts.claimed, message=message)
+            for cluster in shortcuts.clusters[:SHOWN]:
+                self._show(session, context, name, shortcuts, cluster, pictures, step)
+            if shortcuts.claimed:
                 log.warning(f"{name}: {message}, epoch {step.epoch}, step {step.global_step}")
                 key = f"{step.prefix}xai/{name}/shortcut/score"
-                session.write("alarm", step, name=key, value=found.score, message=f"{name}: {message}")
+                session.write("alarm", step, name=key, value=shortcuts.score, message=f"{name}: {message}")
                 logger_adapters.alert(session.trainer, "the network uses a shortcut", f"{name}: {message}")
 
     def _show(
@@ -124,7 +124,7 @@ class ShortcutFinder(Watcher):
         session: WatchSession,
         context: RunContext,
         name: str,
-        found: Shortcuts,
+        shortcuts: Shortcuts,
         cluster: ImageCluster,
         pictures: Tensor,
         step: ExplanationStep,
@@ -132,7 +132,7 @@ class ShortcutFinder(Watcher):
         """Write a cluster and its picture to the journal and the loggers."""
         rows = cluster.rows[:MEMBERS]
         means = pictures[cluster.rows].mean(0), cluster.mean_map
-        sheet = draw_cluster(pictures[rows], found.maps[rows], found.corners[rows], found.side, *means)
+        sheet = draw_cluster(pictures[rows], shortcuts.maps[rows], shortcuts.corners[rows], shortcuts.side, *means)
         label = context.class_names[cluster.label] if context.class_names else f"class {cluster.label}"
         kind = "shortcut" if cluster.claimed else "no shortcut"
         caption = f"cluster {cluster.number} | {len(cluster.rows)} images, {cluster.purity:.0%} {label} | {kind}"
@@ -147,7 +147,7 @@ class ShortcutFinder(Watcher):
 
     def finish(self, session: WatchSession) -> None:
         last = self.schedule.last_step
-        if not self.found or last is None or last[1] != current_step(session.trainer).global_step:
+        if not self.shortcuts or last is None or last[1] != current_step(session.trainer).global_step:
             self.run(session.trainer, session.trainer.lightning_module)
 
     def run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Shortcuts]:
@@ -162,10 +162,10 @@ class ShortcutFinder(Watcher):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step.logged)
         self.draw(session, context, [], step)
-        return self.found
+        return self.shortcuts
 
 
-def numbers(found: Shortcuts) -> dict[str, float]:
+def numbers(shortcuts: Shortcuts) -> dict[str, float]:
     """Return the numbers that are logged."""
-    claimed, clusters = float(found.claimed), float(len(found.clusters))
-    return {"score": found.score, "claimed": claimed, "share": found.share, "clusters": clusters}
+    claimed, clusters = float(shortcuts.claimed), float(len(shortcuts.clusters))
+    return {"score": shortcuts.score, "claimed": claimed, "share": shortcuts.share, "clusters": clusters}

@@ -1,1 +1,1 @@
-"""What callbacks that change the training share."""
+"""Machinery of the callbacks that change the training."""

@@ -128,16 +128,16 @@ def _pairs(counts: Tensor) -> float:
     return float((n * (n - 1) / 2).sum())
 
 
-def stability_of(points: Tensor, found: Clustering, seed: int = 0, resamples: int = 10) -> float:
+def stability_of(points: Tensor, clustering: Clustering, seed: int = 0, resamples: int = 10) -> float:
     """Return (4) of a partition of points (n, d)."""
     generator, scores = torch.Generator().manual_seed(seed), []
     for r in range(resamples):
         rows = torch.randperm(len(points), generator=generator)[: max(1, round(SHARE * len(points)))]
-        if len(points[rows].unique(dim=0)) < found.count:
+        if len(points[rows].unique(dim=0)) < clustering.count:
             scores.append(0.0)
             continue
-        other = k_means(points[rows], found.count, seed + 1 + r, restarts=4)
-        scores.append(adjusted_rand(found.labels, nearest(points.double(), other.centers)[1]))
+        other = k_means(points[rows], clustering.count, seed + 1 + r, restarts=4)
+        scores.append(adjusted_rand(clustering.labels, nearest(points.double(), other.centers)[1]))
     return sum(scores) / len(scores)  # (4)
 
 
@@ -163,7 +163,7 @@ def choose_clustering(
     tried = [k_means(points, count, seed) for count in sorted(counts) if 1 <= count <= most]
     if not tried:
         raise ValueError(f"expected a count from 1 to {most}, as many as points differ, got {list(counts)}.")
-    scores = [stability_of(points, found, seed, resamples) for found in tried]
+    scores = [stability_of(points, clustering, seed, resamples) for clustering in tried]
     last = max(i for i, score in enumerate(scores) if score >= max(scores) - slack)
     chosen = tried[last]
     return Clustering(chosen.labels, chosen.centers, chosen.inertia, scores[last])

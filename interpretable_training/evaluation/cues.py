@@ -96,7 +96,7 @@ def find_cues(contents: Tensor, target: Tensor, cells: Tensor, drops: Tensor) ->
     image, place = _first(target, cells, drops)
     z = contents[image, cells[image, place]]
     distance, _ = nearest_squares(z, contents)
-    found: list[tuple[int, Tensor, Tensor, Tensor]] = []
+    cues: list[tuple[int, Tensor, Tensor, Tensor]] = []
     for label in target.unique().tolist():
         own, rows = target == label, (target[image] == label).nonzero()[:, 0]
         free = torch.ones_like(own)
@@ -107,12 +107,12 @@ def find_cues(contents: Tensor, target: Tensor, cells: Tensor, drops: Tensor) ->
             if int(count.max()) < max(2, LEAST * int(own.sum())):
                 break
             q, cell, limit = _refine(z[best], contents, own)
-            found.append((label, q, cell, limit))
+            cues.append((label, q, cell, limit))
             free &= q >= limit
-    if not found:
+    if not cues:
         n = len(target)
         return Cues(target[:0], torch.zeros(0, n), torch.zeros(0, n).long(), torch.zeros(0))
-    labels, *columns = zip(*found)
+    labels, *columns = zip(*cues)
     return Cues(torch.tensor(labels), *(torch.stack(column) for column in columns))
 
 

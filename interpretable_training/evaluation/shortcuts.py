@@ -117,8 +117,8 @@ def find_shortcuts(
 
     An image costs seven forward passes and what its map costs; all images are kept in memory.
 
-    >>> found = find_shortcuts(network, (images, target), max_images=4)
-    >>> found.claimed, found.groups().tolist()
+    >>> shortcuts = find_shortcuts(network, (images, target), max_images=4)
+    >>> shortcuts.claimed, shortcuts.groups().tolist()
     (False, [0, 2, 0, 2])
 
     Args:

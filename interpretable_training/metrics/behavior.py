@@ -210,11 +210,11 @@ class OtherBackgroundAccuracy(RegionAccuracy):
     def values(self, scored: ScoredBatch) -> Tensor:
         x, U = scored.images, pixels_of(scored, self.region)
         b, known = self.backgrounds(scored)
-        j, found = donors(classes_of(scored), known & finite(x))
+        j, has_donor = donors(classes_of(scored), known & finite(x))
         return self.accuracy(
             scored,
             lambda part: torch.where(U[part][:, None], x[part], b[j[part]]),  # (3)
-            partly(U) & found,
+            partly(U) & has_donor,
         )
 
 

@@ -108,24 +108,24 @@ def retrain_last_layer(
         raise ValueError("expected a model on one device, got sharded parameters; retrain a copy that is whole.")
     module = unwrap(model)
     before = checksums(all_tensors(module))
-    found = read_features(module, BatchSource(data, max_images, split, seed), groups, head, output)
+    inputs = read_features(module, BatchSource(data, max_images, split, seed), groups, head, output)
     generator = torch.Generator().manual_seed(seed)
-    mean, std = standardization(found.features, found.layer.bias is not None)
-    Z, g = (found.features - mean) / std, found.group  # (1)
+    mean, std = standardization(inputs.features, inputs.layer.bias is not None)
+    Z, g = (inputs.features - mean) / std, inputs.group  # (1)
     train, held = halves(g, generator)
     held_out: dict[float, float] = {}
     fits: dict[float, tuple[Tensor, Tensor]] = {}
     fit, few = None, balanced_draw(g, train, generator)
     for strength in sorted(strengths, reverse=True):  # each starts from the one before
-        fit = fits[strength] = found.fit(Z, few, strength, fit)  # (2)
-        held_out[strength] = found.worst_group(Z @ fit[0].T + fit[1], held)
+        fit = fits[strength] = inputs.fit(Z, few, strength, fit)  # (2)
+        held_out[strength] = inputs.worst_group(Z @ fit[0].T + fit[1], held)
     strength = max(held_out, key=lambda value: (held_out[value], value))
     everything = torch.arange(len(g))
-    several = [found.fit(Z, balanced_draw(g, everything, generator), strength, fits[strength]) for _ in range(draws)]
+    several = [inputs.fit(Z, balanced_draw(g, everything, generator), strength, fits[strength]) for _ in range(draws)]
     W, b = (torch.stack(parts).mean(0) for parts in zip(*several))  # (3)
-    write_head(module, found.layer, W / std, b - (W / std) @ mean, before)
-    sizes = dict(zip(found.numbers, found.group.bincount().tolist()))
-    return RetrainedHead(found.name, sizes, strength, held_out, found.worst_group(found.logits, held))
+    write_head(module, inputs.layer, W / std, b - (W / std) @ mean, before)
+    sizes = dict(zip(inputs.numbers, inputs.group.bincount().tolist()))
+    return RetrainedHead(inputs.name, sizes, strength, held_out, inputs.worst_group(inputs.logits, held))
 
 
 @dataclass(frozen=True)
@@ -161,24 +161,24 @@ def read_features(module: nn.Module, source: BatchSource, groups: Groups, head: 
     """Run the network once on all images, frozen, and return what its last layer receives."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     parts: list[tuple[Tensor, ...]] = []
-    found: tuple[str, nn.Linear] | None = None
+    head_layer: tuple[str, nn.Linear] | None = None
     with prepare_model(module, output) as prepared, torch.no_grad():
         for _, indices, images, target, annotations in source.read_annotated(lambda _: True):
             if target is None or target.ndim != 1 or target.is_floating_point():
                 kind = "none" if target is None else f"{tuple(target.shape)} of {target.dtype}"
                 raise ValueError(f"expected a class for each image, got {kind}; pass batches (images, target).")
             images = prepare(prepared, images.to(device))
-            found = find_linear_head(prepared, images, head) if found is None else found
-            z, logits = inputs_of(prepared, found[1], images)
+            head_layer = head_layer or find_linear_head(prepared, images, head)
+            z, logits = inputs_of(prepared, head_layer[1], images)
             group = group_of(groups, {"image": images, "target": target, **annotations}, indices)
             parts.append((z.double().cpu(), logits.double().cpu(), target.cpu(), group))
-    if found is None:
+    if head_layer is None:
         raise ValueError("expected at least one image, got none; is the data set or the loader empty?")
     Z, logits, y, g = (torch.cat(column) for column in zip(*parts))
     Z, logits, y, g = (column[g >= 0] for column in (Z, logits, y, g))
     numbers, group = g.unique(return_inverse=True)
-    check_groups(y, numbers, group, found[1].out_features)
-    return Features(*found, Z, logits, y, group, numbers.tolist())
+    check_groups(y, numbers, group, head_layer[1].out_features)
+    return Features(*head_layer, Z, logits, y, group, numbers.tolist())
 
 
 def group_of(groups: Groups, batch: dict[str, Any], indices: list[int]) -> Tensor:

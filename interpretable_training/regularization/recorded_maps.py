@@ -45,8 +45,8 @@ def recorded_maps(
     dA = A
     if method.needs_gradient:
         gradients = run.differentiate((y * scale).sum(), [*outputs.values()], create_graph=True)
-        found = zip(outputs.items(), gradients)
-        whole = {name: torch.zeros_like(tensor) if g is None else g for (name, tensor), g in found}
+        pairs = zip(outputs.items(), gradients)
+        whole = {name: torch.zeros_like(tensor) if g is None else g for (name, tensor), g in pairs}
         dA = {name: full(grids[name].read(gradient)) / scale for name, gradient in whole.items()}
     with torch.autocast(images.device.type, enabled=False):
         maps = [method.rescale(method.combine(A[name], dA[name]), full(y)) for name in run.at]

@@ -1,4 +1,4 @@
-"""What the callback that finds shortcuts logs, writes and shows, and when it does so."""
+"""Numbers, journal lines and pictures of `ShortcutFinder`, and its schedule."""
 
 import logging
 
@@ -50,13 +50,13 @@ def test_a_shortcut_is_logged_shown_and_warned_of_at_the_end(tmp_path, caplog):
     assert numbers["xai/gradcam/shortcut/claimed"] == 1.0
     assert numbers["xai/gradcam/shortcut/share"] == pytest.approx(0.75, abs=0.05)
     assert [m for m in caplog.messages if "the network uses a shortcut" in m]
-    assert finder.found["gradcam"].claimed
+    assert finder.shortcuts["gradcam"].claimed
     run = record(tmp_path)
     (line,) = run.of("shortcuts")
     assert (line["claimed"], line["step"]) == (True, trainer.global_step)
     assert len(run.of("alarm")) == 1
     (part,) = shortcut_parts(read_journal(next(tmp_path.rglob("journal.jsonl")).parent))
-    assert len(part["rows"]) == len(part["sheets"]) == len(finder.found["gradcam"].clusters)
+    assert len(part["rows"]) == len(part["sheets"]) == len(finder.shortcuts["gradcam"].clusters)
     assert [row[-1] for row in part["rows"]].count("yes") == 3
     assert all(sheet["src"].startswith("data:image/") for sheet in part["sheets"])
     shown = {name: images for _, _, images in logger.pictures for name in images}
@@ -69,7 +69,7 @@ def test_nothing_is_said_of_an_ordinary_network(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "lightning.pytorch.shortcuts"):
         fit(tmp_path, [finder], max_epochs=1)
     assert caplog.messages == []
-    assert not finder.found["gradcam"].claimed
+    assert not finder.shortcuts["gradcam"].claimed
     (line,) = record(tmp_path).of("shortcuts")
     assert line["message"] == "no shortcut found in 8 images"
     assert record(tmp_path).of("alarm") == []

@@ -1,4 +1,4 @@
-"""What `find_shortcuts` finds, from the squares of a map to the verdict."""
+"""`find_shortcuts`, from the squares of a map to the verdict."""
 
 import math
 

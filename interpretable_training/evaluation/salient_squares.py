@@ -72,20 +72,22 @@ def fill_squares(images: Tensor, corners: Tensor, side: int) -> Tensor:
     [0.0, 0.0, 0.1666666716337204, 0.1666666716337204, 0.0, 0.0]
     """
     width = max(1, side // 2)
-    inner, outer = (_inside(images, corners - w, side + 2 * w) for w in (0, width))
+    size, corners = (images.shape[2], images.shape[3]), corners.to(images.device)
+    inner, outer = (square_pixels(corners - w, side + 2 * w, size) for w in (0, width))
     ring = (outer & ~inner)[:, None].to(images.dtype)
     color = (images * ring).sum((2, 3)) / ring.sum((2, 3)).clamp(min=1)
     return torch.where(inner[:, None], color[:, :, None, None], images)
 
 
-def _inside(images: Tensor, corners: Tensor, side: int) -> Tensor:
-    """Return the pixels (n, H, W) of one square in each image."""
+def square_pixels(corners: Tensor, side: int, size: tuple[int, int]) -> Tensor:
+    """Return the pixels (n, H, W) of one square in each image, given by its upper left corner, row and column (n, 2).
+
+    >>> square_pixels(torch.tensor([[0, 1]]), side=2, size=(2, 4)).int().tolist()
+    [[[0, 1, 1, 0], [0, 1, 1, 0]]]
+    """
     y, x = (
         (at >= start[:, None]) & (at < start[:, None] + side)
-        for at, start in zip(
-            (torch.arange(length, device=images.device) for length in images.shape[2:]),
-            corners.to(images.device).unbind(1),
-        )
+        for at, start in zip((torch.arange(length, device=corners.device) for length in size), corners.unbind(1))
     )
     return y[:, :, None] & x[:, None, :]
 

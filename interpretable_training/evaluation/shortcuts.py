@@ -25,7 +25,7 @@ from interpretable_training.batches.source import BatchSource, Split
 
 from .cues import Cues, find_cues
 from .image_clusters import ImageCluster, claims, clusters_of, measure_cluster
-from .salient_squares import Lattice, drops, highest_squares, probabilities, read_contents, side_of
+from .salient_squares import Lattice, drops, highest_squares, probabilities, read_contents, side_of, square_pixels
 
 SQUARES = 3  # of each image with which cues may begin
 
@@ -82,11 +82,8 @@ class Shortcuts:
 
     def masks(self) -> Tensor:
         """Return the pixels of the square that shows the shortcut, (n, H, W); none in images without one."""
-        (y, x), (H, W) = self.corners.unbind(1), self.maps.shape[1:]
-        rows, columns = torch.arange(H), torch.arange(W)
-        down = (rows >= y[:, None]) & (rows < y[:, None] + self.side)
-        right = (columns >= x[:, None]) & (columns < x[:, None] + self.side)
-        return down[:, :, None] & right[:, None] & (self.kind >= 0)[:, None, None]
+        size = (self.maps.shape[1], self.maps.shape[2])
+        return square_pixels(self.corners, self.side, size) & (self.kind >= 0)[:, None, None]
 
     def describe(self, class_names: list[str] | None = None) -> str:
         """Return in words what was found."""

@@ -76,7 +76,7 @@ class ExplanationAlarms(Watcher):
         methods: Methods | None = None,
         max_images: int = 16,
         images: Images = "panel",
-        target: str | int = "pred",
+        target: int | str = "pred",
         alike: float | None = None,
         outside: float | None = None,
         border: float | None = None,

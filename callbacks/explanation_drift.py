@@ -77,7 +77,7 @@ class ExplanationDrift(Watcher):
         methods: Methods | None = None,
         max_images: int = 16,
         images: Images = "panel",
-        target: str | int = "label",
+        target: int | str = "label",
         monitor: str | None = None,
         mode: Literal["min", "max"] | None = None,
         every_n_epochs: int | None = 1,

@@ -56,7 +56,7 @@ class ExplanationLogger(Watcher):
         methods: Methods | None = None,
         max_images: int = 16,
         images: Images = "panel",
-        target: str | int = "pred",
+        target: int | str = "pred",
         hardest: int = 4,
         scale: Literal["image", "run"] = "image",
         table: bool = True,

@@ -21,7 +21,7 @@ from .targets import ClassSpan, Resolved, Score, Target, as_classes, by_rank, ch
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AssertionError)  # of a forward pass
 DEVICES = ("cpu", "cuda")  # device types with autocast, which a caller may use
-Output = str | int | Callable[[Any], Tensor] | None
+Output = int | str | Callable[[Any], Tensor] | None
 
 
 @dataclass(frozen=True)

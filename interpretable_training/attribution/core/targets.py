@@ -19,7 +19,7 @@ Target = None | int | str | Sequence[int] | Resolved
 LOGIT_KEYS = ("logits", "output", "out")
 
 
-def pick_logits(output: Any, pick: str | int | Callable[[Any], Tensor] | None = None) -> Tensor:
+def pick_logits(output: Any, pick: int | str | Callable[[Any], Tensor] | None = None) -> Tensor:
     """Return the logits (B, N) in the output of a model: a tensor, dict, tuple or object with attributes."""
     logits = _pick(output, pick)
     if not isinstance(logits, Tensor):
@@ -41,7 +41,7 @@ def pick_logits(output: Any, pick: str | int | Callable[[Any], Tensor] | None = 
     return logits
 
 
-def _pick(output: Any, pick: str | int | Callable[[Any], Tensor] | None) -> Any:
+def _pick(output: Any, pick: int | str | Callable[[Any], Tensor] | None) -> Any:
     if callable(pick):
         return pick(output)
     if pick is not None and (isinstance(pick, bool) or not isinstance(pick, (str, int))):

@@ -18,7 +18,6 @@ from interpretable_training.metrics import EnergyPointingGame, PointingGame, Wor
 from interpretable_training.modules import Classifier, retrain_last_layer
 from interpretable_training.recipes.recipe import Recipe
 from interpretable_training.regularization import SwapBackgrounds
-from interpretable_training.regularization.background_swap import widened
 
 Kind = Literal["marks", "textures", "decoy_digits"]
 Remedy = Literal["nothing", "random_swap", "background_swap", "energy", "input_gradient", "not_here"]
@@ -78,23 +77,15 @@ def digits_network() -> nn.Sequential:
     return nn.Sequential(OrderedDict(stages))
 
 
-def erase_found_cues(recipe: Recipe, cheating: nn.Module, layer: str, max_images: int = 3000) -> None:
-    """Let a training replace the squares that `find_shortcuts` finds, with a margin, by other images' content there.
+def erase_found_cues(recipe: Recipe, cheating: nn.Module, layer: str) -> None:
+    """Replace what `find_shortcuts` finds in the training images by other images' content; needs no annotation.
 
-    Needs no annotation: the masks of the training images become all that is outside of these squares. Where no shortcut
-    is found the training stays as it is.
+    Where no shortcut is found the images stay as they are.
     """
-    data = recipe.data
-    data.setup("fit")
-    images = data.splits["train"]  # type: ignore[attr-defined]
-    tensors, shortcuts = images.tensors, find_shortcuts(cheating, images, GradCAM(layer=layer), max_images)
-    if not shortcuts.claimed:
-        return
-    squares = torch.zeros_like(tensors["mask"])
-    squares[shortcuts.indices] = widened(shortcuts.masks(), 3)
-    tensors["mask"] = ~squares & squares.flatten(1).any(1)[:, None, None]
-    swap = SwapBackgrounds(share=1.0, widen=0, region="mask", from_epoch=0)
-    recipe.trainer.callbacks.append(BackgroundSwap(swap))  # type: ignore[attr-defined]
+    splits = recipe.data.splits  # type: ignore[attr-defined]
+    recipe.data.setup("fit")
+    shortcuts = find_shortcuts(cheating, splits["train"], GradCAM(layer=layer), max_images=None)
+    splits["train"] = shortcuts.erase(splits["train"])
 
 
 def retrain_head(module: Classifier, data: Kind, seed: int, layer: str, found: bool) -> None:

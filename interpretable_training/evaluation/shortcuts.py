@@ -21,9 +21,11 @@ from interpretable_training.attribution.core.prepared_model import (
     same_generators,
 )
 from interpretable_training.attribution.core.ranges import check_ranges
+from interpretable_training.batches.read import Key
 from interpretable_training.batches.source import BatchSource, Split
 
 from .cues import Cues, find_cues
+from .erased_squares import ErasedSquares
 from .image_clusters import ImageCluster, claims, clusters_of, measure_cluster
 from .salient_squares import Lattice, drops, highest_squares, probabilities, read_contents, side_of, square_pixels
 
@@ -84,6 +86,20 @@ class Shortcuts:
         """Return the pixels of the square that shows the shortcut, (n, H, W); none in images without one."""
         size = (self.maps.shape[1], self.maps.shape[2])
         return square_pixels(self.corners, self.side, size) & (self.kind >= 0)[:, None, None]
+
+    def erase(self, data: Any, margin: int = 3, image_key: Key = None) -> ErasedSquares:
+        """Return the data set in which the shortcuts were found, with other images' content in place of each.
+
+        A network that is trained on it cannot use these shortcuts; no annotation is needed.
+
+        Args:
+            data: the data set; for all of its images, search with `max_images=None`.
+            margin: pixels around the square that are replaced too.
+            image_key: name or index of the image in an item; by default the usual names.
+        """
+        corners, size = self.corners[self.kind >= 0], self.side + margin
+        squares = map(tuple, torch.cat([(corners - margin).clamp(min=0), corners + size], 1).tolist())
+        return ErasedSquares(data, dict(zip(self.indices[self.kind >= 0].tolist(), squares)), image_key)
 
     def describe(self, class_names: list[str] | None = None) -> str:
         """Return in words what was found."""

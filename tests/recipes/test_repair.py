@@ -9,6 +9,7 @@ import torch
 
 from interpretable_training.batches.read import pick
 from interpretable_training.callbacks import BackgroundSwap, ExplanationGuidance
+from interpretable_training.evaluation.erased_squares import ErasedSquares
 from interpretable_training.recipes import repair, repair_table
 from interpretable_training.recipes.remedies import (
     RandomSwap,
@@ -54,18 +55,14 @@ def test_report_has_behavior_and_maps(data, tmp_path):
         assert name in report
 
 
-def test_found_cues_become_masks_of_all_else(tmp_path, monkeypatch):
+def test_found_cues_are_erased_from_training_images(tmp_path, monkeypatch):
     recipe = repair(output=str(tmp_path), **SMALL)
-    recipe.data.setup("fit")
-    squares = torch.zeros(36, 64, 64, dtype=torch.bool)
-    squares[:30, 20:28, 30:38] = True
-    stub = SimpleNamespace(claimed=True, indices=torch.arange(36), masks=lambda: squares)
+    stub = SimpleNamespace(erase=lambda images: ErasedSquares(images, {0: (20, 30, 28, 38)}))
     monkeypatch.setattr("interpretable_training.recipes.remedies.find_shortcuts", lambda *_, **__: stub)
     erase_found_cues(recipe, recipe.module.network, "stage2")
-    mask = recipe.data.splits["train"].tensors["mask"]
-    assert mask[:30].flatten(1).sum(1).tolist() == [64 * 64 - 14 * 14] * 30  # with a margin of 3 pixels
-    assert not mask[30:].any()
+    assert isinstance(recipe.data.splits["train"], ErasedSquares)
     recipe.trainer.fit(recipe.module, recipe.data)
+    assert isinstance(recipe.data.splits["train"], ErasedSquares)  # the training made no other
 
 
 @pytest.mark.parametrize("found", [False, True])

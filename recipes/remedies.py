@@ -56,13 +56,15 @@ def callbacks_of(remedy: Remedy, layer: str, data: Kind = "marks") -> list[L.Cal
     return remedies[remedy]
 
 
-def make_data(data: Kind, shortcut: float, n_train: int = 6000, n_test: int = 1000, **options: Any) -> SeededDataModule:
+def make_data(
+    data: Kind, shortcut: float, n_train: int = 6000, n_test: int = 1000, image_size: int = 64, **options: Any
+) -> SeededDataModule:
     """Return images with a cue, with masks of object and cue, and groups."""
     if data == "decoy_digits":
         return DigitsDataModule(16, margin=0.125, annotations=True, shortcut=shortcut, **options)
     cue: Literal["mark", "background"] = "mark" if data == "marks" else "background"
     options |= {"n_train": n_train, "n_test": n_test, "annotations": True}
-    return ShapesDataModule(64, shortcut=shortcut, cue=cue, **options)
+    return ShapesDataModule(image_size, shortcut=shortcut, cue=cue, **options)
 
 
 def digits_network() -> nn.Sequential:
@@ -88,20 +90,22 @@ def erase_found_cues(recipe: Recipe, cheating: nn.Module, layer: str) -> None:
     splits["train"] = shortcuts.erase(splits["train"])
 
 
-def retrain_head(module: Classifier, data: Kind, seed: int, layer: str, found: bool) -> None:
+def retrain_head(module: Classifier, data: Kind, layer: str, found: bool, **options: Any) -> None:
     """Retrain the last layer on validation images, balanced by true groups, or by those that `find_shortcuts` finds.
 
     With true groups, the images have the cue of their class, of another, or none; else they are as in training.
+    `options` are those of `make_data`.
     """
+    seed = options.get("seed", 0)
     if found:
-        images = make_data(data, 0.95, seed=seed)
+        images = make_data(data, 0.95, **options)
         shortcuts = find_shortcuts(module.network, images, GradCAM(layer=layer), None)
         groups = torch.full((len(shortcuts.indices),), -1)
         groups[shortcuts.indices] = shortcuts.groups()
         groups[groups.bincount()[groups] < FEWEST] = -1  # left out
         retrain_last_layer(module.network, images, groups, seed=seed)
         return
-    parts = [make_data(data, 0.5, shortcut_val=cue, seed=seed) for cue in CUES]
+    parts = [make_data(data, 0.5, shortcut_val=cue, **options) for cue in CUES]
     for part in parts:
         part.setup("validate")
     mixed: ConcatDataset[Any] = ConcatDataset([part.splits["val"] for part in parts])
@@ -123,8 +127,9 @@ def measure_repair(
     worst, numbers = WorstGroupAccuracy(min_images=5), {}
     kind: Kind = "decoy_digits" if isinstance(data, DigitsDataModule) else "marks"
     kind = "textures" if getattr(data, "cue", None) == "background" else kind
+    size: dict[str, Any] = {} if kind == "decoy_digits" else {"image_size": data.size}  # type: ignore[union-attr]
     for cue in CUES:
-        test = make_data(kind, data.shortcut or 0.95, n_test=n_test, shortcut_val=cue, seed=data.seed)
+        test = make_data(kind, data.shortcut or 0.95, n_test=n_test, shortcut_val=cue, seed=data.seed, **size)
         test.setup("test")
         batches = list(test.test_dataloader())
         logits = torch.cat([predict(network, batch["image"]) for batch in batches])

@@ -40,7 +40,7 @@ from interpretable_training.recipes.remedies import (
 )
 from interpretable_training.visual.dots import draw_dots
 
-SHARES = (1.0, 0.1, 0.01)
+SHARES = {1.0: 1, 0.1: 10, 0.01: 50}  # annotated training images, and how often each is in an epoch
 LAYER = "stage2"  # to explain and to guide: fine enough for small cues
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of Student's t by the number of seeds
 
@@ -50,6 +50,8 @@ def repair(
     remedy: Remedy = "background_swap",
     annotated: float = 1.0,
     shortcut: float = 0.95,
+    repeat_annotated: int = 1,
+    image_size: int = 64,
     n_train: int = 6000,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
@@ -65,6 +67,8 @@ def repair(
         remedy: What keeps the network from using the cue; "nothing" trains a network that cheats.
         annotated: Share of the training images with a mask.
         shortcut: Share of the training images with the cue of their class.
+        repeat_annotated: How often each image with a mask is in an epoch.
+        image_size: Side of images of shapes.
         n_train: Number of training images of shapes.
         batch_size: Images per batch.
         learning_rate: Step size of AdamW in the first epoch.
@@ -74,7 +78,8 @@ def repair(
         output: Folder for logs and checkpoints.
     """
     L.seed_everything(seed, workers=True, verbose=False)
-    images = make_data(data, shortcut, n_train, annotated=annotated, batch_size=batch_size, seed=seed)
+    options: dict[str, Any] = {"annotated": annotated, "repeat_annotated": repeat_annotated, "batch_size": batch_size}
+    images = make_data(data, shortcut, n_train, image_size=image_size, seed=seed, **options)
     module = Classifier(
         digits_network() if data == "decoy_digits" else "tiny_cnn",
         images.num_classes,
@@ -142,6 +147,7 @@ class RepairTable:
     def train(self, name: str, share: float, seed: int) -> dict[str, float]:
         """Train one row with one seed, and measure it."""
         options = {"data": self.data, "annotated": share or 1.0, "seed": seed, "output": self.folder, **self.options}
+        options["repeat_annotated"] = SHARES.get(share, 1)
         remedy: Remedy = name if name in get_args(Remedy) else "nothing"  # type: ignore[assignment]
         recipe = repair(**options, remedy=remedy, shortcut=0.0 if name == "clean data" else 0.95)
         recipe.trainer.progress_bar_callback.disable()  # type: ignore[union-attr]
@@ -155,7 +161,8 @@ class RepairTable:
         start = time.process_time()
         if name.startswith("last layer"):
             network.load_state_dict(torch.load(weights))
-            retrain_head(recipe.module, self.data, seed, LAYER, found=name == "last layer, found groups")
+            found, size = name == "last layer, found groups", self.options["image_size"]
+            retrain_head(recipe.module, self.data, LAYER, found, seed=seed, image_size=size)
         else:
             if name == "found cues erased":
                 erase_found_cues(recipe, cheating, LAYER)
@@ -194,18 +201,25 @@ def mean_and_interval(values: list[float]) -> str:
 
 
 def repair_table(
-    data: Kind = "marks", seeds: int = 5, n_train: int = 6000, max_epochs: int = 10, output: str = "runs/repair_table"
+    data: Kind = "marks",
+    seeds: int = 5,
+    image_size: int = 32,
+    n_train: int = 3000,
+    max_epochs: int = 10,
+    output: str = "runs/repair_table",
 ) -> RepairTable:
     """Compare all remedies.
 
     Args:
         data: See `repair`.
         seeds: How many trainings of each row.
+        image_size: See `repair`.
         n_train: See `repair`.
         max_epochs: See `repair`.
         output: Folder of the table, the picture and the numbers of each training.
     """
-    return RepairTable(data, seeds, output, {"n_train": n_train, "max_epochs": max_epochs})
+    options = {"image_size": image_size, "n_train": n_train, "max_epochs": max_epochs}
+    return RepairTable(data, seeds, output, options)
 
 
 def repair_table_report(table: RepairTable) -> str:

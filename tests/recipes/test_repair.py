@@ -74,7 +74,7 @@ def test_last_layer_is_all_that_retraining_changes(tmp_path, monkeypatch, found)
     small = partial(make_data, n_train=12, n_val=96)
     monkeypatch.setattr("interpretable_training.recipes.remedies.make_data", small)
     before = {name: value.clone() for name, value in recipe.module.network.state_dict().items()}
-    retrain_head(recipe.module, "marks", 0, "stage2", found)
+    retrain_head(recipe.module, "marks", "stage2", found)
     changed = {k for k, v in recipe.module.network.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"head.weight", "head.bias"}
 

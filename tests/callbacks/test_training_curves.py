@@ -46,6 +46,7 @@ class Stop(L.Callback):
             raise self.error
 
 
+@pytest.mark.usefixtures("figures")
 def test_rows_equal_those_of_the_logger_beside_the_picture(tmp_path, module, loader):
     curves, logger = TrainingCurves(), CSVLogger(tmp_path)
     trainer(tmp_path, curves, logger=logger).fit(module, loader, loader)

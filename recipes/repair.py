@@ -40,7 +40,7 @@ from interpretable_training.recipes.remedies import (
 )
 from interpretable_training.visual.dots import draw_dots
 
-SHARES = {1.0: 1, 0.1: 10, 0.01: 50}  # annotated training images, and how often each is in an epoch
+SHARES = {1.0: 1, 0.1: 5, 0.01: 30}  # annotated training images, and how often each is in an epoch
 LAYER = "stage2"  # to explain and to guide: fine enough for small cues
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of Student's t by the number of seeds
 
@@ -86,6 +86,7 @@ def repair(
         optimizer=partial(torch.optim.AdamW, lr=learning_rate),
         scheduler=partial(CosineAnnealingLR, T_max=max_epochs),
     )
+    module.to(memory_format=torch.channels_last)  # nearly twice as fast
     watch = ExplanationLogger({"gradcam": GradCAM(layer=layer)}, max_images=12, target="label")
     trainer = L.Trainer(
         max_epochs=max_epochs,
@@ -203,9 +204,9 @@ def mean_and_interval(values: list[float]) -> str:
 def repair_table(
     data: Kind = "marks",
     seeds: int = 5,
-    image_size: int = 32,
+    image_size: int = 64,
     n_train: int = 3000,
-    max_epochs: int = 10,
+    max_epochs: int = 8,
     output: str = "runs/repair_table",
 ) -> RepairTable:
     """Compare all remedies.

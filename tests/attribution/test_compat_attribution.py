@@ -69,6 +69,7 @@ def test_saved_tensors_are_watched_only_inside_of_hooks():
     assert not _compat.saved_tensors_are_watched()
 
 
+@pytest.mark.slow
 def test_compiler_is_imported_once_something_is_compiled():
     code = "import torch\nfrom interpretable_training.attribution.core._compat import compiler_is_imported\n"
     code += (

@@ -258,6 +258,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_other_numbers_of_guided_images_equal_one(tmp_path):
     out = str(tmp_path / "found.pt")
     code = RANK.format(folder=str(Path(__file__).parents[1]), file=tmp_path / "meet", out=out)

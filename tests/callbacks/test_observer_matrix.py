@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from support.every_callback import WATCHING
+from support.families import few
 from support.observed_training import Small, loaders, small_network, trainers, verify
 
 from interpretable_training.modules import Classifier
@@ -93,9 +94,6 @@ MORE = {
 }
 
 
-FAST = ("plain", "bf16", "EMA, mid-epoch", "frozen")  # the others take minutes
-
-
 def everyone():
     return [make() for make in WATCHING.values()]
 
@@ -109,9 +107,7 @@ def check_that_all_looked(folder, groups=("panel", "hardest")):
     assert "failure" not in kinds
 
 
-@pytest.mark.parametrize(
-    "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in (*CASES, *MORE)]
-)
+@pytest.mark.parametrize("case", few([*CASES, *MORE], "bf16", "EMA, mid-epoch"))
 def test_all_callbacks_together_change_nothing(tmp_path, case):
     verify(tmp_path, everyone, **{**CASES, **MORE}[case]).raise_if_different()
     check_that_all_looked(tmp_path, ["panel"] if case == "no validation" else ["panel", "hardest"])
@@ -130,7 +126,7 @@ def test_each_callback_changes_nothing(tmp_path, name, case):
         (4, list),
         pytest.param(4, everyone, marks=pytest.mark.slow),
         pytest.param(None, list, marks=pytest.mark.slow),
-        (None, everyone),
+        pytest.param(None, everyone, marks=pytest.mark.slow),
     ],
 )
 def test_nothing_changes_in_a_training_resumed_from_a_checkpoint(tmp_path, writers, every_n_train_steps):

@@ -12,6 +12,7 @@ from support import (
     stateful_networks,
 )
 from support.every_callback import EVERYWHERE
+from support.families import few
 from support.observed_training import Small, loaders, trainers, verify
 from support.stateful_networks import NETWORKS
 from support.watched import context_of
@@ -63,8 +64,8 @@ def watching():
     ]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("split", [False, True], ids=["train only", "random_split"])
+@pytest.mark.parametrize("workers", few([0, 1], 0))
+@pytest.mark.parametrize("split", few([False, True], True))
 @pytest.mark.parametrize("kind", DRAWS)
 def test_data_sets_with_a_generator_are_left_alone(tmp_path, kind, split, workers):
     def data():
@@ -118,7 +119,7 @@ class ForwardLogs(Small):
         return logits
 
 
-@pytest.mark.parametrize("module", [HookDraws, ForwardCounts, ForwardLogs])
+@pytest.mark.parametrize("module", few([HookDraws, ForwardCounts, ForwardLogs], ForwardCounts))
 def test_modules_with_state_are_left_alone(tmp_path, module):
     verify(tmp_path, watching, make_module=module, stages=("fit", "validate")).raise_if_different()
 
@@ -130,10 +131,10 @@ class TrainsOneLayer(Small):
         return torch.optim.SGD(self.network.c1.parameters(), lr=0.1, momentum=0.9)
 
 
-FEW = ["MomentumEncoder", "WeightsWrittenByData", "MemoryBank", "Iterator", "MetricCalled", "Lazy", "GlobalDict"]
+FEW = ["MomentumEncoder", "WeightsWrittenByData", "MemoryBank", "Lazy"]
 
 
-@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS])
+@pytest.mark.parametrize("name", few(NETWORKS, *FEW))
 def test_networks_with_state_are_left_alone(tmp_path, name):
     def module():
         stateful_networks.CALLS["n"] = stateful_networks.COUNT = stateful_networks.Counts.calls = 0

@@ -8,6 +8,7 @@ from typing import ClassVar
 import lightning as L
 import pytest
 import torch
+from support.families import few
 from support.faulty import Faulty, raises
 from support.watched import Memory, Module, context_of, fit, loader, record, trainer_of
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ def run(folder, callbacks):
     return logger
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(CASES, "several methods", "stages"))
 def test_results_equal_those_of_each_callback_alone(tmp_path, case):
     together = run(tmp_path / "all", build(**CASES[case]))
     numbers, files = {}, {}

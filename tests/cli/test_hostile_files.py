@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from support.families import few
 from torch import nn
 
 from interpretable_training.cli import main
@@ -50,8 +51,7 @@ PAYLOADS = {
 }
 SPECS = [{"class_path": path, "init_args": values} for path, values in PAYLOADS.items()]
 SPECS += [{"class_path": path, "dict_kwargs": values} for path, values in PAYLOADS.items()]
-SLOW = [pytest.param(place, marks=pytest.mark.slow) for place in ("loss", "network", "nested", "kwargs")]
-PLACES = ["optimizer", "scheduler", *SLOW]
+PLACES = few(["optimizer", "scheduler", "loss", "network", "nested", "kwargs"], "optimizer")
 
 
 def placed(spec, place):
@@ -117,7 +117,7 @@ def test_explain_with_checkpoint_executes_nothing(spec, place):
     attempt(main, ["explain", *words])
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "evaluate"])
+@pytest.mark.parametrize("command", few(["fit", "validate", "test", "evaluate"], "fit"))
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
     "path", ["os.system", "subprocess.Popen", "torch.save", "timeit.timeit", "code_of_theirs.Network"]

@@ -194,6 +194,7 @@ def test_common_options_are_in_every_signature(name):
     assert set(inspect.signature(getattr(callbacks, name)).parameters) >= COMMON
 
 
+@pytest.mark.slow
 def test_importing_callbacks_registers_no_module():
     code = (
         "import lightning as L, interpretable_training.callbacks\n"

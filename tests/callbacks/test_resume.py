@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from support.families import few
 from support.watched import BATCHES, Module, context_of, fit, pictures, record, small_network
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
@@ -78,7 +79,7 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("same_folder", [True, False], ids=["same folder", "another folder"])
+@pytest.mark.parametrize("same_folder", few([True, False], True))
 @pytest.mark.parametrize("case", SAVES)
 def test_no_event_is_missing_or_there_twice(tmp_path, whole, case, same_folder):
     first = tmp_path if same_folder else whole

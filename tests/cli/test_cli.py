@@ -83,7 +83,10 @@ def test_options_override_the_configuration(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     "network",
-    ["tiny_cnn", {"class_path": "TinyCNN", "init_args": {"num_classes": 6, "width": 4}}],
+    [
+        pytest.param("tiny_cnn", marks=pytest.mark.slow),
+        {"class_path": "TinyCNN", "init_args": {"num_classes": 6, "width": 4}},
+    ],
     ids=["name", "class"],
 )
 def test_run_can_be_repeated_and_its_checkpoint_loaded(folder, network, capsys):

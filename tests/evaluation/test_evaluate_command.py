@@ -12,6 +12,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from support.families import few
 from torch.utils.data import DataLoader, IterableDataset
 
 from interpretable_training.attribution import GradCAM, LayerCAM
@@ -121,7 +122,7 @@ def agree(table, expected):
             assert float(row[key]) == pytest.approx(getattr(cell, key), rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("made", ["in Python", "by the command"])
+@pytest.mark.parametrize("made", few(["in Python", "by the command"], "in Python"))
 def test_a_checkpoint_is_measured_as_it_is_in_python(folder, made):
     if made == "in Python":
         recipe = shortcut(image_size=16, n_train=12, max_epochs=1, seed=5)
@@ -141,7 +142,9 @@ def test_a_checkpoint_is_measured_as_it_is_in_python(folder, made):
     "network",
     [
         "test_resnet",
-        {"class_path": "torchvision.models.SqueezeNet", "init_args": {"num_classes": 6}},
+        pytest.param(
+            {"class_path": "torchvision.models.SqueezeNet", "init_args": {"num_classes": 6}}, marks=pytest.mark.slow
+        ),
         {"class_path": "torchvision.models.squeezenet1_1", "init_args": {"num_classes": 6}},
     ],
     ids=["timm", "torchvision class", "torchvision function"],
@@ -159,9 +162,21 @@ def test_a_plain_network_needs_no_checkpoint(folder, network):
     ("words", "message"),
     [
         (["--ckpt_path=made.ckp"], "expected a checkpoint that exists, got 'made.ckp'; closest in '.': ['made.ckpt'"),
-        (["--ckpt_path=none/made.ckpt"], "expected a checkpoint that exists, got 'none/made.ckpt'"),
-        (["--ckpt_path=made.ckpt"], "expected a checkpoint of this Classifier, got 'made.ckpt', whose weights do not"),
-        (["--ckpt_path=weights.ckpt"], "expected a checkpoint that Lightning wrote, got 'weights.ckpt'"),
+        pytest.param(
+            ["--ckpt_path=none/made.ckpt"],
+            "expected a checkpoint that exists, got 'none/made.ckpt'",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--ckpt_path=made.ckpt"],
+            "expected a checkpoint of this Classifier, got 'made.ckpt', whose weights do not",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--ckpt_path=weights.ckpt"],
+            "expected a checkpoint that Lightning wrote, got 'weights.ckpt'",
+            marks=pytest.mark.slow,
+        ),
         (["--methods.mine=GradCam"], "'GradCam'; closest: ['GradCAM'"),
         (["--metrics.drop=AverageDrp"], "'AverageDrp'; closest: ['AverageDrop'"),
         (["--metrics.insertion.stps=3"], "got 'stps'; closest: ['steps'"),
@@ -170,8 +185,16 @@ def test_a_plain_network_needs_no_checkpoint(folder, network):
             ["--metrics.insertion.auc=trapez"],
             "Expected a typing.Literal['trapezoid', 'mean']. Got value: trapez at 'metrics.auc'.",
         ),
-        (["--methods.mine.layer=network.stage4"], "got 'network.stage4'; closest: ['network.stage3'"),
-        (["--reference=gradcam"], "a reference among ['mine', 'layercam', 'fakecam', 'random'], got 'gradcam'"),
+        pytest.param(
+            ["--methods.mine.layer=network.stage4"],
+            "got 'network.stage4'; closest: ['network.stage3'",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--reference=gradcam"],
+            "a reference among ['mine', 'layercam', 'fakecam', 'random'], got 'gradcam'",
+            marks=pytest.mark.slow,
+        ),
         (["--target=labels"], "labels"),
         (["--maximages=3"], "got 'maximages'; closest: ['max_images']"),
         (["--max_images=0"], "expected max_images as a whole number of at least 1"),
@@ -185,6 +208,7 @@ def test_a_mistake_is_one_paragraph(folder, mistake, words, message):
     assert message in mistake(*words)
 
 
+@pytest.mark.slow
 def test_folder_of_another_evaluation_is_refused_unless_empty(folder, mistake):
     mistake("--methods.mine.layer=network.stage4")
     assert run()["mine", "drop"]["n"] == "12"
@@ -194,7 +218,7 @@ def test_folder_of_another_evaluation_is_refused_unless_empty(folder, mistake):
     assert "insertion: steps: 4 there, 5 here" in message
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", few(["bf16-mixed", "bf16-true"], "bf16-true"))
 def test_a_trainer_of_half_precision_measures_the_same_images(folder, precision):
     exact, half = run(), run(f"--trainer.precision={precision}", output="half")
     for method in ("mine", "layercam", "fakecam", "random"):

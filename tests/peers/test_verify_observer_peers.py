@@ -62,6 +62,7 @@ def test_peer_gradcam_in_an_accumulation_changes_the_weights(tmp_path, callback,
     assert "values differ, by up to" in learned[0].at_end
 
 
+@pytest.mark.slow
 def test_peer_gradcam_after_an_epoch_leaves_eval_mode(tmp_path):
     differences = found(tmp_path, AfterTraining)
     flags = {each.name: each for each in differences if each.kind == "training"}
@@ -70,6 +71,7 @@ def test_peer_gradcam_after_an_epoch_leaves_eval_mode(tmp_path):
     assert {"weight", "buffer", "hooks", "gradient"} <= {each.kind for each in differences}
 
 
+@pytest.mark.slow
 def test_peer_gradcam_leaves_hooks_and_gradients(tmp_path):
     """With validation at the end of an epoch the accident stays without consequences, until somebody accumulates."""
     differences = found(tmp_path, InBatches, max_epochs=1)

@@ -17,6 +17,7 @@ def test_arguments_reach_the_objects(tmp_path):
     assert trainer.log_dir.startswith(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_running_the_recipe_by_name_fits(tmp_path):
     words = ["--image_size", "16", "--n_train", "64", "--max_epochs", "1", "--output"]
     command = [sys.executable, "-m", "interpretable_training.recipes", "baseline", *words, str(tmp_path)]

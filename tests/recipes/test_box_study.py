@@ -11,6 +11,7 @@ def test_recipe_and_configuration_of_shapes_are_the_same_study(backbone, assert_
     assert_same_study(box_study(), "box_study_shapes")
 
 
+@pytest.mark.slow
 def test_recipe_and_yaml_of_imagenet_are_the_same_study(imagenet, assert_same_study):
     study = box_study_imagenet()
     assert_same_study(study, "box_study")

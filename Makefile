@@ -43,7 +43,7 @@ wheel-check:  ## build the wheel, install it into an empty venv, import every pu
 	rm -rf build $(VENV)-wheel
 
 clean:  ## remove everything that the targets above made
-	rm -rf $(VENV) $(VENV)-wheel build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-wheel .venvs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # Stamps: a venv is made once and brought up to date when pyproject.toml changes.
 $(BIN)/python:

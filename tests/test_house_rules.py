@@ -22,7 +22,7 @@ OUTSIDE_FRAMEWORKS = {"lightning", "torchmetrics", "wandb", "timm", "matplotlib"
 FOREIGN = ("torch", "lightning", "wandb", "jsonargparse", "torchmetrics", "timm", "torchvision", "optuna")
 MODULE_ATTRIBUTES = {"_parameters", "_buffers", "_modules"}  # of nn.Module, known to everyone who subclasses it
 EVERY_ROOM = {"files", "mistakes", "__version__"}
-ALL_ROOMS = {path.name for path in (ROOT / "interpretable_training").iterdir()} | {"callbacks", "recipes"}
+ALL_ROOMS = {path.name for path in (ROOT / "interpretable_training").iterdir()} | {"callbacks", "configs", "recipes"}
 MAY_IMPORT = {
     "attribution": set(),
     "batches": {"attribution"},
@@ -44,6 +44,7 @@ MAY_IMPORT = {
 ONLY_CORE = {"batches", "data", "metrics", "models", "modules", "regularization", "testing"}  # of attribution
 ON_REQUEST = {
     ("interpretable_training/metrics/__init__.py", "evaluation"),  # `metrics.evaluate` is a public name
+    ("interpretable_training/report/paired_rows.py", "evaluation.bootstrap"),  # of the differences between two runs
     ("interpretable_training/regularization/guidance.py", "attribution.grad_cam"),  # the default method
 }
 
@@ -83,7 +84,7 @@ def test_own_inheritance_is_at_most_two_deep():
 
 def test_every_folder_with_code_is_a_listed_package():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = {path.parent.relative_to(ROOT) for path in FILES}
+    folders = {path.parent.relative_to(ROOT) for path in [*FILES, ROOT / "configs" / "__init__.py"]}
     names = {".".join(folder.parts) for folder in folders}
     assert listed == {name if name.startswith("interpretable") else f"interpretable_training.{name}" for name in names}
 

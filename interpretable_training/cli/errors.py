@@ -22,6 +22,7 @@ from ._compat import (
     unknown_option,
     wrong_value,
 )
+from .configs import config_files
 
 DEBUG = "INTERPRETABLE_TRAINING_DEBUG"  # set to anything: tracebacks for everything
 OURS = re.compile(r"expected .*, got .*", re.DOTALL)  # how the errors of this package begin
@@ -84,7 +85,11 @@ def rewrite_parser_error(message: str, options: Iterable[str], classes: Iterable
     if name := missing_file(message):
         near = Path(name).parent
         close = closest(Path(name).name, [path.name for path in near.iterdir()] if near.is_dir() else [])
-        return f"expected a file that exists, got {name!r}; closest in {str(near)!r}: {close}."
+        ours = closest(Path(name).stem, config_files())
+        return (
+            f"expected a file that exists, got {name!r}; closest in {str(near)!r}: {close}, in the package: {ours}, "
+            "which interpretable-training configs lists."
+        )
     if OURS.search(message):
         return constructor_error(message) or message
     if names := required_arguments(message):

@@ -17,15 +17,18 @@ COMMANDS = {
     "predict": "compute the model's predictions",
     "evaluate": "measure how good a model's explanations are",
     "explain": "show which parts of your pictures a trained network uses",
+    "compare": "compare two runs by the journals of their watching callbacks, as one HTML page",
+    "configs": "list the configurations of the package, or copy them for editing",
     "sweep": "run a sweep file of Weights & Biases on this machine, without an account",
     "demo": "train a small network on images with a shortcut, find the shortcut and repair the network (minutes)",
 }
-OWN = ("explain", "sweep", "demo")  # the others leave their options to Lightning
+OWN = ("explain", "compare", "configs", "sweep", "demo")  # the others leave their options to Lightning
 EXAMPLES = """examples:
   interpretable-training demo
-  interpretable-training fit --config configs/baseline.yaml --trainer.max_epochs 3
+  interpretable-training fit --config baseline --trainer.max_epochs 3
   interpretable-training explain --model runs/shortcut/version_0/checkpoints/....ckpt --images my_pictures
-  interpretable-training sweep configs/sweeps/guided_gradient_digits.yaml --count 6
+  interpretable-training compare runs/baseline/version_0 runs/baseline/version_1 --limit moved=0.3
+  interpretable-training sweep guided_gradient_digits --count 6
   interpretable-training fit --help
   interpretable-training fit --model.help Classifier
 """
@@ -56,6 +59,12 @@ def build_parser() -> LightParser:
     demo.add_argument("--epochs", type=int, default=3, help="epochs of training (default: 3)")
     demo.add_argument("--seed", type=int, default=0, help="seed of weights and pictures (default: 0)")
     add_explain(commands.choices["explain"])
+    add_compare(commands.choices["compare"])
+    configs = commands.choices["configs"]
+    configs.add_argument("names", nargs="*", metavar="NAME", help="some of them (default: all)")
+    configs.add_argument(
+        "--copy", metavar="FOLDER", nargs="?", const="configs", help="copy the files (default: configs)"
+    )
     add_sweep(commands.choices["sweep"])
     return parser
 
@@ -81,9 +90,31 @@ def add_explain(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("--pretrained", action="store_true", help="download the weights of a timm model")
 
 
+def add_compare(compare: argparse.ArgumentParser) -> None:
+    """Add the options of the command compare."""
+    text = "folder of a run with ExplanationLogger or another watching callback, or a checkpoint in it"
+    compare.add_argument("before", metavar="RUN_A", help=text)
+    compare.add_argument("after", metavar="RUN_B", help="the same; the run that is judged")
+    compare.add_argument(
+        "--output",
+        default="comparison.html",
+        metavar="FILE",
+        help="page; JSON lies next to it (default: comparison.html)",
+    )
+    compare.add_argument(
+        "--limit",
+        dest="limits",
+        action="append",
+        default=[],
+        metavar="NAME=X",
+        help="exit code 1 if NAME is worse in RUN_B by more than X: a metric such as energy_on_object or val/accuracy, "
+        "or moved, the mean share of the maps that lies elsewhere; may be repeated",
+    )
+
+
 def add_sweep(sweep: argparse.ArgumentParser) -> None:
     """Add the options of the command sweep."""
-    sweep.add_argument("file", metavar="FILE", help="sweep in the format of W&B, such as configs/sweeps/*.yaml")
+    sweep.add_argument("file", metavar="FILE", help="sweep in the format of W&B, or its stem in configs")
     sweep.add_argument("--count", type=int, help="runs of the sweep in all, finished ones included")
     sweep.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
     sweep.add_argument("--output", help="folder, which several processes may share (default: runs/sweeps/NAME)")
@@ -114,30 +145,42 @@ def main(argv: list[str] | None = None) -> None:
 
     if options.command in OWN and rest:
         parser.error(f"{options.command} does not accept {rest}")
-    if options.command in OWN:
-        with one_paragraph():
+    with one_paragraph():
+        if options.command in OWN:
             check_integers(options)
-    if options.command == "explain":
+            code = run_own(options)
+            if code:
+                raise SystemExit(code)
+            return
+        from .configs import with_paths
+        from .lightning_commands import run
+
+        run(with_paths(argv))
+
+
+def run_own(options: argparse.Namespace) -> int:
+    """Run a command that is not Lightning's; return its exit code."""
+    words = vars(options)
+    command = words.pop("command")
+    if command == "explain":
         from .explain_pictures import explain_pictures
 
-        del options.command
-        with one_paragraph():
-            explain_pictures(**vars(options))
-        return
-    if options.command == "sweep":
+        explain_pictures(**words)
+    elif command == "compare":
+        from .compare import compare
+
+        return compare(**words)
+    elif command == "configs":
+        from .configs import copy_configs, list_configs
+
+        copies = [] if options.copy is None else copy_configs(options.copy, options.names)
+        print("\n".join(map(str, copies)) or list_configs(options.names))
+    elif command == "sweep":
         from interpretable_training.sweeps.local import SweepOptions, run_sweep
 
-        del options.command
-        with one_paragraph():
-            code = run_sweep(SweepOptions(**vars(options)))
-        raise SystemExit(code)
-    if options.command == "demo":
+        return run_sweep(SweepOptions(**words))
+    else:
         from .demo import demo
 
-        with one_paragraph():
-            demo(options.output, options.epochs, options.seed)
-        return
-    from .lightning_commands import run
-
-    with one_paragraph():
-        run(argv)
+        demo(**words)
+    return 0

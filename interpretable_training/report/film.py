@@ -3,12 +3,14 @@
 import base64
 import io
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from .journal import JournalRun, Line
+from .map_distance import mean_distance, read_maps, stabilization_point
 from .parts import Axis, during_training, round_for_page
 
 SIDE = 224  # pixels of a picture on the page
@@ -103,6 +105,23 @@ class Film:
                 scales[self.track(line)] = (min(los), max(his))
         return scales
 
+    def stable(self) -> dict[int, float]:
+        """Return track -> position of the stabilization point in the training, of the tracks that have one."""
+        points = {}
+        for number, (method, view) in enumerate(self.tracks):
+            steps = [
+                (event[-1], line)
+                for event, lines in self.events.items()
+                for line in lines
+                if (line["method"], line["view"]) == (method, view) and during_training(line)
+            ]
+            maps = [read_maps(line) for _, line in steps]
+            drift = [mean_distance(now, before) for before, now in pairwise(maps)]
+            point = stabilization_point(drift)
+            if point is not None and steps[point][0] is not None:
+                points[number] = steps[point][0]
+        return points
+
     def part(self) -> dict[str, Any]:
         """Return the film as the page's script reads it."""
         events = [
@@ -110,7 +129,7 @@ class Film:
             | {"strips": {self.track(line): _strip(line) for line in self.events[event]}}
             for event in self.shown
         ]
-        counts = {"total": len(self.events), "lost": self.lost}
+        counts = {"total": len(self.events), "lost": self.lost, "stable": self.stable()}
         return {"events": events, "tracks": self.tracks, "scales": self.scales(), **counts}
 
 

@@ -10,6 +10,7 @@ import html
 import json
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from interpretable_training.files import write_whole
 from interpretable_training.visual.overlay import FLOOR, STRENGTH, color_table
 
 from . import parts
+from .class_tables import class_table, confusion_parts
 from .film import EmbeddedPictures, Film
 from .journal import JournalRun, plain, read_journal
 from .shortcut_section import shortcut_parts
 
 PAGE = Path(__file__).parent / "static"
-SCRIPTS = ("chart.js", "film.js", "page.js")
+SCRIPTS = ("chart.js", "film.js", "sections.js")  # of all pages, before the script of the page
 OTHERS = ("test-panel", "test-hardest", "hardest")  # films other than that of the panel
 SHARE = 0.25  # of the page for these films when not all steps fit
 
@@ -44,7 +46,7 @@ def write_report(folder: str | Path, path: str | Path, max_megabytes: float = 30
     read = read_journal(folder, run)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, _fill_template(page_data(read, max_megabytes * 1e6)))
+    write_whole(path, fill_template(page_data(read, max_megabytes * 1e6)))
     return path
 
 
@@ -72,24 +74,26 @@ def page_data(run: JournalRun, size: float) -> parts.Part:
         "dropped": parts.count_lines(run.of("dropped"), "callback", "what"),
         "randomization": parts.randomization(run),
         "shortcuts": shortcut_parts(run),
+        "by_class": class_table(run),
+        "confusions": confusion_parts(run),
         "probe": next((line["probe"] for line in reversed(started) if line.get("probe")), []),
         "settings": settings,
         "missing": list(run.missing),
-        "overlay": {"strength": STRENGTH, "floor": FLOOR, "colors": color_table().mul(255).flatten().tolist()},
+        "overlay": overlay_style(),
     }
-    rest = len(_fill_template(data).encode("utf-8", "replace")) + 5000  # headline and scales of the films
-    data |= _films(run, axis, size - rest)
+    rest = len(fill_template(data).encode("utf-8", "replace")) + 5000  # headline and scales of the films
+    data |= embed_films(run, axis, size - rest, OTHERS)
     data["facts"] = _headline(data, run)
     return data
 
 
-def _films(run: JournalRun, axis: parts.Axis, room: float) -> parts.Part:
-    """Return the films of the panel, the hardest images and a test, with their pictures."""
+def embed_films(run: JournalRun, axis: parts.Axis, room: float, others: Sequence[str] = ()) -> parts.Part:
+    """Return the films of the panel and of other groups, with their pictures, in at most `room` bytes."""
     pictures = EmbeddedPictures(run)
     panel = Film(run, "panel", axis, pictures)
     left = max(SHARE * room, room - panel.size())
     films = {"panel": panel}
-    for group in OTHERS:
+    for group in others:
         free = [name for film in films.values() for name in film.ids()]
         films[group] = Film(run, group, axis, pictures, free)
         films[group].thin(left)
@@ -115,6 +119,7 @@ def _headline(data: parts.Part, run: JournalRun) -> list[tuple[str, str]]:
         pictures = panel["events"][0]["stage"] == "explain"
         facts.append(("pictures" if pictures else "panel images", str(len(images))))
         facts += [] if pictures else [("explanation steps", str(panel["total"]))]
+        facts += [(f"maps stable from {data['axis']}", f"{panel['stable'][0]:g}")] if 0 in panel["stable"] else []
     if data["cost"]:
         facts.append(("cost of watching", f"{data['cost']['seconds']:g} s, {data['cost']['share']}"))
     facts += (
@@ -133,18 +138,25 @@ def _to_json(data: parts.Part) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _fill_template(data: parts.Part) -> str:
-    """Return the page with data, style and script."""
+def overlay_style() -> parts.Part:
+    """Return what the page needs to draw maps as `overlay` does."""
+    return {"strength": STRENGTH, "floor": FLOOR, "colors": color_table().mul(255).flatten().tolist()}
+
+
+def fill_template(
+    data: parts.Part, title: str = "{model}: explanations during training", script: str = "page.js"
+) -> str:
+    """Return a page with data, style and scripts, of which `script` is the last."""
     style = (PAGE / "page.css").read_text(encoding="utf-8")
-    script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    code = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in (*SCRIPTS, script))
     filled = {
-        "title": html.escape(f"{data['model']}: explanations during training"),
+        "title": html.escape(title.replace("{model}", str(data["model"]))),
         "run": html.escape(data["run"]),
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "style": style,
         "style_digest": _digest(style),
-        "script": script,
-        "script_digest": _digest(script),
+        "script": code,
+        "script_digest": _digest(code),
         "data": _to_json(data),
     }
     template = (PAGE / "page.html").read_text(encoding="utf-8")

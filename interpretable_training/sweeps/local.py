@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interpretable_training.cli.configs import config_files, find_config
 from interpretable_training.cli.errors import print_line
 from interpretable_training.files import write_whole
 from interpretable_training.mistakes import require_writable
@@ -59,10 +60,11 @@ class SweepOptions:
 
 def run_sweep(options: SweepOptions) -> int:
     """Run the unfinished runs of a sweep; return the exit code of the command."""
-    if not Path(options.file).is_file():
-        near = [path.name for path in Path(options.file).parent.glob("*.yaml")]
-        raise ValueError(f"expected a sweep file that exists, got {options.file!r}; the folder has {near}.")
-    sweep = read_sweep(options.file)
+    path = find_config(options.file, "sweeps")
+    if not Path(path).is_file():
+        near = [*(path.name for path in Path(options.file).parent.glob("*.yaml")), *config_files("sweeps")]
+        raise ValueError(f"expected a sweep file that exists, got {options.file!r}; there are {near}.")
+    sweep = read_sweep(path)
     whole_number(options.jobs, "--jobs")
     if options.count is not None:
         whole_number(options.count, "--count")

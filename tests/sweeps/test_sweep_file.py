@@ -317,8 +317,8 @@ def test_words_that_agent_ignores_are_refused(word, message):
 
 REPOSITORY = Path(__file__).parents[2]
 AT_HAND = {  # the same experiment where nothing has to be downloaded
-    "configs/guided_gradient_cifar100.yaml": "configs/guided_gradient_digits.yaml",
-    "configs/ca_stream.yaml": "configs/ca_stream_shapes.yaml",
+    "guided_gradient_cifar100": "guided_gradient_digits",
+    "ca_stream": "ca_stream_shapes",
 }
 SMALL = ["--trainer.max_epochs=1", "--data.image_size=16", "--trainer.accelerator=cpu"]
 SMALL += ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2"]

@@ -98,7 +98,8 @@ class Film {
     this.label = make("output");
     this.button = make("button", { class: "play", type: "button", onclick: () => (this.timer ? this.stop() : this.play()) });
     this.face();
-    this.time = make("div", { class: "time" }, last > 0 ? this.button : null, last > 0 ? this.slider : null, this.label);
+    this.mark = make("i", { class: "mark", hidden: true });
+    this.time = make("div", { class: "time" }, last > 0 ? this.button : null, last > 0 ? make("span", { class: "slide" }, this.slider, this.mark) : null, this.label);
     this.pickers = make("div", { class: "controls" });
     return make("div", {}, make("div", { class: "controls" }, this.time), this.pickers);
   }
@@ -138,6 +139,15 @@ class Film {
     return events.reduce((best, event, i) => (far(event) < far(events[best]) ? i : best), 0);
   }
 
+  showMark() { // where the maps of this track become stable
+    const x = this.data.stable[this.track()];
+    this.mark.hidden = x === undefined;
+    if (x === undefined) return;
+    const at = this.nearest(x) / Math.max(1, this.data.events.length - 1);
+    this.mark.style.left = `calc(${at} * (100% - 16px) + 8px)`; // the middle of the slider's knob
+    this.mark.title = `From ${this.page.axis} ${number(x)} on, less than a tenth of the maps' mass moves between steps`;
+  }
+
   showPickers() {
     const { method, view, scale } = this.state;
     const views = new Map([["pred", "predicted"], ["label", "labeled"], ["top1", "first"], ["top2", "second"], ["top3", "third"]]);
@@ -164,6 +174,7 @@ class Film {
     this.label.value = stepName(event) + (strip && strip.weights !== "raw" ? ` · ${strip.weights} weights` : "");
     this.slider.setAttribute("aria-valuetext", this.label.value);
     this.showPickers();
+    this.showMark();
     this.onevent(this, event);
     const levels = strip ? await recall(strip.src) : null;
     const pictures = strip ? await Promise.all(strip.rows.id.map((id) => this.picture(id))) : [];

@@ -3,27 +3,13 @@
 
 (() => {
   const page = JSON.parse(document.getElementById("data").textContent);
-  const parts = document.getElementById("parts"), menu = make("div");
   const films = [];
-
-  function section(id, short, title, note, ...content) {
-    parts.append(make("section", { id }, make("h2", {}, title), make("p", { class: "note" }, note), ...content));
-    menu.append(make("a", { href: `#${id}` }, short));
-  }
 
   function draw(specs, cards = true) {
     return specs.map((spec) => {
       const chart = new Chart(spec, page.axis, (x) => films.forEach((film) => film.set({ event: film.nearest(x) })));
       return cards ? make("div", { class: "card" }, chart.host) : chart.host;
     });
-  }
-
-  function table(head, rows) {
-    const numeric = head.map((_, i) => rows.every((row) => typeof row[i] === "number" || row[i] === null || /^[\d.]+%$/.test(row[i])));
-    const cell = (tag, value, i) => make(tag, { class: numeric[i] ? "number" : null }, typeof value === "number" || value === null || value === undefined ? number(value) : name(value, 1000));
-    return make("div", { class: "card scroll" }, make("table", {},
-      make("thead", {}, make("tr", {}, head.map((value, i) => cell("th", value, i)))),
-      make("tbody", {}, rows.map((row) => make("tr", {}, row.map((value, i) => cell("td", value, i)))))));
   }
 
   const still = page.films.panel.events.some((event) => event.stage === "explain"); // pictures, not a training
@@ -42,7 +28,7 @@
         shown.map((c) => make("li", { title: String(c).slice(0, 400) }, name(c))), rest ? make("li", {}, `and ${rest} more`) : null));
     }
     if (page.missing.length) top.append(make("div", { class: "card warning" }, `Not on this page: ${page.missing.join("; ")}.`));
-    top.after(make("nav", { "aria-label": "Sections" }, menu));
+    addMenu(top);
   }
 
   function glance() { // alarms, and how the maps changed
@@ -75,15 +61,7 @@
       for (const id of ids) {
         const canvas = make("canvas");
         table.append(canvas);
-        Promise.all([strip ? recall(strip.src) : null, page.images[id] && page.images[id].src ? recall(page.images[id].src) : null]).then(([levels, picture]) => {
-          if (levels) {
-            const row = strip.rows.id.indexOf(id), ends = [strip.rows.lo[row], strip.rows.hi[row]];
-            compose(canvas, picture, levels, row, strip, ends, ends, page.overlay);
-          } else if (picture) {
-            Object.assign(canvas, { width: picture.width, height: picture.height });
-            canvas.getContext("2d").putImageData(picture, 0, 0);
-          }
-        });
+        drawMap(canvas, page.images[id] && page.images[id].src, strip, id, page.overlay);
       }
     }
     return make("div", { class: "card" }, make("p", { class: "message" }, "First and last explanation step, ", name(method)), table);
@@ -195,8 +173,26 @@
     section("shortcuts", "Shortcuts", "Shortcuts", "Images in clusters by the content that the network looks at. A cluster is called a shortcut if one small piece of content tells the class of its images, and the network relies on it.", make("div", { class: "stack" }, content));
   }
 
+  function classes() { // per class, and the images of each pair of classes that the model confuses
+    const named = (index) => className(index, page.classes), last = {};
+    for (const [group, data] of Object.entries(page.films)) last[group] = data.events.filter((event) => event.stage === "fit").pop();
+    const cards = page.confusions.map(({ label, pred, images }) => {
+      const cells = images.slice(0, 6).map(([id, group]) => {
+        const strips = last[group] ? Object.values(last[group].strips) : [], strip = strips.find((each) => each.rows.id.includes(id));
+        return strip ? mapCell((page.images[id] || {}).src, strip, id, page.overlay, name(`image ${id}`)) : null;
+      });
+      const count = images.length === 1 ? "1 image" : `${images.length} images`;
+      return make("div", { class: "card" }, make("p", { class: "message" }, name(named(label)), " predicted as ", name(named(pred)), `: ${count}`), make("div", { class: "maps small" }, cells));
+    });
+    if (!page.by_class.rows && !cards.length) return;
+    const rows = (page.by_class.rows || []).map(([label, ...others]) => [named(label), ...others]);
+    section("classes", "Classes", "Classes and confusions", "Images of the panel by their true class at the last explanation step, and the images of the panel and the hardest images whose prediction is wrong.",
+      make("div", { class: "stack" }, rows.length ? table(page.by_class.head, rows) : null, cards.length ? make("div", { class: "pairs" }, cards) : null));
+  }
+
   function rest() {
     shortcuts();
+    classes();
     if (page.metrics.length) {
       section("metrics", "Metrics", "Metrics of the explanations", "One line per method. Click an underlined name for its exact definition; click a curve to show the maps of that step.", make("div", { class: "grid" }, draw(page.metrics)));
     }

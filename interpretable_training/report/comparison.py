@@ -67,7 +67,7 @@ class Comparison:
             if not chosen:
                 names = sorted({row["name"].rpartition("/")[2] for row in rows} | {row["name"] for row in rows})
                 raise ValueError(
-                    f"expected a limit for a number that both runs have, got {name!r}; closest: {closest(name, names)}. "
+                    f"expected a limit for a number of both runs, got {name!r}; closest: {closest(name, names)}. "
                     f"All: {names}."
                 )
             sentences += [

@@ -22,6 +22,7 @@ from .class_tables import class_table, confusion_parts
 from .film import EmbeddedPictures, Film
 from .journal import JournalRun, plain, read_journal
 from .shortcut_section import shortcut_parts
+from .summary import write_summary
 
 PAGE = Path(__file__).parent / "static"
 SCRIPTS = ("chart.js", "film.js", "sections.js")  # of all pages, before the script of the page
@@ -30,7 +31,7 @@ SHARE = 0.25  # of the page for these films when not all steps fit
 
 
 def write_report(folder: str | Path, path: str | Path, max_megabytes: float = 30, run: str | None = None) -> Path:
-    """Write the report of a run, and return its path.
+    """Write the report of a run, and `summary.json` with findings in words next to its journal; return its path.
 
     >>> from interpretable_training.report.journal import Journal
     >>> Journal("explanations").write("run", model="Classifier", classes=["cat", "dog"])
@@ -46,7 +47,9 @@ def write_report(folder: str | Path, path: str | Path, max_megabytes: float = 30
     read = read_journal(folder, run)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, fill_template(page_data(read, max_megabytes * 1e6)))
+    data = page_data(read, max_megabytes * 1e6)
+    write_whole(path, fill_template(data))
+    write_summary(folder, read, data, path)
     return path
 
 

@@ -13,6 +13,7 @@ from interpretable_training.evaluation.bootstrap import BootstrapDraws, interval
 
 from .journal import JournalRun, Line
 from .map_distance import map_distance, read_maps
+from .run_finder import TABLE
 
 ROWS = {"prob": "probability of the explained class", "loss": "loss", "entropy": "entropy of the map"}
 DIRECTIONS = {
@@ -21,7 +22,6 @@ DIRECTIONS = {
     "acc": "higher is better",
     "correct": "higher is better",
 }
-TABLE = "values.csv"  # of `evaluate`: one line per image and method
 Track = tuple[str, str]  # method and view
 Rows = Mapping[Any, float]  # image -> number
 

@@ -8,6 +8,7 @@ import torch
 from .journal import FILE, JournalRun, read_journal
 
 FOLDER = "explanations"
+TABLE = "values.csv"  # of `evaluate`: one line per image and method
 
 
 def find_run(path: str | Path) -> JournalRun:
@@ -20,11 +21,16 @@ def find_run(path: str | Path) -> JournalRun:
     if not path.exists():
         raise ValueError(f"expected the folder of a run or a checkpoint, got {str(path)!r}, which does not exist.")
     if path.is_dir():
-        return read_journal(_below(path))
+        return JournalRun(path, [], []) if _is_table(path) else read_journal(_below(path))
     step = _step_of(path)
     run = read_journal(_above(path))
     lines = [line for line in run.lines if line.get("stage", "fit") == "fit" and (line.get("step") or 0) <= step]
     return replace(run, lines=lines)
+
+
+def _is_table(folder: Path) -> bool:
+    """Whether a folder has a table of `evaluate` and no journal."""
+    return (folder / TABLE).is_file() and not any(folder.rglob(FILE))
 
 
 def _below(folder: Path) -> Path:

@@ -14,6 +14,8 @@ from support.hostile_texts import HOSTILE
 from support.synthetic_journal import write_journal
 from torch.testing import assert_close
 
+from interpretable_training.report.comparison import compare_runs
+from interpretable_training.report.comparison_page import write_comparison
 from interpretable_training.report.journal import Journal, read_journal
 from interpretable_training.report.page import write_report
 from interpretable_training.visual import overlay
@@ -77,7 +79,18 @@ def test_browser_shows_every_part_without_errors(rich, tmp_path):
     assert console == []
     assert 'data-ready="yes"' in text
     results = re.findall(r'<section id="(\w+)"', text)
-    wanted = ["glance", "panel", "metrics", "training", "final", "hardest", "drift", "randomization", "failures"]
+    wanted = [
+        "glance",
+        "panel",
+        "classes",
+        "metrics",
+        "training",
+        "final",
+        "hardest",
+        "drift",
+        "randomization",
+        "failures",
+    ]
     assert results == [*wanted, "dropped", "cost", "probe", "settings"]
     raised = read_journal(rich.parent / "explanations").of("alarm")
     assert f"Raised {len(raised)} times, first at epoch {raised[0]['epoch']}. " in text
@@ -195,3 +208,16 @@ def test_browser_draws_light_dark_and_narrow_pages(rich, tmp_path):
     assert seen["dark"][:, :10].mean() < 40
     assert seen["narrow"].shape[1] == 500
     assert all(picture[200:1500].std() > 20 for picture in seen.values())  # something is drawn
+
+
+def test_browser_shows_the_comparison_of_two_runs(rich, tmp_path):
+    write_journal(tmp_path / "other" / "explanations", count=8, epochs=4, methods={"gradcam": 0.6})
+    comparison = compare_runs(rich.parent, tmp_path / "other")
+    path = write_comparison(comparison, tmp_path / "comparison.html", ["gradcam/moved is too large"])
+    text, console = dumped(path, tmp_path)
+    assert console == []
+    sections = ["moved", "pairs", "metrics", "classes", "panels", "metrics-curves", "training-curves", "drift-curves"]
+    assert re.findall(r'<section id="([\w-]+)"', text) == sections
+    assert "gradcam/moved is too large" in text
+    tell = "[...document.querySelectorAll('#moved canvas')].map((c) => new Set(sampled(c)).size > 9)"
+    assert probed(path, tmp_path, tell) == [True] * 24  # 8 images, each with its picture and two maps

@@ -40,6 +40,18 @@ class Table(TableData):
         """Return one line per method and metric."""
         return table_formats.csv_of(self)
 
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` with one row per method and metric."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("expected the package pandas for to_pandas, got none; pip install pandas.") from error
+        return pandas.DataFrame(table_formats.records(self))
+
+    def to_html(self) -> str:
+        """Return means and differences as HTML tables."""
+        return table_formats.html_of(self)
+
     def to_wandb(self) -> Any:
         """Return a `wandb.Table` with one row per method and metric."""
         import wandb
@@ -49,6 +61,9 @@ class Table(TableData):
 
     def __repr__(self) -> str:
         return self.to_text()
+
+    def _repr_html_(self) -> str:  # notebooks show this
+        return self.to_html()
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write table.txt, .md, .tex, .csv, values.csv (one line per image and method) and passports.json."""

@@ -1,5 +1,6 @@
-"""A table as text, Markdown, LaTeX and CSV."""
+"""A table as text, Markdown, HTML, LaTeX and CSV."""
 
+import html
 import math
 import textwrap
 from collections.abc import Callable
@@ -62,6 +63,19 @@ def markdown_of(table: TableData) -> str:
         lines = [head, ["---", *["---:"] * len(table.metrics)], *rows]
         parts.append("\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines))
     return "\n\n".join([*parts, "  \n".join(notes(table))]) + "\n"
+
+
+def html_of(table: TableData) -> str:
+    """Return the same as HTML, for notebooks."""
+    parts = []
+    for corner, rows in (("", body(table, mean_of)), (f"minus {table.reference}", body(table, difference_of)[1:])):
+        lines = [_html_row("th", [corner, *headings(table)]), *(_html_row("td", row) for row in rows)]
+        parts.append(f"<table>{''.join(lines)}</table>")
+    return "".join([*parts, *(f"<p>{html.escape(note)}</p>" for note in notes(table))])
+
+
+def _html_row(tag: str, cells: list[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def latex_of(table: TableData) -> str:

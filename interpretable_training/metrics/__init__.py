@@ -9,6 +9,7 @@ checks = ParameterRandomization()(model, methods, images)      # sanity checks o
 
 from typing import TYPE_CHECKING, Any
 
+from . import functional as functional
 from .adcc import ADCC, Coherency, Complexity
 from .aopc import AOPC
 from .behavior import (

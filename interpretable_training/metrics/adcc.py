@@ -19,10 +19,11 @@ from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.attribution.core.map_operations import degenerate, one_of
 from interpretable_training.attribution.core.targets import Target
 
-from .confidence import ConfidenceMetric, ratio_or_zero
+from . import functional
+from .confidence import ConfidenceMetric
 from .core.base import Fact, ImageMetric, again_by, as_tuple
 from .core.masking import Masking, Space
-from .core.rescoring import ScoredBatch, wide
+from .core.rescoring import ScoredBatch
 from .core.similarity import pearson
 
 
@@ -45,13 +46,7 @@ class Complexity(ImageMetric):
         self.collect(saliency=saliency)
 
     def values(self, scored: ScoredBatch) -> Tensor:
-        return complexity(scored)
-
-
-def complexity(scored: ScoredBatch) -> Tensor:
-    """Return (2), (B,)."""
-    S = scored.saliency
-    return S.to(wide(S)).flatten(1).mean(1)
+        return functional.complexity(scored.saliency)  # (2)
 
 
 def coherency(scored: ScoredBatch, masking: Masking) -> Tensor:
@@ -180,8 +175,9 @@ class ADCC(ConfidenceMetric):
 
     def values(self, scored: ScoredBatch) -> Tensor:
         p, o = self.scores(scored)
-        drop = ratio_or_zero((p - o).relu(), p)  # (4)
-        parts = torch.stack([(coherency(scored, self.masking) + 1) / 2, complexity(scored), drop], 1)
+        drop = functional.ratio_or_zero((p - o).relu(), p)  # (4)
+        rho = coherency(scored, self.masking)
+        parts = torch.stack([(rho + 1) / 2, functional.complexity(scored.saliency), drop], 1)
         return self.harmonic(parts) if self.average == "images" else parts
 
     def aggregate(self, means: Tensor) -> Tensor:
@@ -189,6 +185,4 @@ class ADCC(ConfidenceMetric):
 
     def harmonic(self, parts: Tensor) -> Tensor:
         """Return (3) of coherency, complexity and drop (..., 3)."""
-        terms = torch.stack([parts[..., 0], 1 - parts[..., 1], 1 - parts[..., 2]], -1)
-        mean = 3 / (1 / terms.clamp(min=torch.finfo(terms.dtype).tiny)).sum(-1)
-        return mean.masked_fill((terms <= 0).any(-1), 0)  # (3)
+        return functional.adcc(*parts.unbind(-1))  # (3)

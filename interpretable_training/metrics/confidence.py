@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.targets import Target
 
+from . import functional
 from .core.base import Fact, ImageMetric, as_tuple, resolve
 from .core.masking import Masking, Space
 from .core.rescoring import Kind, ScoredBatch, kind_index, wide
@@ -123,9 +124,7 @@ class AverageDrop(ConfidenceMetric):
         return {**super().options(), "relative": self.relative}
 
     def values(self, scored: ScoredBatch) -> Tensor:
-        p, o = self.scores(scored)
-        drop = (p - o).relu()
-        return 100 * (ratio_or_zero(drop, p) if self.relative else drop)  # (1)
+        return functional.average_drop(*self.scores(scored), self.relative)  # (1)
 
 
 class AverageIncrease(ConfidenceMetric):
@@ -153,9 +152,7 @@ class AverageIncrease(ConfidenceMetric):
         super().__init__(**kwargs)
 
     def values(self, scored: ScoredBatch) -> Tensor:
-        p, o = self.scores(scored)
-        change = (o - p).sign().masked_fill((o - p).isnan(), torch.nan)
-        return 100 * (change if self.signed else change.relu())  # (2)
+        return functional.average_increase(*self.scores(scored), self.signed)  # (2)
 
 
 class AverageGain(ConfidenceMetric):
@@ -178,8 +175,7 @@ class AverageGain(ConfidenceMetric):
             )
 
     def values(self, scored: ScoredBatch) -> Tensor:
-        p, o = self.scores(scored)
-        return 100 * ratio_or_zero((o - p).relu(), 1 - p)  # (3)
+        return functional.average_gain(*self.scores(scored))  # (3)
 
 
 class AverageDropInDeletion(ConfidenceMetric):
@@ -220,14 +216,7 @@ class AverageDropInDeletion(ConfidenceMetric):
 
     def values(self, scored: ScoredBatch) -> Tensor:
         p, d = self.scores(scored, "prob_deleted", inverse=True)
-        drop = (p - d).relu() if self.clamp else p - d
-        return 100 * ratio_or_zero(drop, p)  # (4)
-
-
-def ratio_or_zero(part: Tensor, whole: Tensor) -> Tensor:
-    """Return part / whole; 0 where the whole is 0, NaN where it is negative, as logits may be."""
-    ratio = part / whole.masked_fill(whole == 0, 1)
-    return ratio.masked_fill(whole == 0, 0).masked_fill(whole < 0, torch.nan).masked_fill(part.isnan(), torch.nan)
+        return functional.average_drop_in_deletion(p, d, self.clamp)  # (4)
 
 
 def _in_full_precision(scores: Tensor, score: Kind) -> Tensor:

@@ -19,10 +19,10 @@ from torch import Tensor
 from interpretable_training.attribution.core.base import full
 from interpretable_training.attribution.core.map_operations import one_of
 
-from .confidence import ratio_or_zero
 from .core.base import Fact, resolve
 from .core.regions import Region, area, boxes, maps, pixels_of
 from .core.rescoring import ScoredBatch, wide
+from .functional import ratio_or_zero
 from .localization import RegionMetric
 
 EPS = 1e-6  # of the published F1

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -215,6 +216,26 @@ def test_everything_is_saved(table, tmp_path):
     printed = json.loads(files[5].read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert printed["metrics"] == table.passports
     assert printed["evaluation"]["target"] == "label"
+
+
+def test_pandas_gets_a_row_for_each_cell(table, monkeypatch):
+    pandas = pytest.importorskip("pandas")
+    frame = table.to_pandas().set_index(["method", "metric"])
+    assert frame["mean"].to_dict() == pytest.approx({key: cell.mean for key, cell in table.cells.items()}, nan_ok=True)
+    assert isinstance(frame, pandas.DataFrame)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"expected the package pandas .* pip install pandas"):
+        table.to_pandas()
+
+
+def test_html_has_as_many_cells_in_each_row_and_escapes_names():
+    table = table_of({"<b>a": {"ad": [1.0, 2.0]}, "b": {"ad": [2.0, 3.0]}})
+    text = table._repr_html_()
+    assert "<b>a" not in text
+    assert "&lt;b&gt;a" in text
+    rows = re.findall(r"<tr>(.*?)</tr>", text)
+    assert len(rows) == 3 + 2  # means with a heading, then differences
+    assert {row.count("<td>") + row.count("<th>") for row in rows} == {2}
 
 
 def test_wandb_gets_a_row_for_each_cell(table, monkeypatch):

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all lint format bench docs wheel-check clean
+.PHONY: help demo test test-all lint format bench docs dist wheel-check clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 14
@@ -34,16 +34,25 @@ bench: $(VENV)/.tests  ## run the benchmarks against the peers (nothing else sho
 docs: $(VENV)/.docs  ## build the pages of docs/ as a site in build/site, which works without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-wheel-check:  ## build the wheel, install it into an empty venv, import every public name there
-	rm -rf build dist $(VENV)-wheel
+dist:  ## build wheel and source distribution in a clean venv, and check both
+	rm -rf build dist $(VENV)-dist
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet build check-wheel-contents twine
+	$(VENV)-dist/bin/python -m build --outdir dist .
+	$(VENV)-dist/bin/python -m twine check --strict dist/*
+	$(VENV)-dist/bin/check-wheel-contents dist/*.whl
+	rm -rf build $(VENV)-dist
+
+wheel-check: dist  ## install the wheel into an empty venv, import every public name and find a configuration there
+	rm -rf $(VENV)-wheel
 	$(PYTHON) -m venv $(VENV)-wheel
-	$(VENV)-wheel/bin/python -m pip wheel --no-deps --wheel-dir dist .
 	$(VENV)-wheel/bin/python -m pip install --quiet dist/*.whl
 	cd dist && $(abspath $(VENV)-wheel)/bin/python ../tests/import_every_name.py
-	rm -rf build $(VENV)-wheel
+	cd dist && $(abspath $(VENV)-wheel)/bin/interpretable-training fit --config baseline --print_config > /dev/null
+	rm -rf $(VENV)-wheel
 
 clean:  ## remove everything that the targets above made
-	rm -rf $(VENV) $(VENV)-wheel .venvs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-dist $(VENV)-wheel .venvs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 # Stamps: a venv is made once and brought up to date when pyproject.toml changes.
 $(BIN)/python:

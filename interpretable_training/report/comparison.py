@@ -14,7 +14,7 @@ from interpretable_training.mistakes import closest
 from .journal import JournalRun, Line
 from .paired_rows import common_tracks, direction_of, last_maps, moved_rows, paired, panel_pairs, table_pairs
 from .parts import INVALID, split_keys
-from .run_finder import find_run
+from .run_finder import FOLDER, find_run
 
 MOVED = "moved"  # the share of a map's mass that lies elsewhere in the other run
 SKIPPED = ("Drift", "Alarms")  # callbacks whose values compare explanation steps of one run
@@ -105,7 +105,8 @@ def compare_runs(before: str | Path, after: str | Path) -> Comparison:
     first, last = map(last_maps, runs)
     images = [row for track in common_tracks(first, last) for row in moved_rows(first[track], last[track], same)]
     images.sort(key=lambda row: -row["moved"])
-    pairs = panel_pairs(first, last, same) + table_pairs(*(run.folder for run in runs))
+    tables = [run.folder.parent if run.folder.name == FOLDER else run.folder for run in runs]
+    pairs = panel_pairs(first, last, same) + table_pairs(*tables)
     moved = [moved_pair(images, method) for method in dict.fromkeys(row["method"] for row in images)]
     classes, confusions = class_rows(images), confusion_rows(images)
     missing += [f"{side}: {text}" for side, run in zip(("before", "after"), runs) for text in run.missing]

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -323,3 +324,13 @@ def test_split_keys_accepts_method_names_with_slashes(tmp_path):
     keys = ["xai/a/b/insertion", "test/xai/c/insertion", "xai/seconds", "loss", "xai/c/alarm/alike"]
     results = {keys[0]: ("a/b", "insertion"), keys[1]: ("c", "insertion"), keys[4]: ("c", "alarm/alike")}
     assert parts.split_keys(record, keys) == results
+
+
+def test_sample_report_of_the_pages_opens_without_a_run():
+    page = Path(__file__).parents[2] / "docs" / "sample_report.html"
+    text = page.read_text()
+    assert page.stat().st_size < 1.5e6
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    assert data["model"]
+    assert len(data["films"]["panel"]["events"]) >= 2
+    assert all(image["src"].startswith("data:image/") for image in data["images"].values())

@@ -11,6 +11,7 @@ from torch import Tensor
 from interpretable_training.callbacks.watching.explanations import Explained
 from interpretable_training.metrics.core.similarity import spearman
 from interpretable_training.report.journal import shrink
+from interpretable_training.report.map_distance import moved_mass
 
 Maps = dict[str, Tensor]  # method -> small maps (n, h, w)
 
@@ -25,6 +26,4 @@ def small_maps(explained: Explained) -> Maps:
 
 def compare_maps(now: Tensor, then: Tensor) -> dict[str, Tensor]:
     """Return (1) and (2) of maps (n, h, w), NaN where one is constant or has no mass."""
-    p, q = (S.abs().flatten(1).double() for S in (now, then))
-    p, q = (m / m.sum(1, keepdim=True) for m in (p, q))  # NaN without mass
-    return {"similarity": spearman(now, then), "shift": (p - q).abs().sum(1) / 2}  # (1), (2)
+    return {"similarity": spearman(now, then), "shift": moved_mass(now, then)}  # (1), (2)

@@ -45,8 +45,18 @@ def map_distance(S: Tensor, other: Tensor) -> float:
     """
     size = [max(a, b) for a, b in zip(S.shape, other.shape)]
     S, other = (m.abs() if list(m.shape) == size else _resized(m.abs(), size) for m in (S, other))
-    p, q = (m.double() / m.double().sum() for m in (S, other))  # (1)
-    return float((p - q).abs().sum() / 2)  # (2)
+    return float(moved_mass(S[None], other[None]))
+
+
+def moved_mass(S: Tensor, other: Tensor) -> Tensor:
+    """Return (2) of maps (n, ...) of one size, (n,); NaN where one has no mass.
+
+    >>> moved_mass(torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 3.0]])).tolist()
+    [0.5]
+    """
+    p, q = (m.abs().flatten(1).double() for m in (S, other))
+    p, q = (m / m.sum(1, keepdim=True) for m in (p, q))  # (1)
+    return (p - q).abs().sum(1) / 2  # (2)
 
 
 def _resized(S: Tensor, size: list[int]) -> Tensor:

@@ -145,7 +145,7 @@ def read_picture(path: Path, mode: str) -> Image.Image:
     """Return a picture in color ("RGB") or gray ("L")."""
     with Image.open(path) as picture:
         if picture.mode.startswith("I"):  # 16 bits, which PIL would cut off above 255
-            picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
+            return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8)).convert(mode)
         return picture.convert(mode)
 
 

@@ -63,7 +63,7 @@ class ErasedSquares(Dataset):
         """Return the image of an item."""
         if self.key is None:
             return item
-        return getattr(item, self.key) if hasattr(item, "_fields") else item[self.key]
+        return getattr(item, str(self.key)) if hasattr(item, "_fields") else item[self.key]
 
     def with_image(self, item: Any, image: Tensor) -> Any:
         """Return an item with another image."""
@@ -72,5 +72,5 @@ class ErasedSquares(Dataset):
         if isinstance(item, Mapping):
             return {**item, self.key: image}
         if hasattr(item, "_fields"):
-            return item._replace(**{self.key: image})
+            return item._replace(**{str(self.key): image})
         return type(item)(image if place == self.key else part for place, part in enumerate(item))

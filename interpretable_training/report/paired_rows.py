@@ -43,7 +43,13 @@ def paired(name: str, before: Rows, after: Rows, direction: str = "") -> dict[st
     a, b = (torch.tensor([rows[image] for image in images], dtype=torch.float64) for rows in (before, after))
     drawn = BootstrapDraws(torch.arange(len(images))).means((b - a)[:, None])[:, 0]
     low, high = interval(drawn)
-    numbers = {"before": a.mean(), "after": b.mean(), "difference": (b - a).mean(), "low": low, "high": high}
+    numbers: dict[str, Any] = {
+        "before": a.mean(),
+        "after": b.mean(),
+        "difference": (b - a).mean(),
+        "low": low,
+        "high": high,
+    }
     rounded = {key: float(f"{float(value):.5g}") for key, value in numbers.items()}
     return {"name": name, "images": len(images), **rounded, "p": p_value(drawn), "direction": direction}
 
@@ -90,7 +96,7 @@ def panel_pairs(before: Mapping[Track, Line], after: Mapping[Track, Line], same:
             if index == 0 or key == "entropy":  # the others are the same for all methods
                 name = f"{track[0]}/{ROWS[key]}" if key == "entropy" else ROWS.get(key, "correct predictions")
                 direction = {"entropy": ""}.get(key, direction_of(key))
-                pairs.append(paired(name, *(side[key] for side in sides), direction))
+                pairs.append(paired(name, sides[0][key], sides[1][key], direction))
     return [pair for pair in pairs if pair]
 
 

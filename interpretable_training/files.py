@@ -6,10 +6,27 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+OTHER_FOLDER: ContextVar[Path | None] = ContextVar("OTHER_FOLDER", default=None)  # see `files_below`
+
+
+@contextmanager
+def files_below(folder: str | Path) -> Iterator[None]:
+    """Write the files of trainings that start inside the block into another folder than that of their log.
+
+    >>> with files_below("trial"): print(OTHER_FOLDER.get())
+    trial
+    """
+    token = OTHER_FOLDER.set(Path(folder))
+    try:
+        yield
+    finally:
+        OTHER_FOLDER.reset(token)
 
 
 @contextmanager

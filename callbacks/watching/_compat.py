@@ -1,12 +1,20 @@
 """Private names of Lightning and torch that the watching callbacks use, each with the reason."""
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves as _tree_leaves
+
+if TYPE_CHECKING or "pytorch_lightning" not in sys.modules:
+    AnyCallback = Callback
+else:  # whose command line takes only callbacks of its own
+    import pytorch_lightning
+
+    class AnyCallback(Callback, pytorch_lightning.Callback): ...
 
 
 def logged_step(trainer: L.Trainer) -> int:

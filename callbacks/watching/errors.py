@@ -15,8 +15,8 @@ class Failure:
 
     def __init__(self, error: Exception, method: str = "") -> None:
         self.error = error
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        self.reason = f"{method}: {text}" if method else text
+        self.cause = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        self.reason = f"{method}: {self.cause}" if method else self.cause
 
     def __str__(self) -> str:
         return self.reason
@@ -26,11 +26,11 @@ class Failure:
         self.error = RuntimeError(self.reason)
 
     def __getstate__(self) -> dict[str, Any]:  # the exception itself may not be one that can be sent
-        return {"error": RuntimeError(self.reason), "reason": self.reason}
+        return {**vars(self), "error": RuntimeError(self.reason)}
 
 
 class ErrorPolicy:
-    """Count the failures of a callback by their reason; warn of each reason once, or raise.
+    """Count the failures of a callback by their reason; warn of each cause once in a run, or raise.
 
     Args:
         owner: name of the callback, in warnings and in the journal.
@@ -41,7 +41,7 @@ class ErrorPolicy:
         self.owner, self.on_error = owner, on_error
         self.reasons: Counter[str] = Counter()
 
-    def attempt(self, work: Callable[[], Any], write: Callable[..., None]) -> Any:
+    def attempt(self, work: Callable[[], Any], write: Callable[..., None], warned: set[str]) -> Any:
         """Return the result of `work` or its Failure; state that could not be put back counts as a failure too."""
         changes: list[str] = []
         try:
@@ -52,15 +52,22 @@ class ErrorPolicy:
         failures = [Failure(StateWarning(text)) for text in dict.fromkeys(changes)]
         if failures and self.on_error == "raise":
             return result if isinstance(result, Failure) else failures[0]
-        self.handle(failures, write)
+        self.handle(failures, write, warned)
         return result
 
-    def handle(self, failures: Sequence[Failure], write: Callable[..., None]) -> None:
-        """Count failures, pass each to `write`, and raise the first with on_error="raise"."""
+    def handle(self, failures: Sequence[Failure], write: Callable[..., None], warned: set[str]) -> None:
+        """Count failures, pass each to `write`, and raise the first with on_error="raise".
+
+        Args:
+            failures: the failures.
+            write: writes a line of the journal.
+            warned: causes of which a callback of this run has warned; those of these failures are added.
+        """
         for failure in failures:
             self.reasons[failure.reason] += 1
             first = self.reasons[failure.reason] == 1
-            if first and self.on_error == "warn":
+            if first and failure.cause not in warned and self.on_error == "warn":
+                warned.add(failure.cause)
                 state = isinstance(failure.error, StateWarning)  # the maps exist, but the training has changed
                 text = f"{self.owner} failed, the training goes on: {failure.reason}"
                 rank_zero_warn(f"{self.owner}: {failure.reason}" if state else text)

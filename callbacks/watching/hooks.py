@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
 
+from interpretable_training.callbacks.watching._compat import AnyCallback
 from interpretable_training.callbacks.watching.budget import BudgetController
 from interpretable_training.callbacks.watching.errors import ErrorPolicy, Failure
 from interpretable_training.callbacks.watching.options import WatchOptions
@@ -13,7 +15,7 @@ from interpretable_training.callbacks.watching.schedule import Schedule, current
 from interpretable_training.callbacks.watching.session import WatchSession, session_of
 
 
-class WatchHooks(L.Callback):
+class WatchHooks(AnyCallback):
     """Call `_begin` at the start of a stage, `_explain` for each explanation step and `finish` at the end of fit."""
 
     options: WatchOptions
@@ -85,12 +87,14 @@ class WatchHooks(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         session_of(trainer).memo.clear()
-        self._write_page(trainer)
+        with suppress(Exception):  # the one that ends the training is the one to see
+            self._write_page(trainer)
 
     def _write_page(self, trainer: L.Trainer) -> None:
-        """Write the page after all callbacks have written their last lines."""
+        """Write the page after all callbacks have written their last lines, those about loggers included."""
         if self._all_arrived(trainer, "end"):
-            session_of(trainer).write_page()
+            self._guard(trainer, session_of(trainer).drain)
+            self._guard(trainer, session_of(trainer).write_page)
 
     # When to explain
 

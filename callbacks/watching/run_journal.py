@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from interpretable_training.files import OTHER_FOLDER
 from interpretable_training.report.journal import Journal
 from interpretable_training.report.page import write_report
 from interpretable_training.report.value_readers import read_text
@@ -21,7 +21,7 @@ WAITING = """<!doctype html>
 <p>The report of run {run} is written when the run ends or is stopped. After a run that was killed, write it in Python,
 in this folder:</p>
 <pre>from interpretable_training.report.page import write_report
-write_report("explanations", "{page}", run="{run}")</pre>
+write_report("{folder}", "{page}", run="{run}")</pre>
 """
 
 
@@ -30,10 +30,11 @@ class RunJournal:
 
     Args:
         folder: the folder `explanations` of the run.
+        beside: the folder of the page.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.journal = Journal(folder)
+    def __init__(self, folder: Path, beside: Path) -> None:
+        self.journal, self.beside = Journal(folder), beside
         self.page: Path | None = None
         self.warned = False  # of a full disk
 
@@ -55,7 +56,7 @@ class RunJournal:
     def claim_page(self) -> None:
         """Choose the name of the page; after an error of the disk it is chosen when the page is written."""
         with suppress(OSError):
-            self.page = claim_page(self.journal.folder.parent, self.journal.run)
+            self.page = claim_page(self.beside, self.journal.run, self.journal.folder)
 
     def write(self, kind: str, **facts: Any) -> None:
         """Append a line; a full disk is warned of once and costs no more than the line."""
@@ -66,14 +67,16 @@ class RunJournal:
                 rank_zero_warn(f"could not write to {self.journal.folder}, the training goes on: {error}")
             self.warned = True
 
-    def write_page(self) -> None:
-        """Write the page from the journal; also of a training that was stopped."""
+    def write_page(self) -> Path | None:
+        """Write the page from the journal, also of a training that was stopped; None where that fails."""
         try:
-            self.page = self.page or claim_page(self.journal.folder.parent, self.journal.run)
+            self.page = self.page or claim_page(self.beside, self.journal.run, self.journal.folder)
             path = write_report(self.journal.folder, self.page, run=self.journal.run)
             rank_zero_info(f"Report of the watching callbacks: {path}")
+            return path
         except Exception as error:  # an error of the page does not end a training
             rank_zero_warn(f"could not write the report of {self.journal.folder}: {type(error).__name__}: {error}")
+            return None
 
 
 def read_address(value: Any) -> dict[str, str]:
@@ -88,16 +91,21 @@ def run_folder(trainer: L.Trainer) -> Path:
     """Return the folder in which Lightning puts the folder of this run's checkpoints; call it in all processes.
 
     Loggers such as that of W&B share a folder among their runs: each run gets a separate folder, below their name.
+    Without a logger it is the folder `explanations` below the trainer's.
     """
-    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    other, folder = OTHER_FOLDER.get(), Path(trainer.log_dir or trainer.default_root_dir)
+    if other is not None:
+        return other
     logger = trainer.logger
-    if logger is None or isinstance(logger, (CSVLogger, TensorBoardLogger)) or logger.save_dir is None:
+    if logger is None:
+        return folder / "explanations"
+    if getattr(logger, "log_dir", None) is not None or logger.save_dir is None:
         return folder
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return folder / str(logger.name) / version
 
 
-def claim_page(folder: Path, run: str) -> Path:
+def claim_page(folder: Path, run: str, journal: Path) -> Path:
     """Return the page of a run: `report.html`, or `report-RUN.html` where that is the page of another run.
 
     A page is claimed by making it, so that runs that start at the same time get different ones; a run that goes on from
@@ -108,7 +116,7 @@ def claim_page(folder: Path, run: str) -> Path:
     for page in (named,) if named.exists() else (folder / "report.html", named):
         try:
             with page.open("x", encoding="utf-8") as file:
-                file.write(WAITING.format(run=run, page=page.name))
+                file.write(WAITING.format(run=run, page=page.name, folder=os.path.relpath(journal, folder)))
         except FileExistsError:
             if not page.is_file() or run.encode() not in page.read_bytes()[:TOP]:
                 continue

@@ -17,6 +17,7 @@ from interpretable_training.attribution import Attribution
 from interpretable_training.batches.read import Picked
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching._compat import weight_versions
+from interpretable_training.callbacks.watching.background_sender import SENDERS, BackgroundSender
 from interpretable_training.callbacks.watching.budget import BudgetController
 from interpretable_training.callbacks.watching.context import RunContext, build_context, find_panel
 from interpretable_training.callbacks.watching.errors import ErrorPolicy, Failure
@@ -65,6 +66,7 @@ class WatchSession:
         self.arrived: dict[str, set[int]] = {}
         self.entries: list[StartEntry] = []
         self.logged: set[str] = set()
+        self.warned: set[str] = set()  # causes of failures
         self.validated_in: int | None = None  # the epoch of the last validation
         self.seconds = 0.0  # of all callbacks in this epoch
 
@@ -76,14 +78,16 @@ class WatchSession:
             address: the journal of the checkpoint from which the training resumes.
         """
         self.is_open, trainer = True, self.trainer
-        folder = run_folder(trainer) / "explanations"
+        beside = run_folder(trainer)
+        folder = beside if trainer.logger is None else beside / "explanations"
         if getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             self.run = None
             return
+        SENDERS.setdefault(trainer, BackgroundSender())
         known = [self.run, *(runs if trainer.state.fn != "fit" else [])]
         self.run = next((run for run in known if run is not None and run.journal.folder == folder), None)
         if self.run is None:
-            self.run = RunJournal(folder)
+            self.run = RunJournal(folder, beside)
             if address is not None:
                 self.run.resume(address, trainer.global_step)
             self.run.claim_page()
@@ -163,23 +167,34 @@ class WatchSession:
             self.run.write(kind, **when, **facts)
 
     def write_page(self) -> None:
-        """Write the page of the run."""
-        if self.run is not None:
-            self.run.write_page()
+        """Write the page of the run, send it to the loggers, and wait for what is sent."""
+        if self.run is None:
+            return
+        page = self.run.write_page()
+        if page is not None and self.trainer.state.fn == "fit":
+            logger_adapters.log_report(self.trainer, page, {"run": self.run.journal.run})
+        self.drain()
+
+    def drain(self) -> None:
+        """Wait until the loggers have taken what was sent, for a limited time; raise their errors."""
+        sender = SENDERS.get(self.trainer)
+        if sender is not None:
+            sender.drain()
 
     def attempt(self, policy: ErrorPolicy, work: Callable[[], Any]) -> Any:
         """Return the result of `work`, or its Failure, which is not counted yet."""
         step = current_step(self.trainer)
-        return policy.attempt(work, lambda kind, **facts: self.write(kind, step, **facts))
+        return policy.attempt(work, lambda kind, **facts: self.write(kind, step, **facts), self.warned)
 
     def fail(self, policy: ErrorPolicy, failures: Sequence[Failure], step: ExplanationStep) -> None:
         """Count failures, write them to the journal, and raise the first where that is the policy."""
-        policy.handle(failures, lambda kind, **facts: self.write(kind, step, **facts))
+        policy.handle(failures, lambda kind, **facts: self.write(kind, step, **facts), self.warned)
 
     def log(self, label: str, values: Mapping[str, float], step: ExplanationStep, on_step: bool) -> None:
         """Log numbers, equal on all ranks, with Lightning's `log`, so that other callbacks can monitor them."""
         options: dict[str, Any] = {"batch_size": 1, "sync_dist": self.trainer.world_size > 1}
-        options |= {"on_step": on_step, "on_epoch": not on_step, "logger": not on_step, "add_dataloader_idx": False}
+        options |= {"on_step": on_step, "on_epoch": not on_step, "add_dataloader_idx": False}
+        options |= {"logger": not on_step and bool(self.trainer.loggers)}  # else Lightning warns
         for name, value in values.items():
             if not (math.isnan(value) and name in self.logged):  # what others monitor keeps its value
                 self.trainer.lightning_module.log(name, value, **options)
@@ -200,6 +215,8 @@ class WatchSession:
         names = number_names([entry.label for entry in entries])
         settings = {name: entry.settings for name, entry in zip(names, entries)}
         lines = merge_lines({name: entry.lines for name, entry in zip(names, entries)})
+        if lines and self.trainer.loggers:
+            lines.append(logger_adapters.picture_line(self.trainer))
         contexts = [entry.context for entry in entries if entry.context is not None]
         classes, model = contexts[0].class_names if contexts else None, type(self.trainer.lightning_module).__name__
         self.write("run", None, classes=classes, model=model, settings=settings, probe=lines)
@@ -223,7 +240,8 @@ class WatchSession:
         trainer = self.trainer
         total = {"xai/seconds": self.seconds, "xai/share_of_epoch": self.seconds / duration}
         self.seconds = 0.0
-        trainer.lightning_module.log_dict(total, on_step=False, on_epoch=True, batch_size=1, rank_zero_only=True)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1, "rank_zero_only": True}
+        trainer.lightning_module.log_dict(total, **options, logger=bool(trainer.loggers))  # else Lightning warns
         fresh = self.validated_in == trainer.current_epoch  # else values of an earlier validation are still logged
         numbers = {
             name: float(value)

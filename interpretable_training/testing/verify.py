@@ -6,6 +6,7 @@ under test at each hook, so that the report names the hook with the first differ
 
 import copy
 import random
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from interpretable_training.attribution.core.prepared_model import same_generators
+from interpretable_training.files import files_below
 
 from .observer_report import OPTIONAL, Difference, ObserverReport
 from .snapshot_callbacks import StateRecord
@@ -73,8 +75,9 @@ def verify_observer(
         trainer, module, data = make_trainer(given), make_module(), make_data()
         _check_callbacks(trainer, given)
         modules.append(module)
-        for stage in stages:
-            _run_stage(trainer, stage, module, data, ckpt_path if stage == "fit" else None)
+        with tempfile.TemporaryDirectory() as folder, files_below(folder):
+            for stage in stages:
+                _run_stage(trainer, stage, module, data, ckpt_path if stage == "fit" else None)
         record.add_end(trainer)
         _check_process(record, trainer)
         return record

@@ -36,7 +36,8 @@ def draw_drift(history: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> 
         axes.set(title=f"{kind} to the {', '.join(STYLES)} explanation", xlabel="step")
         axes.set_ylim(-1.05 if kind == "similarity" else -0.05, 1.05)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy())

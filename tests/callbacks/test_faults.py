@@ -68,7 +68,7 @@ def test_memory_that_runs_out_always_is_said_once_and_counted(tmp_path, faulty):
         assert {line["epoch"] for line in mine} == {0, 1, 2}
         assert "out of memory" in mine[0]["reason"]
         assert len(told(caught, f"{name} failed, the training goes on")) == 1
-    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "explanations" / "report.html").exists()
 
 
 def test_one_of_several_methods_fails_and_the_others_go_on(tmp_path, faulty):
@@ -113,7 +113,7 @@ def test_a_network_that_returns_no_numbers(tmp_path):
     trainer = fit(tmp_path, everyone(GradCAM()), Broken())
     assert trainer.state.finished
     assert any("expected numbers from the model" in reason for reason in failures(tmp_path))
-    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "explanations" / "report.html").exists()
 
 
 def swap(module):

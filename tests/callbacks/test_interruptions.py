@@ -47,7 +47,7 @@ def test_an_interrupted_explanation_leaves_everything_as_it_was(tmp_path, faulty
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
     assert shown(tmp_path) == ENDS[:1]
-    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "explanations" / "report.html").exists()
 
     becomes(lambda images: 1.0)
     fit(tmp_path, everyone([GradCAM(), method], on_error="raise"), Module(), ckpt_path=tmp_path / "last.ckpt")
@@ -94,7 +94,7 @@ def test_a_termination_in_a_step_stops_where_lightning_stops(tmp_path):
     assert "Received SIGTERM" in done.stderr
     assert shown(tmp_path) == ENDS[:2]  # the look is done, and Lightning stops after the validation
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 8
-    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "explanations" / "report.html").exists()
     watching = ExplanationLogger({"killed": GradCAM()}, max_images=2, hardest=0, on_error="raise")
     fit(tmp_path, [watching], ckpt_path=tmp_path / "last.ckpt")
 
@@ -109,4 +109,4 @@ def test_raise_gives_the_original_exception(tmp_path, faulty, make):
         fit(tmp_path, [heals, watcher])
     assert caught.value is mine
     assert caught.traceback[-1].name == "act"
-    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "explanations" / "report.html").exists()

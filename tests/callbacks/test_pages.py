@@ -24,7 +24,7 @@ def test_runs_that_start_at_once_claim_different_pages(tmp_path):
 
         def claim(run, folder=folder, go=go, claimed=claimed):
             go.wait()
-            claimed[run] = claim_page(folder, run)
+            claimed[run] = claim_page(folder, run, folder)
 
         threads = [threading.Thread(target=claim, args=(f"{i:012x}",)) for i in range(8)]
         for thread in threads:
@@ -35,33 +35,34 @@ def test_runs_that_start_at_once_claim_different_pages(tmp_path):
         assert folder / "report.html" in claimed.values()
         for run, page in claimed.items():
             assert run in page.read_text()
-            assert claim_page(folder, run) == page  # a run that goes on
+            assert claim_page(folder, run, folder) == page  # a run that goes on
 
 
 def test_a_full_disk_claims_no_page(tmp_path):
     with files_of_at_most(10), pytest.raises(OSError, match="too large"):
-        claim_page(tmp_path, "a" * 12)
+        claim_page(tmp_path, "a" * 12, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert claim_page(tmp_path, "b" * 12) == tmp_path / "report.html"
+    assert claim_page(tmp_path, "b" * 12, tmp_path) == tmp_path / "report.html"
 
 
 def test_a_folder_named_like_the_page_is_left_alone(tmp_path):
     (tmp_path / "report.html").mkdir()
-    assert claim_page(tmp_path, "a" * 12).name == f"report-{'a' * 12}.html"
+    assert claim_page(tmp_path, "a" * 12, tmp_path).name == f"report-{'a' * 12}.html"
 
 
 def test_a_resumed_run_continues_its_own_page(tmp_path):
     """Not that of the run which came first into the folder."""
     fit(tmp_path, [ExplanationDrift(max_images=2)], max_epochs=1)
-    first = (tmp_path / "report.html").read_bytes()
+    folder = tmp_path / "explanations"
+    first = (folder / "report.html").read_bytes()
     keeper = ModelCheckpoint(tmp_path, filename="second")
     fit(tmp_path, [ExplanationDrift(max_images=2), keeper], enable_checkpointing=True, max_epochs=1)
-    (other,) = tmp_path.glob("report-*.html")
+    (other,) = folder.glob("report-*.html")
     before = other.read_bytes()
     fit(tmp_path, [ExplanationDrift(max_images=2)], max_epochs=2, ckpt_path=tmp_path / "second.ckpt", weights_only=True)
-    assert (tmp_path / "report.html").read_bytes() == first
+    assert (folder / "report.html").read_bytes() == first
     assert other.read_bytes() != before
-    assert len(list(tmp_path.glob("*.html"))) == 2
+    assert len(list(folder.glob("*.html"))) == 2
 
 
 TRAINS = """
@@ -89,7 +90,7 @@ def test_three_processes_in_one_folder_leave_three_pages(tmp_path):
     (tmp_path / "go").touch()
     assert [process.wait() for process in processes] == [0, 0, 0]
     runs, broken = parse(tmp_path / "runs" / "explanations" / FILE)
-    pages = list((tmp_path / "runs").glob("*.html"))
+    pages = list((tmp_path / "runs").rglob("*.html"))
     assert len(runs) == len(pages) == 3
     assert not broken
     assert {run for run in runs for page in pages if run in page.read_text()[:2000]} == set(runs)
@@ -109,7 +110,7 @@ def assert_whole(folder):
     """Pages, and pictures, are whole, and nothing else is left."""
     from PIL import Image
 
-    for page in folder.glob("*.html"):
+    for page in folder.rglob("*.html"):
         assert page.read_text().rstrip().endswith(("</html>", "</pre>")), page
     for file in folder.rglob("*.png"):
         with Image.open(file) as picture:

@@ -95,7 +95,7 @@ def test_no_event_is_missing_or_there_twice(tmp_path, whole, case, same_folder):
         assert events(found) == events(expected)
     assert {line["id"] for line in found.of("image")} == {line["id"] for line in expected.of("image")}
     assert found.missing == []
-    assert len(list(tmp_path.glob("report*.html"))) == 1
+    assert len(list(tmp_path.rglob("report*.html"))) == 1
 
 
 def test_a_callback_that_was_not_there_before_joins_the_others(tmp_path, whole):
@@ -117,7 +117,7 @@ def test_two_trainings_in_one_folder_are_kept_apart(tmp_path):
         event["values"] for event in events(second) if "values" in event
     ]
     assert all(Path(line["file"]).exists() for line in first.lines + second.lines if "file" in line)
-    pages = {page.name for page in tmp_path.glob("*.html")}
+    pages = {page.name for page in tmp_path.rglob("*.html")}
     assert pages == {"report.html", f"report-{runs[1]}.html"}
 
 

@@ -124,7 +124,7 @@ def test_stages_alone_under_inference_mode(tmp_path, stage):
     keys = {key for _, _, images in logger.pictures for key in images}
     assert keys == {f"{prefix}xai/{name}" for name in ("images", "gradcam", "hardest/gradcam")}
     assert failures(tmp_path) == []
-    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "explanations" / "report.html").exists()
 
 
 def test_stages_that_were_not_asked_for_are_left_alone(tmp_path):
@@ -151,7 +151,7 @@ def test_shared_work_is_done_whichever_callback_is_last(tmp_path, last):
     else:
         trainer.test(Module(), loader(), verbose=False)
     assert len(record(tmp_path).of("run")) == 1
-    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "explanations" / "report.html").exists()
 
 
 def test_a_dry_run_leaves_no_file(tmp_path):

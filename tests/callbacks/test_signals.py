@@ -50,7 +50,7 @@ def drawn_and_told(folder, size):
     assert len(list((folder / "explanations" / "panels").glob("panel-epoch*.png"))) == 2
     lines = [line for line in read_journal(folder / "explanations").lines if line["kind"] == "maps"]
     assert lines
-    assert (folder / "report.html").stat().st_size > 10_000
+    assert (folder / "explanations" / "report.html").stat().st_size > 10_000
 
 
 def test_a_line_for_each_channel():

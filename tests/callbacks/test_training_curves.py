@@ -63,7 +63,7 @@ def test_rows_equal_those_of_the_logger_beside_the_picture(tmp_path, module, loa
 def test_an_interrupted_training_has_its_picture(tmp_path, module, loader, error, seen):
     with pytest.raises(seen):
         trainer(tmp_path, TrainingCurves(), Stop(error)).fit(module, loader, loader)
-    assert (tmp_path / "curves.png").exists()
+    assert (tmp_path / "explanations" / "curves.png").exists()
 
 
 def test_a_resumed_training_keeps_its_first_epochs(tmp_path, module, loader):
@@ -100,7 +100,7 @@ def test_fast_dev_run_writes_nothing(tmp_path, module, loader):
 
 
 def test_a_picture_that_cannot_be_written_only_warns(tmp_path, module, loader):
-    (tmp_path / "curves.png").mkdir()
+    (tmp_path / "explanations" / "curves.png").mkdir(parents=True)
     with pytest.warns(UserWarning, match=r"could not write curves\.png"):
         trainer(tmp_path, TrainingCurves()).fit(module, loader, loader)
 

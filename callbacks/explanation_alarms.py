@@ -61,7 +61,7 @@ class ExplanationAlarms(Watcher):
 
     Args:
         methods: name -> method, or a list; by default Grad-CAM.
-        max_images: how many images.
+        max_images: how many images; by default 16, fewer where epochs are short, see `Watcher`.
         images: which images; see `Watcher`.
         target: the class that is explained: "pred", "label", "least" or a number.
         alike: threshold for the correlation of maps of different images, from -1 to 1.
@@ -74,7 +74,7 @@ class ExplanationAlarms(Watcher):
     def __init__(
         self,
         methods: Methods | None = None,
-        max_images: int = 16,
+        max_images: int | None = None,
         images: Images = "panel",
         target: int | str = "pred",
         alike: float | None = None,

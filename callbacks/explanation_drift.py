@@ -60,7 +60,7 @@ class ExplanationDrift(Watcher):
 
     Args:
         methods: name -> method, or a list; by default Grad-CAM.
-        max_images: how many images.
+        max_images: how many images; by default 16, fewer where epochs are short, see `Watcher`.
         images: which images; see `Watcher`.
         target: the class that is explained: "label" (where batches have none the predicted one), which stays the same,
             "pred", "least" or a number.
@@ -75,7 +75,7 @@ class ExplanationDrift(Watcher):
     def __init__(
         self,
         methods: Methods | None = None,
-        max_images: int = 16,
+        max_images: int | None = None,
         images: Images = "panel",
         target: int | str = "label",
         monitor: str | None = None,
@@ -114,7 +114,7 @@ class ExplanationDrift(Watcher):
         return probe(session.trainer, context, self.methods, self.target, self.n)
 
     def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> Explained:
-        return session.explain(context, self.methods, self.target, self.n)
+        return session.explain(context, self.methods, self.target, self.budget.keep(self.n))
 
     def values(self, parts: list[Any], step: ExplanationStep) -> dict[str, float]:
         if not parts:

@@ -41,7 +41,7 @@ class ExplanationLogger(Watcher):
 
     Args:
         methods: name -> method, or a list; by default Grad-CAM.
-        max_images: how many images.
+        max_images: how many images; by default 16, fewer where epochs are short, see `Watcher`.
         images: which images; see `Watcher`.
         target: the class that is explained: "pred", "label", "both", "least", "topk:K" or a number.
         hardest: number of further images with maps: those with the highest loss of the validation.
@@ -54,7 +54,7 @@ class ExplanationLogger(Watcher):
     def __init__(
         self,
         methods: Methods | None = None,
-        max_images: int = 16,
+        max_images: int | None = None,
         images: Images = "panel",
         target: int | str = "pred",
         hardest: int = 4,

@@ -63,7 +63,8 @@ class InterpretabilityMetrics(Watcher):
     Args:
         methods: name -> method, or a list; by default Grad-CAM.
         metrics: name -> metric, or a list; by default drop, increase, gain, insertion and deletion.
-        max_images: how many images, split among the processes.
+        max_images: how many images, split among the processes; by default 64, fewer where epochs are short, see
+            `Watcher`.
         images: which images; see `Watcher`.
         target: the class that is explained and scored: "label" (where batches have none the predicted one), "pred" or
             "least".
@@ -71,12 +72,14 @@ class InterpretabilityMetrics(Watcher):
         chunk_size: images per pass; by default what suits the device and the image size.
     """
 
+    default_images = 64
+
     @suggest_options
     def __init__(
         self,
         methods: Methods | None = None,
         metrics: Metrics | None = None,
-        max_images: int = 64,
+        max_images: int | None = None,
         images: Images = "panel",
         target: Literal["label", "pred", "least"] = "label",
         controls: bool = False,
@@ -125,6 +128,10 @@ class InterpretabilityMetrics(Watcher):
                 session.write("passport", None, metric=name, facts=passport)
         self.described |= set(passports)
         logger_adapters.log_facts(session.trainer, {"passports": passports})
+        wants_high = {
+            f"xai/{m}/{name}": metric.wants_high for m in self.methods for name, metric in self.metrics.items()
+        }
+        logger_adapters.log_directions(session.trainer, wants_high)
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
         n = min(self.n, context.size(session.trainer))
@@ -195,6 +202,7 @@ class InterpretabilityMetrics(Watcher):
                     self.best[key] = better(self.best.get(key, values[key]), values[key])
 
     def finish(self, session: WatchSession) -> None:
+        session.best |= self.best
         logger_adapters.log_summary(session.trainer, {f"best/{key}": value for key, value in self.best.items()})
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from interpretable_training.callbacks.watching.schedule import (
     gather,
 )
 from interpretable_training.callbacks.watching.session import StartEntry, WatchSession, session_of
-from interpretable_training.callbacks.watching.startup_report import Line, context_lines
+from interpretable_training.callbacks.watching.startup_report import PROBED, Line, context_lines
 from interpretable_training.report.value_readers import mapping_of, optional, read_count
 
 
@@ -47,7 +47,8 @@ class Watcher(WatchHooks):
     {'max_images': 4, 'every_n_epochs': 1, 'every_n_steps': None}
 
     Args:
-        max_images: how many images are explained; of indices all.
+        max_images: how many images are explained; of indices all. By default 16, and fewer, but at least 4, where all
+            callbacks with the default would take more than a fifth of the first epoch's time.
         images: which: "panel" (chosen by the seed, as many of each class), indices of the validation set, a data set or
             loader of your own, or a function of the trainer that returns a batch.
         every_n_epochs: explain at each validation of every n-th epoch, the first and the last one included; at the end
@@ -68,11 +69,12 @@ class Watcher(WatchHooks):
     """
 
     same_images = False  # whether all images are needed in each explanation step
+    default_images = 16
 
     @suggest_options
     def __init__(
         self,
-        max_images: int = 16,
+        max_images: int | None = None,
         images: Images = "panel",
         every_n_epochs: int | None = 1,
         every_n_steps: int | None = None,
@@ -88,10 +90,13 @@ class Watcher(WatchHooks):
         std: Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
+        self.automatic = max_images is None and budget is None and not isinstance(images, (list, tuple))
+        max_images = self.default_images if max_images is None else max_images
         self.options = WatchOptions(**common_options(locals()))
         self.n = self.options.count
         # A callback whose images must stay the same explains less often instead of fewer of them.
-        self.budget = BudgetController(budget, self.n) if self.same_images else BudgetController(budget)
+        fixed = self.same_images and not self.automatic
+        self.budget = BudgetController(budget, self.n) if fixed else BudgetController(budget)
         self.errors = ErrorPolicy(self.label, on_error)
         self.schedule = Schedule(every_n_epochs, every_n_steps)
         self.journal: RunJournal | None = None
@@ -171,7 +176,9 @@ class Watcher(WatchHooks):
         if context is not None:
             lines += context_lines(context, session.trainer.lightning_module)
             if session.trainer.is_global_zero:
+                start = time.perf_counter()
                 self._guard(session.trainer, lambda: lines.extend(self.start_lines(session, context)))
+                self.budget.estimate = (time.perf_counter() - start) * self.n / min(self.n, PROBED)
             self._guard(session.trainer, lambda: self.start(session, context))
         session.entries.append(StartEntry(self.label, self.settings(), context, lines))
 
@@ -184,6 +191,7 @@ class Watcher(WatchHooks):
         session, step = session_of(trainer), current_step(trainer)
         if step.stage == "fit" and (step.epoch, step.global_step) == self.schedule.last_step:
             return  # explained before the checkpoint was written from which the training resumed
+        session.plan(active_callbacks(trainer), step)
         start, size = time.perf_counter(), session.bytes_written
         parts = gather(trainer, session.attempt(self.errors, lambda: self._part(session, pl_module, step)))
         self.schedule.record(step, for_epoch)

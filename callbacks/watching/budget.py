@@ -1,7 +1,14 @@
-"""The cost of a callback, and how a budget limits it."""
+"""The cost of a callback, and how a budget limits it.
+
+    level = ceil(log2(cost / limit))    (1)
+
+cost: expected of the next epoch, first by the time of the start-up report, later by that of the last epoch. Each level
+halves the number of images, down to four; further levels double the time between explanation steps.
+"""
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +20,7 @@ from interpretable_training.report.value_readers import read_count
 
 MIN_IMAGES = 4  # with fewer images a callback explains less often instead
 MAX_LEVEL = 64
+DEFAULT_SHARE = 0.2  # of the first epoch, for all callbacks whose number of images is chosen for them
 SLACK = 3  # a level is taken back when the cost is this many times below the budget
 
 
@@ -41,15 +49,12 @@ class Budget:
 
 
 class BudgetController:
-    """Count seconds and bytes of an epoch, and set how many images a callback explains and how often.
-
-    Each level halves the number of images; below the fewest each level doubles the time between explanation steps
-    instead.
-    """
+    """Count seconds and bytes of an epoch, and set how many images a callback explains and how often."""
 
     def __init__(self, budget: Budget | float | None, fewest: int = MIN_IMAGES) -> None:
         self.budget = Budget(budget) if isinstance(budget, (int, float)) else budget
         self.fewest, self.level = fewest, 0
+        self.estimate = 0.0  # seconds of an explanation step of all images, before the first one
         self.seconds, self.bytes, self.start = 0.0, 0, time.perf_counter()
         self.duration = math.inf
 
@@ -60,6 +65,10 @@ class BudgetController:
     def spend(self, seconds: float, size: int) -> None:
         """Add the cost of an explanation step."""
         self.seconds, self.bytes = self.seconds + seconds, self.bytes + size
+
+    def begin(self, used: float, n: int) -> None:
+        """Choose the level of the first explanation step by its expected cost over its limit."""
+        self.level = min(levels(used), self._halvings(n))
 
     def end_epoch(self) -> None:
         """Set the duration of the epoch."""
@@ -76,11 +85,13 @@ class BudgetController:
 
     def stretch(self, n: int) -> int:
         """Return the factor by which explanation steps are rarer at this level."""
-        halvings = int(math.log2(n / self.fewest)) if n > self.fewest else 0
-        return 2 ** max(0, self.level - halvings)
+        return 2 ** max(0, self.level - self._halvings(n))
+
+    def _halvings(self, n: int) -> int:
+        return int(math.log2(n / self.fewest)) if n > self.fewest else 0
 
     def adjust(self, trainer: L.Trainer, n: int) -> str:
-        """Go a level up or down by the cost in the most expensive process; return what changed, in words."""
+        """Set the level by the cost in the most expensive process; return what changed, in words."""
         if self.budget is None:
             return ""
         spent = gather(trainer, (self.share, self.bytes / 1e6))
@@ -88,9 +99,10 @@ class BudgetController:
             return ""  # an epoch without an explanation step
         limits = (self.budget.share, self.budget.megabytes)
         used = [max(part[i] for part in spent) / limit for i, limit in enumerate(limits) if limit is not None]
-        level = self.level + (1 if max(used, default=0.0) > 1 else 0)
-        if self.level and max(used, default=1.0) < 1 / SLACK:
-            level = self.level - 1
+        most = max(used, default=1.0)
+        level = min(MAX_LEVEL, self.level + levels(most))
+        if most < 1 / SLACK:
+            level = max(0, self.level - int(math.log2(1 / max(most, 1e-9))))
         if level == self.level:
             return ""
         self.level = level
@@ -107,3 +119,42 @@ class BudgetController:
 
     def restore(self, saved: Saved) -> None:
         self.level = min(saved.read("level", read_count, 0), MAX_LEVEL)
+
+
+def levels(used: float) -> int:
+    """Return (1) for a cost over its limit; 0 within the limit."""
+    return math.ceil(math.log2(used)) if used > 1 else 0  # (1)
+
+
+def plan(trainer: L.Trainer, callbacks: Sequence[Any], start: float) -> dict[str, str]:
+    """Choose the images of the first explanation step of a training, by the time of its first epoch so far.
+
+    Callbacks with a budget are planned by it. Those without, whose number of images is the default, share
+    `DEFAULT_SHARE` and keep their number for the whole training.
+
+    Args:
+        trainer: the trainer.
+        callbacks: the active ones.
+        start: of the epoch, by `time.perf_counter`.
+
+    Returns:
+        Label of a callback -> what it leaves out, in words.
+    """
+    batches = trainer.num_training_batches
+    done = (trainer.fit_loop.batch_idx + 1) / batches if 0 < batches < math.inf else 1.0
+    epoch = (time.perf_counter() - start) / max(done, 1e-9)
+    automatic = sum(callback.budget.estimate for callback in callbacks if callback.automatic)
+    used = []
+    for callback in callbacks:
+        budget = callback.budget.budget
+        limit = None if budget is None else budget.share
+        cost, limit = (automatic, DEFAULT_SHARE) if callback.automatic else (callback.budget.estimate, limit)
+        used.append(cost / (limit * epoch) if limit else 0.0)
+    used = [max(values) for values in zip(*gather(trainer, used))]
+    thinned = {}
+    for callback, value in zip(callbacks, used):
+        callback.budget.begin(value, callback.n)
+        if callback.budget.level:
+            few = f"{callback.budget.keep(callback.n)} of {callback.n} images"
+            thinned[callback.label] = f"explains {few}, as an epoch takes about {epoch:.2g} s; max_images= sets a number"
+    return thinned

@@ -110,8 +110,8 @@ def picture_line(trainer: L.Trainer) -> tuple[str, str]:
     for logger in trainer.loggers:
         names[type(adapter(logger)).images is not Adapter.images].append(type(logger).__name__)
     shown, missing = (", ".join(dict.fromkeys(names[shows])) for shows in (True, False))
-    parts = [f"sent to {shown}"] * bool(shown) + [f"{missing} gets numbers only"] * bool(missing)
-    return "pictures", "; ".join([*parts, "in the folder explanations"])
+    parts = ["in the folder explanations"] + [f"sent to {shown}"] * bool(shown)
+    return "pictures", "; ".join([*parts, *[f"{missing} gets numbers only"] * bool(missing)])
 
 
 def send(trainer: L.Trainer, what: str, *args: Any) -> None:

@@ -18,7 +18,7 @@ from interpretable_training.batches.read import Picked
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching._compat import weight_versions
 from interpretable_training.callbacks.watching.background_sender import SENDERS, BackgroundSender
-from interpretable_training.callbacks.watching.budget import BudgetController
+from interpretable_training.callbacks.watching.budget import BudgetController, plan
 from interpretable_training.callbacks.watching.context import RunContext, build_context, find_panel
 from interpretable_training.callbacks.watching.errors import ErrorPolicy, Failure
 from interpretable_training.callbacks.watching.explanation_memo import ExplanationMemo, explain_batch
@@ -67,6 +67,7 @@ class WatchSession:
         self.entries: list[StartEntry] = []
         self.logged: set[str] = set()
         self.warned: set[str] = set()  # causes of failures
+        self.best: dict[str, float] = {}  # of the numbers of a fit, sent with the report
         self.validated_in: int | None = None  # the epoch of the last validation
         self.seconds = 0.0  # of all callbacks in this epoch
 
@@ -172,7 +173,7 @@ class WatchSession:
             return
         page = self.run.write_page()
         if page is not None and self.trainer.state.fn == "fit":
-            logger_adapters.log_report(self.trainer, page, {"run": self.run.journal.run})
+            logger_adapters.log_report(self.trainer, page, {"run": self.run.journal.run, "best": self.best})
         self.drain()
 
     def drain(self) -> None:
@@ -225,6 +226,14 @@ class WatchSession:
             rows = [f"  {name:<{width}}  {text}" for name, text in lines]
             rank_zero_info("\n".join(["Start-up report of the watching callbacks:", *rows]))
         logger_adapters.log_facts(self.trainer, settings)
+
+    def plan(self, active: Sequence[Any], step: ExplanationStep) -> None:
+        """Choose how many images the callbacks explain, before the first explanation step of a training."""
+        if step.stage != "fit" or any(callback.schedule.last_step is not None for callback in active):
+            return
+        for label, text in plan(self.trainer, active, active[0].budget.start).items():
+            rank_zero_info(f"{label}: {text}")
+            self.write("dropped", step, callback=label, what=text)
 
     def write_costs(self, label: str, budget: BudgetController, change: str, step: ExplanationStep) -> None:
         """Write the cost of a callback in an epoch, and the change of its budget level."""

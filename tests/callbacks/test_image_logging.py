@@ -113,7 +113,9 @@ def test_budget_halves_images_then_steps_and_restores_them():
     thrift = BudgetController(Budget(share=0.1))
     assert spends(thrift, 0.2, 4) == [(True, 8, 1), (True, 4, 1), (True, 4, 2), (True, 4, 4)]
     assert spends(thrift, 0.05) == [(False, 4, 4)]  # within the budget
-    assert spends(thrift, 0.01, 3) == [(True, 4, 2), (True, 4, 1), (True, 8, 1)]
+    assert spends(thrift, 0.02) == [(True, 4, 1)]  # two levels back: a fifth of the limit
+    assert spends(thrift, 0.01) == [(True, 16, 1)]
+    assert spends(BudgetController(0.1), 1.5) == [(True, 4, 4)]  # at once
     assert spends(BudgetController(None), 9.0) == [(False, 16, 1)]
     assert spends(BudgetController(0.1, 16), 0.2) == [(True, 16, 2)]  # whose images must stay the same
     with pytest.raises(ValueError, match="expected share of a budget above 0, got 0"):

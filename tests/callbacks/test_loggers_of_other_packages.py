@@ -104,7 +104,7 @@ def test_loggers_of_pytorch_lightning_get_all_pictures(tmp_path, offline_wandb):
                 assert np.abs(np.asarray(picture, int) - expected).mean() < 16  # JPEG of a small picture
     line = dict(map(tuple, read_journal(next(tmp_path.rglob("journal.jsonl")).parent).of("run")[0]["probe"]))
     assert line["pictures"] == (
-        "sent to Subclass, WandbLogger, Wrapper; CSVLogger gets numbers only; in the folder explanations"
+        "in the folder explanations; sent to Subclass, WandbLogger, Wrapper; CSVLogger gets numbers only"
     )
 
 

@@ -156,5 +156,7 @@ def plan(trainer: L.Trainer, callbacks: Sequence[Any], start: float) -> dict[str
         callback.budget.begin(value, callback.n)
         if callback.budget.level:
             few = f"{callback.budget.keep(callback.n)} of {callback.n} images"
-            thinned[callback.label] = f"explains {few}, as an epoch takes about {epoch:.2g} s; max_images= sets a number"
+            thinned[callback.label] = (
+                f"explains {few}, as an epoch takes about {epoch:.2g} s; max_images= sets a number"
+            )
     return thinned

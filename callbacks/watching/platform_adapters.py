@@ -158,8 +158,11 @@ class CometAdapter(Adapter):
     def images(self, images: Checked, step: int, epoch: int, file_type: str) -> None:
         for key, shown in images.items():
             for i, (picture, caption) in enumerate(shown):
-                facts = {"caption": caption, "epoch": epoch}
-                self.experiment.log_image(picture, name=f"{self.prefixed(key)}/{i}", step=step, metadata=facts)
+                facts, file = (
+                    {"caption": caption, "epoch": epoch},
+                    Image.fromarray(picture),
+                )  # arrays may overflow there
+                self.experiment.log_image(file, name=f"{self.prefixed(key)}/{i}", step=step, metadata=facts)
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
         self.experiment.log_table(f"{self.prefixed(key)}.csv", tabular_data=rows, headers=columns)

@@ -14,7 +14,7 @@ if TYPE_CHECKING or "pytorch_lightning" not in sys.modules:
 else:  # whose command line takes only callbacks of its own
     import pytorch_lightning
 
-    class AnyCallback(Callback, pytorch_lightning.Callback): ...
+    AnyCallback = type("AnyCallback", (Callback, pytorch_lightning.Callback), {})
 
 
 def logged_step(trainer: L.Trainer) -> int:

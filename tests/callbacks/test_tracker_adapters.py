@@ -1,4 +1,4 @@
-"""Adapters of Comet (offline), Aim and Trackio (in folders), read back; Neptune with a double that records the calls."""
+"""Adapters of Comet (offline), Aim and Trackio (in folders), read back; Neptune with a double that records calls."""
 
 import importlib.util
 import io

@@ -49,7 +49,7 @@ def test_hydra_makes_the_callbacks():
     made = instantiate(yaml.safe_load(marked("hydra")))
     assert isinstance(made["explanations"], ExplanationLogger)
     assert isinstance(made["numbers"], InterpretabilityMetrics)
-    assert made["explanations"].methods["layercam"].layer == "layer2"
+    assert made["explanations"].methods["layercam"].layer == "auto"
 
 
 @pytest.mark.slow

@@ -67,8 +67,9 @@ def explain_pictures(
     wanted = target_of(target, subject)
     gallery, names = Gallery(chosen, "image"), overlay_names(files)
     shown: list[Explained] = []
-    bar = tqdm(desc="explain", unit=" pictures", total=len(files), disable=len(files) <= BATCH)
-    for batch in batches(files, subject):
+    bar = tqdm(desc="explain", unit=" pictures", total=len(files))
+    size = BATCH if len(files) > BATCH else 1  # so that the bar moves where a method takes long
+    for batch in batches(files, subject, size):
         indices, pictures = zip(*batch)
         options: dict[str, Any] = {"multilabel": subject.multilabel, "ids": list(indices)}
         explained = explain_images(chosen, subject.network, torch.stack(pictures), None, wanted, **options)
@@ -135,7 +136,7 @@ def find_files(images: Sequence[str]) -> list[Path]:
     return files
 
 
-def batches(files: Sequence[Path], subject: Subject) -> Iterator[list[tuple[int, Tensor]]]:
+def batches(files: Sequence[Path], subject: Subject, size: int) -> Iterator[list[tuple[int, Tensor]]]:
     """Yield batches of numbers and images (C, H, W); name files that cannot be read, and leave them out."""
     batch: list[tuple[int, Tensor]] = []
     for number, file in enumerate(files):
@@ -146,7 +147,7 @@ def batches(files: Sequence[Path], subject: Subject) -> Iterator[list[tuple[int,
                 batch.append((number, subject.prepare(picture.convert("RGB"))))
         except (*BROKEN, MemoryError, RuntimeError) as error:  # torch says so of memory
             sys.stderr.write(printable(f"left out {file}: {error}") + "\n")
-        if len(batch) == BATCH:
+        if len(batch) == size:
             yield batch
             batch = []
     if batch:

@@ -62,6 +62,7 @@ def test_explain_writes_overlays_sheet_and_page(checkpoint, pictures, capsys):
     printed = capsys.readouterr()
     assert "left out" in printed.err
     assert "broken.png" in printed.err
+    assert re.search(r"explain:.*3/\d \[", printed.err)  # the bar moves with each picture
     assert len(re.findall(r"^  \S.*\.(?:png|jpg)  \w+ 0\.\d\d", printed.out, re.M)) == 3
 
 

@@ -15,7 +15,8 @@ class BackgroundSender:
     """Make deliveries in order, in a thread that ends when nothing waits.
 
     A delivery that finds the queue full waits for room. After `patience` seconds in which no delivery was completed,
-    new ones are dropped at once, until one is completed again. `put` and `drain` raise the errors of deliveries.
+    new ones are dropped at once, until one is completed again. Each call of `put` and `drain` raises one error of a
+    delivery, until there are no more `errors`.
 
     >>> sent, sender = [], BackgroundSender()
     >>> sender.put(lambda: sent.append("picture")); sender.drain(); sent
@@ -29,7 +30,7 @@ class BackgroundSender:
         self.completed = 0
         self.stopped = False  # whether the patience is exhausted
         self.running = False
-        self.errors: list[Exception] = []
+        self.errors: deque[Exception] = deque()
 
     def put(self, deliver: Callable[[], None]) -> None:
         """Add a delivery, then raise the error of an earlier one."""
@@ -43,7 +44,7 @@ class BackgroundSender:
         self._raise()
 
     def drain(self) -> None:
-        """Wait until all deliveries are made, then raise the error of one."""
+        """Wait until all deliveries are made, then raise an error of one."""
         if not self._wait_until(lambda: not self.waiting):
             raise TimeoutError(self._reason())
         self._raise()
@@ -64,10 +65,8 @@ class BackgroundSender:
             return condition()
 
     def _raise(self) -> None:
-        with self.changed:
-            errors, self.errors = self.errors, []
-        if errors:
-            raise errors[0]
+        if self.errors:
+            raise self.errors.popleft()
 
     def _work(self) -> None:
         while True:

@@ -93,8 +93,11 @@ class WatchHooks(AnyCallback):
     def _write_page(self, trainer: L.Trainer) -> None:
         """Write the page after all callbacks have written their last lines, those about loggers included."""
         if self._all_arrived(trainer, "end"):
-            self._guard(trainer, session_of(trainer).drain)
-            self._guard(trainer, session_of(trainer).write_page)
+            session = session_of(trainer)
+            self._guard(trainer, session.drain)
+            while session.has_errors:
+                self._guard(trainer, session.drain)
+            self._guard(trainer, session.write_page)
 
     # When to explain
 

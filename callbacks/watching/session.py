@@ -176,11 +176,15 @@ class WatchSession:
             logger_adapters.log_report(self.trainer, page, {"run": self.run.journal.run, "best": self.best})
         self.drain()
 
+    @property
+    def has_errors(self) -> bool:
+        """Whether `drain` would raise another error of a logger."""
+        return self.trainer in SENDERS and bool(SENDERS[self.trainer].errors)
+
     def drain(self) -> None:
-        """Wait until the loggers have taken what was sent, for a limited time; raise their errors."""
-        sender = SENDERS.get(self.trainer)
-        if sender is not None:
-            sender.drain()
+        """Wait until the loggers have taken what was sent, for a limited time; raise one of their errors."""
+        if self.trainer in SENDERS:
+            SENDERS[self.trainer].drain()
 
     def attempt(self, policy: ErrorPolicy, work: Callable[[], Any]) -> Any:
         """Return the result of `work`, or its Failure, which is not counted yet."""

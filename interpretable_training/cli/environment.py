@@ -51,6 +51,6 @@ def callbacks_of_file(path: Path) -> list[Any]:
             "docs/existing-project.md shows one."
         )
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--callbacks", type=list[AnyCallback])  # type: ignore[valid-type]
+    parser.add_argument("--callbacks", type=list[AnyCallback])
     built = parser.instantiate_classes(parser.parse_object({"callbacks": content}))
     return list(built.callbacks)

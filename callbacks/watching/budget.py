@@ -21,6 +21,7 @@ from interpretable_training.report.value_readers import read_count
 MIN_IMAGES = 4  # with fewer images a callback explains less often instead
 MAX_LEVEL = 64
 DEFAULT_SHARE = 0.2  # of the first epoch, for all callbacks whose number of images is chosen for them
+FURTHER = 3  # levels at most, by which steps become rarer at once: what one step costs varies
 SLACK = 3  # a level is taken back when the cost is this many times below the budget
 
 
@@ -100,7 +101,8 @@ class BudgetController:
         limits = (self.budget.share, self.budget.megabytes)
         used = [max(part[i] for part in spent) / limit for i, limit in enumerate(limits) if limit is not None]
         most = max(used, default=1.0)
-        level = min(MAX_LEVEL, self.level + levels(most))
+        further = max(0, self._halvings(n) - self.level) + FURTHER
+        level = min(MAX_LEVEL, self.level + min(levels(most), further))
         if most < 1 / SLACK:
             level = max(0, self.level - int(math.log2(1 / max(most, 1e-9))))
         if level == self.level:

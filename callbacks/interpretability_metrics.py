@@ -32,7 +32,7 @@ from interpretable_training.callbacks.watching.options import (
 from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
-from interpretable_training.callbacks.watching.startup_report import PROBED, Line
+from interpretable_training.callbacks.watching.startup_report import Line
 from interpretable_training.evaluation.cache import Part
 from interpretable_training.evaluation.evaluate import CONTROLS, name_metrics
 from interpretable_training.evaluation.restricted_maps import Restricted
@@ -72,7 +72,7 @@ class InterpretabilityMetrics(Watcher):
         chunk_size: images per pass; by default what suits the device and the image size.
     """
 
-    default_images = 64
+    default_images, probed = 64, 2  # each image takes many passes
 
     @suggest_options
     def __init__(
@@ -136,8 +136,8 @@ class InterpretabilityMetrics(Watcher):
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
         n = min(self.n, context.size(session.trainer))
         session.memo.clear()  # else the time may lack what another callback computed
-        start, measured = time.perf_counter(), self._measure(session, context, PROBED)
-        seconds = (time.perf_counter() - start) * n / max(1, min(PROBED, n))
+        start, measured = time.perf_counter(), self._measure(session, context, self.probed)
+        seconds = (time.perf_counter() - start) * n / max(1, min(self.probed, n))
         failed = [("failed", str(why)) for why in measured.errors.values()]
         return [*failed, ("an explanation step", f"about {seconds:.2g} s for {n} images")]
 

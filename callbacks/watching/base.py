@@ -69,7 +69,7 @@ class Watcher(WatchHooks):
     """
 
     same_images = False  # whether all images are needed in each explanation step
-    default_images = 16
+    default_images, probed = 16, PROBED  # images that are explained by default, and for the start-up report
 
     @suggest_options
     def __init__(
@@ -178,7 +178,7 @@ class Watcher(WatchHooks):
             if session.trainer.is_global_zero:
                 start = time.perf_counter()
                 self._guard(session.trainer, lambda: lines.extend(self.start_lines(session, context)))
-                self.budget.estimate = (time.perf_counter() - start) * self.n / min(self.n, PROBED)
+                self.budget.estimate = (time.perf_counter() - start) * self.n / min(self.n, self.probed)
             self._guard(session.trainer, lambda: self.start(session, context))
         session.entries.append(StartEntry(self.label, self.settings(), context, lines))
 

@@ -68,7 +68,8 @@ def test_comet_offline_archive_has_pictures_table_and_report(tmp_path):
         messages = [json.loads(line) for line in files.read("messages.json").decode().splitlines()]
         contents = {name: files.read(name) for name in files.namelist()}
     uploads = [message["payload"] for message in messages if message["type"] == "file_upload"]
-    by_name = {upload["additional_params"].get("fileName"): upload for upload in uploads}
+    names = [[upload["additional_params"].get(key) for key in ("fileName", "figName")] for upload in uploads]
+    by_name = {file or figure: upload for (file, figure), upload in zip(names, uploads)}
     for i, caption in enumerate(["first", "sécond"]):
         upload = by_name[f"xai/gradcam/{i}"]
         assert upload["additional_params"]["step"] == 3

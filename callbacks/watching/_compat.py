@@ -47,7 +47,8 @@ def before_batch_transfer(pl_module: L.LightningModule, batch: Any) -> Any:
 
 def key_prefix(logger: Any) -> str:
     """Return the prefix that a logger puts before all of its keys; there is no public name for it."""
-    return str(getattr(logger, "_prefix", "") or "")
+    prefix = getattr(logger, "_prefix", "")
+    return prefix if isinstance(prefix, str) else ""
 
 
 def weight_versions(network: nn.Module) -> tuple[int, ...]:

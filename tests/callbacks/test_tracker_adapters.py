@@ -169,7 +169,7 @@ def test_neptune_calls_are_those_of_its_documentation(tmp_path, monkeypatch):
     assert run.calls == [
         ("xai/gradcam/0", ("image", PICTURES[0].tolist()), 3, "first"),
         ("xai/gradcam/1", ("image", PICTURES[1].tolist()), 3, "sécond"),
-        ("xai/table", ("csv", "id,name\r\n17,a\r\n2,b\r\n")),
+        ("xai/table", ("csv", "id,name\n17,a\n2,b\n")),
         ("xai/average_drop", '{"unit": "%"}'),
         ("best/xai/gradcam/average_drop", 2.5),
         ("xai/report", str(tmp_path / "report.html")),

@@ -152,5 +152,5 @@ def test_a_stopped_service_does_not_hold_up_the_training(tmp_path):
     assert int(printed["WARNED"]) == 1
     assert int(printed["REASONS"]) > 1  # counted
     assert list(tmp_path.rglob("panel-epoch0003*.png"))  # all of it is on disk
-    assert len(list(tmp_path.rglob("panel-epoch*.png"))) == 4 * 4
+    assert len(list(tmp_path.rglob("panels/panel-epoch*.png"))) == 4 * 4
     assert float(printed["FITTED"]) - float(printed["TRAINED"]) < 15  # two waits of three seconds at most

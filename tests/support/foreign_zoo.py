@@ -42,8 +42,8 @@ class Project:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def projects(pl):
-    """Name -> project under a package."""
+def classifier_class(pl):
+    """Return a plain classifier under a package."""
 
     class Classifying(pl.LightningModule):
         def __init__(self, model):
@@ -63,6 +63,12 @@ def projects(pl):
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    return Classifying
+
+
+def classes_of_libraries(Classifying):
+    """Return classifiers that read the batches of transformers, log torchmetrics, or train as timm does."""
 
     class HuggingFace(Classifying):
         def forward(self, **batch):
@@ -91,21 +97,6 @@ def projects(pl):
             self.log("val/hits", self.confusion.compute().diag().sum().float())
             self.confusion.reset()
 
-    class TwoOptimizers(Classifying):
-        def __init__(self, model):
-            super().__init__(model)
-            self.automatic_optimization = False
-
-        def training_step(self, batch, batch_idx):
-            for optimizer in self.optimizers():
-                optimizer.zero_grad()
-                self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
-                optimizer.step()
-
-        def configure_optimizers(self):
-            parameters = [*self.parameters()]
-            return [torch.optim.SGD(part, lr=0.05) for part in (parameters[:2], parameters[2:])]
-
     class MixedUp(Classifying):
         """timm's mixup and its average of the weights."""
 
@@ -125,6 +116,42 @@ def projects(pl):
 
         def configure_optimizers(self):
             return torch.optim.SGD(self.model.parameters(), lr=0.05)
+
+    return HuggingFace, WithMetrics, MixedUp
+
+
+def classes_of_other_trainings(Classifying):
+    """Return modules with two optimizers, and with masks as targets."""
+
+    class TwoOptimizers(Classifying):
+        def __init__(self, model):
+            super().__init__(model)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+                optimizer.step()
+
+        def configure_optimizers(self):
+            parameters = [*self.parameters()]
+            return [torch.optim.SGD(part, lr=0.05) for part in (parameters[:2], parameters[2:])]
+
+    class Segmenting(Classifying):
+        """Masks of bright pixels; explained by its mean logits."""
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), (batch[0].mean(1) > 0.5).long())
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", self.training_step(batch, batch_idx))
+
+    return TwoOptimizers, Segmenting
+
+
+def simclr_class(pl):
+    """Return a self-supervised module under a package."""
 
     class SimCLR(pl.LightningModule):
         """lightly's head and loss, and a classifier that learns beside them."""
@@ -152,14 +179,14 @@ def projects(pl):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.05)
 
-    class Segmenting(Classifying):
-        """Masks of bright pixels; explained by its mean logits."""
+    return SimCLR
 
-        def training_step(self, batch, batch_idx):
-            return F.cross_entropy(self(batch[0]), (batch[0].mean(1) > 0.5).long())
 
-        def validation_step(self, batch, batch_idx):
-            self.log("val/loss", self.training_step(batch, batch_idx))
+def projects(pl):
+    """Name -> project under a package."""
+    Classifying, SimCLR = classifier_class(pl), simclr_class(pl)
+    HuggingFace, WithMetrics, MixedUp = classes_of_libraries(Classifying)
+    TwoOptimizers, Segmenting = classes_of_other_trainings(Classifying)
 
     def compiled():
         model = small()

@@ -68,7 +68,7 @@ def classifier_class(pl):
 
 
 def classes_of_libraries(Classifying):
-    """Return classifiers that read the batches of transformers, log torchmetrics, or train as timm does."""
+    """Return classifiers that read the batches of transformers, or log torchmetrics."""
 
     class HuggingFace(Classifying):
         def forward(self, **batch):
@@ -97,27 +97,7 @@ def classes_of_libraries(Classifying):
             self.log("val/hits", self.confusion.compute().diag().sum().float())
             self.confusion.reset()
 
-    class MixedUp(Classifying):
-        """timm's mixup and its average of the weights."""
-
-        def __init__(self, model):
-            from timm.data import Mixup
-            from timm.utils import ModelEmaV3
-
-            super().__init__(model)
-            self.mixup, self.ema = Mixup(num_classes=CLASSES, mixup_alpha=0.4, cutmix_alpha=1.0), ModelEmaV3(model)
-
-        def training_step(self, batch, batch_idx):
-            images, soft = self.mixup(*batch)
-            return F.cross_entropy(self(images), soft)
-
-        def on_train_batch_end(self, *_):
-            self.ema.update(self.model)
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.model.parameters(), lr=0.05)
-
-    return HuggingFace, WithMetrics, MixedUp
+    return HuggingFace, WithMetrics
 
 
 def classes_of_other_trainings(Classifying):
@@ -148,6 +128,32 @@ def classes_of_other_trainings(Classifying):
             self.log("val/loss", self.training_step(batch, batch_idx))
 
     return TwoOptimizers, Segmenting
+
+
+def mixed_up_class(Classifying):
+    """Return a classifier that trains as timm does."""
+
+    class MixedUp(Classifying):
+        """timm's mixup and its average of the weights."""
+
+        def __init__(self, model):
+            from timm.data import Mixup
+            from timm.utils import ModelEmaV3
+
+            super().__init__(model)
+            self.mixup, self.ema = Mixup(num_classes=CLASSES, mixup_alpha=0.4, cutmix_alpha=1.0), ModelEmaV3(model)
+
+        def training_step(self, batch, batch_idx):
+            images, soft = self.mixup(*batch)
+            return F.cross_entropy(self(images), soft)
+
+        def on_train_batch_end(self, *_):
+            self.ema.update(self.model)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.model.parameters(), lr=0.05)
+
+    return MixedUp
 
 
 def simclr_class(pl):
@@ -185,7 +191,7 @@ def simclr_class(pl):
 def projects(pl):
     """Name -> project under a package."""
     Classifying, SimCLR = classifier_class(pl), simclr_class(pl)
-    HuggingFace, WithMetrics, MixedUp = classes_of_libraries(Classifying)
+    (HuggingFace, WithMetrics), MixedUp = classes_of_libraries(Classifying), mixed_up_class(Classifying)
     TwoOptimizers, Segmenting = classes_of_other_trainings(Classifying)
 
     def compiled():

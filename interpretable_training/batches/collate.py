@@ -54,5 +54,3 @@ def floats(name: Any, value: Any, strict: bool = False) -> Any:
     named = last_name(name) in IMAGE_KEYS or name == 0
     whole = isinstance(value, Tensor) and value.dtype in (torch.uint8, torch.int16, torch.int32, torch.uint16)
     return value.float() if named and whole and value.ndim >= 4 and not strict else value
-
-

@@ -51,7 +51,11 @@ def check_keys(image_key: Key, label_key: LabelKey) -> None:
     """Raise a TypeError for keys that no batch has."""
     for name, key in (("image_key", image_key), ("label_key", label_key)):
         off = name == "label_key" and key is False
-        if not off and key is not None and (isinstance(key, bool) or not (isinstance(key, (int, str)) or callable(key))):
+        if (
+            not off
+            and key is not None
+            and (isinstance(key, bool) or not (isinstance(key, (int, str)) or callable(key)))
+        ):
             hint = " or False for no labels" if name == "label_key" else ""
             raise TypeError(f"expected {name} as a name, an index, a function of the batch{hint}, got {key!r:.100}.")
 
@@ -79,7 +83,9 @@ def pick(batch: Any, image_key: Key = None, label_key: LabelKey = None, strict: 
     batch = collated(batch)
     if isinstance(batch, Tensor) and not callable(image_key) and not callable(label_key):
         return Picked(batch, None, None, None, {})
-    entries = {} if isinstance(batch, Tensor) else {name: floats(name, v, strict) for name, v in _entries(batch).items()}
+    entries = (
+        {} if isinstance(batch, Tensor) else {name: floats(name, v, strict) for name, v in _entries(batch).items()}
+    )
     for name, key in (("image", image_key), ("label", label_key)):
         if callable(key):
             entries[CALLED + name] = _of_function(key, batch, f"{name}_key")
@@ -91,7 +97,9 @@ def pick(batch: Any, image_key: Key = None, label_key: LabelKey = None, strict: 
     if target is not None and not strict:
         target = _as_labels(target)
     images = entries[likely]
-    rest = {last_name(key): value for key, value in entries.items() if key not in (likely, label) and value is not images}
+    rest = {
+        last_name(key): value for key, value in entries.items() if key not in (likely, label) and value is not images
+    }
     return Picked(images, target, likely, label, rest)
 
 
@@ -152,7 +160,9 @@ def _outer_entries(batch: Any) -> dict[Any, Any]:
 
 def _usual_key(entries: dict[Any, Any], names: Sequence[str], fits: Callable[[Any], bool]) -> Any:
     """Return the key with the first of the usual names whose entry fits, or None."""
-    return next((key for name in names for key, value in entries.items() if last_name(key) == name and fits(value)), None)
+    return next(
+        (key for name in names for key, value in entries.items() if last_name(key) == name and fits(value)), None
+    )
 
 
 def _looks_like_images(value: Any) -> bool:

@@ -146,4 +146,7 @@ def annotations_of(entries: Any) -> dict[str, Any]:
         return {}
     known = {name: entries[name] for name in ANNOTATIONS if isinstance(entries.get(name), (Tensor, list, tuple))}
     masks = ("mask", "shortcut_mask", "ignore_mask")
-    return {n: v[:, 0] if n in masks and isinstance(v, Tensor) and v.ndim == 4 and v.shape[1] == 1 else v for n, v in known.items()}
+    return {
+        n: v[:, 0] if n in masks and isinstance(v, Tensor) and v.ndim == 4 and v.shape[1] == 1 else v
+        for n, v in known.items()
+    }

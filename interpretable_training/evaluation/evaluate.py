@@ -114,7 +114,6 @@ def evaluate(
         facts = {**work.facts(), "images": max_images, "split": split, "seed": seed}
         task_named(task)
         parts, complete = work.run(source, Cache(cache, facts, work.passports(), source), progress, peers)
-    facts["task"] = facts["task"] if work.reading is None else work.reading.task.name
     return table_of(parts, measured, facts, first, list(added), complete, resamples, seed)
 
 

@@ -1,6 +1,7 @@
 """Run of `evaluate`: explain and score each batch, and store the numbers of each image."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -111,12 +112,13 @@ class EvaluationRun:
         check_images(picked.images)
         device = next((p.device for p in self.model.parameters()), picked.images.device)
         picked = move_tensors(picked, device)
+        ids, sample = torch.tensor(indices), None
         if self.reading is None:
-            self.reading = read_model(self.model, picked, self.output, self.task, self.multilabel or None)
+            reading = read_model(self.model, picked, self.output, self.task, self.multilabel or None)
+            self.reading, sample = replace(reading, sample=None), reading.sample
             refuse_metrics(self.reading.task, self.metrics)
-        ids = torch.tensor(indices)
         if self.reading.together:
-            return self._measure_together(number, ids, picked, check, explained, device)
+            return self._measure_together(number, ids, picked, check, explained, sample)
         parts = []
         with prepare_model(self.reading.network, self.reading.output) as prepared:
             for i in range(len(ids)):
@@ -143,7 +145,9 @@ class EvaluationRun:
             if column is None:
                 return Part(number, ids[:0], torch.zeros(0, dtype=torch.long))
             target = torch.tensor([column])
-        return self._measure_prepared(bound, number, ids, row.images, target, annotations_of(row.rest), check, explained)
+        return self._measure_prepared(
+            bound, number, ids, row.images, target, annotations_of(row.rest), check, explained
+        )
 
     def _measure_together(
         self,
@@ -152,7 +156,7 @@ class EvaluationRun:
         picked: Picked,
         check: bool,
         explained: tuple[Tensor, Mapping[str, Tensor]] | None,
-        device: torch.device,
+        sample: Any,
     ) -> Part:
         assert self.reading is not None
         images, located = picked.images, annotations_of(picked.rest)
@@ -165,7 +169,8 @@ class EvaluationRun:
         elif self.target == "label" and explained is None:
             target = "pred"  # the first output
         with prepare_model(self.reading.network, self.reading.of_batches) as prepared:
-            return self._measure_prepared(prepared, number, ids, images, target, located, check, explained)
+            sample = sample if len(images) == len(picked.images) else None
+            return self._measure_prepared(prepared, number, ids, images, target, located, check, explained, sample)
 
     def _measure_prepared(
         self,
@@ -177,12 +182,14 @@ class EvaluationRun:
         located: dict[str, Any],
         check: bool,
         explained: tuple[Tensor, Mapping[str, Tensor]] | None,
+        sample: Any = None,
     ) -> Part:
-        """Return the numbers of images that a prepared model scores."""
+        """Return the numbers of images that a prepared model scores; `sample` is its output if it is known."""
         images = prepare(prepared, images)
         device = images.device
-        with torch.no_grad():
-            output = prepared.run_fast(images)  # once, for the predicted class and the clean scores
+        prepared.rows[0] = len(images)
+        with torch.no_grad():  # once, for the predicted class and the clean scores
+            output = prepared.run_fast(images) if sample is None else sample
         chosen = prepared.resolve_in(output, target.to(device) if isinstance(target, Tensor) else target)
         clean: dict[Hashable, Tensor] = {"images": scores_of(prepared, output, chosen)}
         if check:

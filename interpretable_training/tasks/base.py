@@ -110,7 +110,7 @@ class TaskScores(OutputScores):
 
     def classes(self, policy: str, scores: Tensor) -> Tensor:
         ranking = self.task.ranking(scores, self.followed)
-        return ranking.argmax(1) if scores.shape[1] == 1 and policy != "least" else by_rank(policy, ranking)
+        return scores.new_zeros(len(scores)).long() if scores.shape[1] == 1 else by_rank(policy, ranking)
 
     @property
     def memo_key(self) -> str:

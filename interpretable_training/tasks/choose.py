@@ -47,9 +47,9 @@ def choose_task(output: Any, picked: Picked, multilabel: bool | None = None) -> 
     """
     if is_listed(output) or (hasattr(output, "pred_boxes") and hasattr(output, "logits")):
         return Detection()
-    if not isinstance(output, Tensor) and entry_of(output, *EMBEDDINGS) is not None:
-        if entry_of(output, "logits") is None:
-            return Embedding()
+    named = not isinstance(output, Tensor) and entry_of(output, *EMBEDDINGS) is not None
+    if named and entry_of(output, "logits") is None:
+        return Embedding()
     values = entry_of(output, "logits", "output", "out")
     values = output[0] if values is None and isinstance(output, tuple) and output else values
     if isinstance(values, Tensor) and values.is_complex():
@@ -68,7 +68,9 @@ def choose_task(output: Any, picked: Picked, multilabel: bool | None = None) -> 
 def _of_numbers(values: Tensor, picked: Picked, multilabel: bool | None) -> Task:
     """Return the task of numbers (B, N)."""
     target = picked.target
-    if target is not None and target.is_floating_point() and not bool(((target == 0) | (target == 1)).all()):
+    sizes = [tuple(values.shape), (len(values),)] if values.shape[1] == 1 else [tuple(values.shape)]
+    measured = target is not None and target.is_floating_point() and tuple(target.shape) in sizes
+    if target is not None and measured and not bool(((target == 0) | (target == 1)).all()):
         return Regression()
     several = target is not None and target.ndim == 2
     if several if multilabel is None else multilabel:

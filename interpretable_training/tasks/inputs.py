@@ -38,7 +38,10 @@ class Inputs:
 
         def run(module: nn.Module, images: Tensor) -> Any:
             n = len(images)
-            entries = {IMAGES: images, **{name: _repeated(value, n, len(row.images)) for name, value in row.rest.items()}}
+            entries = {
+                IMAGES: images,
+                **{name: _repeated(value, n, len(row.images)) for name, value in row.rest.items()},
+            }
             if self.as_dict:
                 return module({str(row.image_key): images, **{k: v for k, v in entries.items() if k != IMAGES}})
             return module(*(entries[name] for name in self.args), **{k: entries[name] for k, name in self.kwargs})

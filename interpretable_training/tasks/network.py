@@ -15,6 +15,7 @@ from interpretable_training.batches.read import Picked
 
 from .base import Example, Task, TaskScores
 from .choose import choose_task, task_named
+from .classes import Classification, MultiLabel
 from .inputs import Inputs, likely_inputs
 from .outputs import in_words
 
@@ -32,7 +33,7 @@ class Reading:
         task: how its output becomes scores.
         inputs: what it is called with.
         output: which part of its output the task reads.
-        sample: its output for a few images.
+        sample: what it returned for the images with which it was found.
     """
 
     name: str
@@ -50,8 +51,13 @@ class Reading:
     @property
     def of_batches(self) -> Output:
         """Return `output=` for a batch as a whole."""
-        plain = self.task.name in ("classification", "multilabel") and type(self.task).__module__ == CLASSES
-        return self.output if plain else TaskScores(self.task, self.picked)
+        return self.output if type(self.task) in (Classification, MultiLabel) else TaskScores(self.task, self.picked)
+
+    @property
+    def scores_or_output(self) -> Any:
+        """Return the scores in the sample, or the part of it that the task reads where scores follow a reference."""
+        part = self.picked(self.sample)
+        return part if self.task.follows else self.task.scores(part)
 
     def picked(self, output: Any) -> Any:
         """Return the part of the output that the task reads."""
@@ -66,9 +72,6 @@ class Reading:
             example = Example(row.images, row.target, row.rest, lambda images: self.picked(bound.run(images)))
             followed = self.task.reference(output, example)
         return prepared.bound(call, TaskScores(self.task, self.picked, followed)), followed, example
-
-
-CLASSES = "interpretable_training.tasks.classes"
 
 
 def find_network(
@@ -122,8 +125,25 @@ def read_model(model: nn.Module, picked: Picked, output: Output, task: str | Tas
     model = unwrap(model)
     if not has_own_forward(model):
         return find_network(model, picked, None, output, task, multilabel)
-    reader = _Reader(picked.rows(slice(2)), output, task_named(task), multilabel)
-    return reader.named(model, "")
+    return _Reader(picked, output, task_named(task), multilabel).named(model, "")
+
+
+def plain_reading(network: nn.Module, output: Output = None, multilabel: bool = False) -> Reading:
+    """Return the reading of a classifier that takes images alone.
+
+    >>> plain_reading(network).together
+    True
+    """
+    return Reading("", network, MultiLabel() if multilabel else Classification(), Inputs(), output, None)
+
+
+def check_network(name: Chosen) -> None:
+    """Raise a TypeError unless a network is given by its name or a function."""
+    if name is not None and (isinstance(name, nn.Module) or not (isinstance(name, str) or callable(name))):
+        raise TypeError(
+            f"expected network= as the name of a part or a function of the LightningModule, got "
+            f"{type(name).__name__}; write network='model' or network=lambda module: module.model."
+        )
 
 
 class _Reader:
@@ -132,7 +152,7 @@ class _Reader:
     def __init__(self, picked: Picked, output: Output, task: Task | None, multilabel: bool | None) -> None:
         self.picked, self.output, self.task, self.multilabel = picked, output, task, multilabel
         self.refused: list[ValueError] = []
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, Exception] = {}
 
     def prepare(self, prepared: PreparedModel) -> None:
         """Bring the images into the dtype of the model."""
@@ -146,20 +166,23 @@ class _Reader:
         known = [key for key, child in module.named_modules() if child is part]
         with prepare_model(part) as prepared, torch.no_grad():
             self.prepare(prepared)
-            reading = self.attempt(known[0] if known else "", part)
+            reading = self.attempt(known[0] if known else "", part, prepared)
         if reading is not None:
             return reading
         if self.refused:
             raise self.refused[0]
-        raise ValueError(f"expected {type(part).__name__} to run on the images of the batch, got{self.errors()[1:]}")
+        raise next(iter(self.failures.values()))
 
-    def attempt(self, name: str, module: nn.Module) -> Reading | None:
+    def attempt(self, name: str, module: nn.Module, prepared: PreparedModel | None = None) -> Reading | None:
         """Return how a module is called and read; None where no call works or no task reads its output."""
         for inputs in likely_inputs(module, self.picked):
             try:
-                sample = inputs.call(self.picked)(module, self.picked.images.clone())
+                if prepared is not None and inputs.alone:
+                    sample = prepared.run_fast(self.picked.images)
+                else:
+                    sample = inputs.call(self.picked)(module, self.picked.images.clone())
             except Exception as error:  # a module that does not take images may raise anything
-                self.failures.setdefault(name or type(module).__name__, f"{type(error).__name__}: {error}")
+                self.failures.setdefault(name or type(module).__name__, error)
                 continue
             try:
                 return self.read(name, module, inputs, sample)
@@ -180,11 +203,12 @@ class _Reader:
                 f"expected one row of scores per image, got {in_words(part)} for {len(self.picked.images)} images; "
                 "pass output= with what picks them."
             )
-        return Reading(name, module, task, inputs, output, part)
+        return Reading(name, module, task, inputs, output, sample)
 
     def errors(self) -> str:
         """Return why calls failed, in words."""
-        return "".join(f" {name}: {reason[:200]}." for name, reason in list(self.failures.items())[:2])
+        failures = [(name, f"{type(e).__name__}: {e}") for name, e in self.failures.items()]
+        return "".join(f" {name}: {reason[:200]}." for name, reason in failures[:2])
 
 
 def named_network(module: nn.Module, name: str) -> nn.Module:
@@ -232,7 +256,7 @@ def equal_outputs(one: Reading, other: Reading) -> bool:
     """Whether two networks returned the same numbers for the same images."""
     if one.task.name != other.task.name:
         return False
-    a, b = (list(_leaves(reading.sample)) for reading in (one, other))
+    a, b = (list(_leaves(reading.scores_or_output)) for reading in (one, other))
     return len(a) == len(b) > 0 and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b))
 
 

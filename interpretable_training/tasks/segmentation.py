@@ -3,9 +3,9 @@
     y[c] = 1 / |M[c]| * sum over (i, j) in M[c] of A[c, i, j]             (1)
     p[c] = 1 / |M[c]| * sum over (i, j) in M[c] of softmax(A)[c, i, j]    (2)
 
-A: logits (C, h, w). M[c]: the pixels that the unchanged image has of class c, as predicted; of the label; or one pixel.
-Up to the factor 1 / |M|, which scales a map as a whole, (1) is the score of Seg-Grad-CAM, Vinogradova et al., AAAI 2020,
-https://arxiv.org/abs/2002.11434.
+A: logits (C, h, w). M[c]: the pixels that the unchanged image has of class c, as predicted or labeled; or one pixel.
+Up to the factor 1 / |M|, which scales a map as a whole, (1) is the score of Seg-Grad-CAM, Vinogradova et al., AAAI
+2020, https://arxiv.org/abs/2002.11434.
 """
 
 from collections.abc import Sequence

@@ -112,7 +112,9 @@ def candidates(prepared: PreparedModel, images: Tensor, target: Target = None) -
         flags = [none if g is None else grid.read(g).any().to(none) for (_, grid), g in zip(spatial, gradients)]
     reached = torch.stack(flags).tolist() if flags else []  # once, not for each layer: it synchronizes with the device
     shapes = [(grid.read(output.tensor).shape[1], len(output.tensor)) for output, grid in spatial]
-    return [Candidate(o.name, grid, reaches, *shape) for (o, grid), reaches, shape in zip(spatial, reached, shapes)][::-1]
+    return [Candidate(o.name, grid, reaches, *shape) for (o, grid), reaches, shape in zip(spatial, reached, shapes)][
+        ::-1
+    ]
 
 
 def scale_layers(prepared: PreparedModel, images: Tensor, target: Target = None) -> list[Candidate]:

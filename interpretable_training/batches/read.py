@@ -13,6 +13,7 @@ ANNOTATIONS = (  # what batches may carry
     *("mask", "boxes", "shortcut_mask", "ignore_mask", "not_here", "box_target", "mask_target", "cue", "group"),
 )
 
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "pixel_mask", "pixel_attention_mask")
 LABEL_KEYS = ("target", "targets", "label", "labels", "class", "y")
 Key = int | str | Callable[[Any], Any] | None  # in this order: from a command line "1" is a number
 LabelKey = Key | Literal[False]
@@ -244,7 +245,7 @@ def _likely_keys(batch: Any, entries: dict[Any, Any], image_key: Any, label_key:
             f"expected floating point images (B, C, H, W) under {image_key!r} of the batch, got {_kind(images)}; "
             "pass image_key= with the name or index of the images."
         )
-    others = {key: value for key, value in entries.items() if key != image_key}
+    others = {key: v for key, v in entries.items() if key != image_key and last_name(key) not in MODEL_INPUTS}
 
     def labels(value: Any) -> bool:
         return isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == len(images) and _discrete(value)

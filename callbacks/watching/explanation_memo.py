@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from interpretable_training.attribution import Attribution
@@ -20,7 +19,7 @@ from interpretable_training.batches.source import annotations_of
 from interpretable_training.callbacks.watching.errors import Failure
 from interpretable_training.callbacks.watching.explanations import Explained, padded, view
 from interpretable_training.metrics.core.regions import pixels
-from interpretable_training.tasks.base import TaskScores
+from interpretable_training.tasks.base import TaskScores, on_cpu
 from interpretable_training.tasks.network import Reading
 
 
@@ -95,7 +94,7 @@ class BatchMemo:
             scores, probs = bound.output(output), bound.output.prob(output)
             rows.append((scores, probs, reading.task.ranking(scores, followed), reading.task.label(followed, example)))
             self.bound.append(((bound.call, bound.output), slice(i, i + 1)))
-            self.followed.append(apply_to_collection(followed, Tensor, lambda t: t.detach().cpu()))
+            self.followed.append(on_cpu(followed))
         self.logits, self.probs = (padded([row[k] for row in rows]) for k in (0, 1))
         self.ranking = padded([row[2] for row in rows], -torch.inf)
         if any(row[3] is not None for row in rows):

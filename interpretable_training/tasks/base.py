@@ -6,7 +6,7 @@ boxes, an embedding), so that the score of a changed image is that of the same t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -92,6 +92,19 @@ class Task:
         """Return the output in words, for the start-up report."""
         scores = self.scores(output) if not self.follows else None
         return "" if scores is None else f"{scores.shape[1]} scores per image"
+
+
+def on_cpu(followed: Any) -> Any:
+    """Return what is followed, a tensor or a dataclass of tensors, on the CPU.
+
+    >>> on_cpu(torch.zeros(2)).device.type
+    'cpu'
+    """
+    if isinstance(followed, Tensor):
+        return followed.detach().cpu()
+    if is_dataclass(followed) and not isinstance(followed, type):
+        return replace(followed, **{f.name: on_cpu(getattr(followed, f.name)) for f in fields(followed)})
+    return followed
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,8 @@ def _record(prepared: PreparedModel, image: Tensor) -> tuple[list[_Output], Any]
     def record(name: str, child: nn.Module) -> Any:
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             tensor = first_tensor(output)
-            if tensor is not None and tensor.requires_grad:
+            # Layers that the model itself runs without gradients serve methods that need none.
+            if tensor is not None and (tensor.requires_grad or not torch.is_grad_enabled()):
                 outputs.append(_Output(name, child, tensor))
 
         return hook
@@ -203,6 +204,8 @@ def _on_stream(module: nn.Module) -> bool:
 
 
 def _gradients(score: Tensor, tensors: list[Tensor]) -> Sequence[Tensor | None]:
-    if not tensors or not score.requires_grad:
+    able = [tensor for tensor in tensors if tensor.requires_grad]
+    if not able or not score.requires_grad:
         return [None] * len(tensors)
-    return torch.autograd.grad(score.sum(), tensors, allow_unused=True)
+    gradients = iter(torch.autograd.grad(score.sum(), able, allow_unused=True))
+    return [next(gradients) if tensor.requires_grad else None for tensor in tensors]

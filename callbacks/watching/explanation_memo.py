@@ -52,6 +52,8 @@ class BatchMemo:
     def views(self, target: str | int) -> dict[str, Tensor]:
         """Return the explained columns by the name of the view."""
         assert self.ranking is not None
+        if self.probs is not None and self.columns is None and target in ("label", "both"):
+            target = "pred"  # the batch has no label of the task
         if self.probs is not None and self.ranking.shape[1] == 1 and target not in ("label", "both"):
             return {str(target): torch.zeros(len(self.ranking), dtype=torch.long, device=self.ranking.device)}
         return view(target, self.ranking, self.columns)

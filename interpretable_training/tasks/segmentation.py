@@ -141,10 +141,11 @@ class Segmentation(Task):
 
 def labeled_classes(example: Example) -> Tensor | None:
     """Return the class of each pixel (H, W) in the target or under a usual name of masks, None without it."""
-    candidates = [example.target, *(example.rest.get(name) for name in ("mask", "masks", "labels", "label"))]
-    for value in candidates:
-        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] == 1:
-            value = value[:, 0]
-        if isinstance(value, Tensor) and value.ndim == 3 and len(value) == 1:
+    named = [example.rest[name] for name in ("mask", "masks", "labels", "label") if name in example.rest]
+    for value in (example.target, *named, *example.rest.values()):
+        if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
+            continue
+        value = value[:, 0] if value.ndim == 4 and value.shape[1] == 1 else value
+        if value.ndim == 3 and len(value) == 1:
             return value[0].long()
     return None

@@ -73,7 +73,7 @@ def test_complex_images_are_refused_with_a_way_out():
     with pytest.raises(TypeError, match="function that returns their magnitude"):
         pick({"image": X.to(torch.complex64)})
     with pytest.raises(TypeError, match="images of one size are needed"):
-        pick((list(X) + [X[0, :, :8]], [{}] * 5))
+        pick(([*X, X[0, :, :8]], [{}] * 5))
 
 
 def test_masks_of_one_channel_are_masks():

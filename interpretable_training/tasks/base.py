@@ -16,7 +16,11 @@ from interpretable_training.attribution.core.targets import OutputScores, by_ran
 
 @dataclass(frozen=True)
 class Example:
-    """One image with the labels and annotations of its batch, as a task gets it."""
+    """One image with the labels and annotations of its batch, as a task gets it.
+
+    >>> Example(images[:1], rest={"mask": torch.ones(1, 2)}).entry("masks", "mask")
+    tensor([1., 1.])
+    """
 
     image: Tensor  # (1, C, H, W)
     target: Any = None  # of one row: a tensor (1, ...), or a list with one entry
@@ -109,7 +113,11 @@ def on_cpu(followed: Any) -> Any:
 
 @dataclass(frozen=True)
 class TaskScores(OutputScores):
-    """The scores of a task with a reference, in the place of `output=`."""
+    """The scores of a task with a reference, in the place of `output=`.
+
+    >>> TaskScores(Task(), lambda output: output["y"])({"y": torch.ones(1, 2)})
+    tensor([[1., 1.]])
+    """
 
     task: Task
     picked: Callable[[Any], Any]  # the part of the output that the task reads

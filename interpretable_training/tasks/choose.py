@@ -81,7 +81,11 @@ def _of_numbers(values: Tensor, picked: Picked, multilabel: bool | None) -> Task
 
 
 def has_unit_norm(values: Tensor) -> bool:
-    """Whether all rows have length one and hold negative numbers, as normalized embeddings have."""
+    """Whether all rows have length one and hold negative numbers, as normalized embeddings have.
+
+    >>> has_unit_norm(torch.tensor([[0.6, -0.8, 0.0]]))
+    True
+    """
     norms = values.detach().float().norm(dim=1)
     negative = bool((values < 0).any())
     return values.shape[1] > 2 and negative and bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-3))

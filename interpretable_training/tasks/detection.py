@@ -23,6 +23,9 @@ from .outputs import entry_of
 class Boxes:
     """Boxes of one image: the detections by their scores, then the labeled ones.
 
+    >>> Boxes(torch.zeros(1, 4), torch.tensor([2]), 1, (16, 16)).detected
+    1
+
     Attributes:
         boxes: (M, 4) in pixels.
         labels: class of each (M,).
@@ -38,7 +41,11 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Boxes for one image (D, 4) in pixels, and the probability of each class (D, N); NaN classes do not exist."""
+    """Boxes for one image (D, 4) in pixels, and the probability of each class (D, N).
+
+    >>> Candidates(torch.zeros(2, 4), torch.zeros(2, 3)).probs.shape
+    torch.Size([2, 3])
+    """
 
     boxes: Tensor
     probs: Tensor
@@ -148,7 +155,11 @@ class Detection(Task):
 
 
 def is_listed(output: Any) -> bool:
-    """Whether an output is a list of dicts with boxes and scores, as those of torchvision's detectors."""
+    """Whether an output is a list of dicts with boxes and scores, as those of torchvision's detectors.
+
+    >>> is_listed(torch.zeros(2, 4))
+    False
+    """
     return (
         isinstance(output, (list, tuple))
         and len(output) > 0
@@ -165,7 +176,11 @@ def _of_listed(detections: Mapping[str, Tensor]) -> Candidates:
 
 
 def labeled_boxes(example: Example) -> tuple[Tensor | None, Tensor | None]:
-    """Return boxes (n, 4) and classes (n,) of an image's label: a dict with `boxes` and `labels`, or such entries."""
+    """Return boxes (n, 4) and classes (n,) of an image's label: a dict with `boxes` and `labels`, or such entries.
+
+    >>> labeled_boxes(Example(images[:1], [{"boxes": torch.zeros(2, 4), "labels": [1, 2]}]))[1]
+    tensor([1, 2])
+    """
     target = example.target
     target = target[0] if isinstance(target, (list, tuple)) and len(target) == 1 else target
     nested = [v[0] for v in example.rest.values() if isinstance(v, (list, tuple)) and len(v) == 1]

@@ -16,6 +16,9 @@ IMAGES = "<images>"  # stands for the images among the inputs
 class Inputs:
     """Names of what a network is called with, besides the images.
 
+    >>> str(Inputs((IMAGES, "meta")))
+    'images with meta of the batch'
+
     Attributes:
         args: entries of the batch, in order; `IMAGES` for the images.
         kwargs: parameter -> entry of the batch.
@@ -64,7 +67,11 @@ def _repeated(value: Any, n: int, rows: int) -> Any:
 
 
 def likely_inputs(module: nn.Module, picked: Picked) -> Iterator[Inputs]:
-    """Yield the ways in which a module may be called with a batch, the most likely first."""
+    """Yield the ways in which a module may be called with a batch, the most likely first.
+
+    >>> next(likely_inputs(network, Picked(images, None, None, None, {}))).alone
+    True
+    """
     parameters = _parameters(module)
     names = [p.name for p in parameters]
     required = [p.name for p in parameters if p.default is p.empty]

@@ -27,6 +27,9 @@ Chosen = str | Callable[[Any], nn.Module] | None
 class Reading:
     """A network, how it is called with a batch, and how its output is read.
 
+    >>> plain_reading(network).task.name
+    'classification'
+
     Attributes:
         name: of the network in the module, "" for the module itself.
         network: the network.
@@ -138,7 +141,10 @@ def plain_reading(network: nn.Module, output: Output = None, multilabel: bool = 
 
 
 def check_network(name: Chosen) -> None:
-    """Raise a TypeError unless a network is given by its name or a function."""
+    """Raise a TypeError unless a network is given by its name or a function.
+
+    >>> check_network("model")
+    """
     if name is not None and (isinstance(name, nn.Module) or not (isinstance(name, str) or callable(name))):
         raise TypeError(
             f"expected network= as the name of a part or a function of the LightningModule, got "
@@ -253,7 +259,12 @@ def has_own_forward(module: nn.Module) -> bool:
 
 
 def equal_outputs(one: Reading, other: Reading) -> bool:
-    """Whether two networks returned the same numbers for the same images."""
+    """Whether two networks returned the same numbers for the same images.
+
+    >>> reading = find_network(network, images)
+    >>> equal_outputs(reading, reading)
+    True
+    """
     if one.task.name != other.task.name:
         return False
     a, b = (list(_leaves(reading.scores_or_output)) for reading in (one, other))

@@ -24,6 +24,9 @@ from .outputs import entry_of
 class Masks:
     """Masks of one image: of each predicted class, then of each labeled one.
 
+    >>> Segmentation().reference(torch.zeros(1, 3, 8, 8), Example(images[:1])).pixels.shape
+    torch.Size([3, 8, 8])
+
     Attributes:
         pixels: (M, h, w) at the resolution of the logits.
         labeled: number of classes C from which on masks are of the label.
@@ -140,7 +143,11 @@ class Segmentation(Task):
 
 
 def labeled_classes(example: Example) -> Tensor | None:
-    """Return the class of each pixel (H, W) in the target or under a usual name of masks, None without it."""
+    """Return the class of each pixel (H, W) in the target or among the entries of a batch, None without it.
+
+    >>> labeled_classes(Example(images[:1], torch.ones(1, 2, 2, dtype=torch.long))).tolist()
+    [[1, 1], [1, 1]]
+    """
     named = [example.rest[name] for name in ("mask", "masks", "labels", "label") if name in example.rest]
     for value in (example.target, *named, *example.rest.values()):
         if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:

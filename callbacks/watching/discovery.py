@@ -28,9 +28,10 @@ def parts_of(holder: Any, depth: int = DEPTH) -> Iterator[Any]:
     yield holder
     for name in INSIDE:
         inner = getattr(holder, name, None)
-        parts = inner if isinstance(inner, (list, tuple)) else [inner]
-        for part in [] if isinstance(inner, (str, Mapping)) else parts[:1]:  # a ConcatDataset: its data sets are alike
-            yield from parts_of(part, depth - 1)
+        if name == "datasets":  # of a ConcatDataset, which are alike
+            inner = inner[0] if isinstance(inner, (list, tuple)) and inner else None
+        if not isinstance(inner, (str, Mapping)):
+            yield from parts_of(inner, depth - 1)
 
 
 def as_names(attribute: str, value: Any) -> list[str] | None:

@@ -32,7 +32,10 @@ def collated(batch: Any) -> Any:
     if isinstance(batch, (list, tuple)) and len(batch) >= 2 and isinstance(batch[0], (list, tuple)):
         of_labels = isinstance(batch[1], (list, tuple)) and all(isinstance(item, Mapping) for item in batch[1])
         if of_labels and len(batch[0]) == len(batch[1]):
-            return (_stacked(list(batch[0])), list(batch[1]), *batch[2:])
+            images = _stacked(list(batch[0]))
+            if isinstance(images, list):
+                raise TypeError("expected images of one size in a batch, got several sizes; resize them in the data set.")
+            return (images, list(batch[1]), *batch[2:])
     return batch
 
 

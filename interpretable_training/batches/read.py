@@ -288,9 +288,6 @@ def _advice(entries: dict[Any, Any]) -> str:
     values = [value for value in entries.values() if isinstance(value, Tensor)]
     if any(value.is_complex() for value in values):
         return "complex numbers have no picture: pass image_key= with a function that returns their magnitude."
-    sizes = [v for v in entries.values() if isinstance(v, (list, tuple)) and v and isinstance(v[0], Tensor)]
-    if any(len({t.shape for t in v}) > 1 for v in sizes):
-        return "images of one size are needed: resize them in the data set."
     if any(value.dtype == torch.uint8 and value.ndim > 2 for value in values):
         return "convert bytes to floats in the data set or its transform, as the network gets them."
     return "pass image_key= with their name or index."

@@ -72,7 +72,7 @@ def test_network_may_be_a_function_of_the_module():
 def test_complex_images_are_refused_with_a_way_out():
     with pytest.raises(TypeError, match="function that returns their magnitude"):
         pick({"image": X.to(torch.complex64)})
-    with pytest.raises(TypeError, match="images of one size are needed"):
+    with pytest.raises(TypeError, match="images of one size in a batch, got several sizes"):
         pick(([*X, X[0, :, :8]], [{}] * 5))
 
 

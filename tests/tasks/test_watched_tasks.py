@@ -1,11 +1,9 @@
 """Callbacks that watch trainings of every task."""
 
-import json
-
 import pytest
 import torch
 from support.task_networks import SIDE, Siamese, TaskModule, WithTable, data_of, encoder, network_of
-from support.watched import Memory, fit, trainer_of
+from support.watched import Memory, fit, record, trainer_of
 from torch.utils.data import DataLoader, TensorDataset
 
 from interpretable_training.attribution import EigenCAM, GradCAM
@@ -30,16 +28,16 @@ def watch(folder, task, target="pred", metrics=None, **options):
     return shown, {name: float(v) for name, v in trainer.callback_metrics.items()}
 
 
-def lines_of(folder):
-    path = next(folder.rglob("journal*.jsonl"))
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def probe_of(folder):
+    """The start-up report; of a stream the last one, with the images that passed by."""
+    return dict(record(folder).of("run")[-1]["probe"])
 
 
 WORDS = {
     "segmentation": " % of the image",
     "detection": " at ",
     "embedding": "similarity to its mirror image",
-    "regression": "output 1",
+    "regression": "output 0",
 }
 
 
@@ -50,7 +48,7 @@ def test_task_is_explained_and_measured(tmp_path, task):
     expected = {"insertion", "deletion"} if task == "regression" else {"average_drop", "insertion"}
     assert {f"xai/gradcam/{name}" for name in expected} <= {*numbers}
     assert all(value == value for name, value in numbers.items() if name.startswith("xai/gradcam"))
-    probe = dict(next(line for line in lines_of(tmp_path) if line["kind"] == "run")["probe"])
+    probe = probe_of(tmp_path)
     assert task.removesuffix("ion") in probe["output"]
 
 
@@ -88,7 +86,7 @@ def test_other_inputs_stay_those_of_the_image(tmp_path, kind):
     ]
     trainer = fit(tmp_path, watching, OfSeveral(network), data, data, max_epochs=1)
     assert trainer.callback_metrics["xai/gradcam/insertion"].isfinite()
-    probe = dict(next(line for line in lines_of(tmp_path) if line["kind"] == "run")["probe"])
+    probe = probe_of(tmp_path)
     assert probe["inputs"].startswith("images with ")
 
 

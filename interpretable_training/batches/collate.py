@@ -34,7 +34,9 @@ def collated(batch: Any) -> Any:
         if of_labels and len(batch[0]) == len(batch[1]):
             images = _stacked(list(batch[0]))
             if isinstance(images, list):
-                raise TypeError("expected images of one size in a batch, got several sizes; resize them in the data set.")
+                raise TypeError(
+                    "expected images of one size in a batch, got several sizes; resize them in the data set."
+                )
             return (images, list(batch[1]), *batch[2:])
     return batch
 

@@ -172,7 +172,9 @@ def losses(logits: Tensor, label: Tensor) -> Tensor | None:
     logits = logits.float()
     if label.ndim == 2:
         return nn.functional.binary_cross_entropy_with_logits(logits, label.float(), reduction="none").mean(1)
-    return None if label.is_floating_point() else score_of(logits, label.long(), "loss")
+    if label.is_floating_point() or (len(label) and int(label.max()) >= max(2, logits.shape[1])):
+        return None  # labels of something else, such as the digits beside a discriminator
+    return score_of(logits, label.long(), "loss")
 
 
 def view(target: str | int, logits: Tensor, label: Tensor | None) -> Views:

@@ -127,6 +127,8 @@ class TaskScores(OutputScores):
         return self.task.scores(self.picked(output), self.followed)
 
     def prob(self, output: Any) -> Tensor:
+        if not self.task.bounded:  # methods that weigh by probabilities weigh by the score itself
+            return self(output)
         return self.task.prob(self.picked(output), self.followed)
 
     def classes(self, policy: str, scores: Tensor) -> Tensor:

@@ -71,8 +71,9 @@ class Reading:
         call = self.inputs.call(row)
         bound = prepared.bound(call, None)
         with torch.no_grad():
-            output = self.picked(bound.run(prepare(prepared, row.images)))
-            example = Example(row.images, row.target, row.rest, lambda images: self.picked(bound.run(images)))
+            images = prepare(prepared, row.images)
+            output = self.picked(bound.run(images))
+            example = Example(images, row.target, row.rest, lambda images: self.picked(bound.run(images)))
             followed = self.task.reference(output, example)
         return prepared.bound(call, TaskScores(self.task, self.picked, followed)), followed, example
 

@@ -97,6 +97,15 @@ def test_callbacks_for_classifiers_refuse_other_tasks(tmp_path):
         fit(tmp_path, [test], TaskModule(network_of("segmentation")), data, data, max_epochs=1)
 
 
+def test_labels_of_something_else_cost_no_panel(tmp_path):
+    images = torch.rand(4, 3, SIDE, SIDE)
+    data = DataLoader(TensorDataset(images, torch.tensor([0, 9, 1, 2])), batch_size=2)
+    watching = [ExplanationLogger(max_images=2, on_error="raise")]
+    logger = Memory()
+    fit(tmp_path, watching, TaskModule(network_of("classification")), data, data, max_epochs=1, logger=logger)
+    assert "xai/gradcam" in logger.pictures[-1][2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", FOLLOWING)
 def test_watching_changes_nothing(tmp_path, task):

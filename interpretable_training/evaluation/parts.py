@@ -50,6 +50,11 @@ def joined_parts(parts: list[Part]) -> Part:
     return joined
 
 
+def has_labels(task: Task) -> bool:
+    """Whether a task explains labels: a similarity or a number of an image has none."""
+    return type(task).label is not Task.label and not (task.name == "embedding" and vars(task)["prototypes"] is None)
+
+
 def fits_task(metric: ImageMetric, task: Task) -> bool:
     """Whether the numbers of a metric mean something for a task."""
     score = getattr(metric, "score", None)

@@ -22,7 +22,7 @@ from interpretable_training.tasks.base import Task
 from interpretable_training.tasks.network import Reading, read_model
 
 from .cache import Cache, Part
-from .parts import joined_parts, move_tensors, refuse_metrics, rows_of_maps
+from .parts import has_labels, joined_parts, move_tensors, refuse_metrics, rows_of_maps
 from .ranks import Peers
 from .restricted_maps import Restricted, at_regions, explain_regions
 from .warn_caller import warn_caller
@@ -142,9 +142,9 @@ class EvaluationRun:
         target: Tensor | str = self.target if explained is None else explained[0]
         if target == "label" and explained is None:
             column = self.reading.task.label(followed, example)
-            if column is None:
+            if column is None and has_labels(self.reading.task):
                 return Part(number, ids[:0], torch.zeros(0, dtype=torch.long))
-            target = torch.tensor([column])
+            target = "pred" if column is None else torch.tensor([column])
         return self._measure_prepared(
             bound, number, ids, row.images, target, annotations_of(row.rest), check, explained
         )
@@ -161,13 +161,13 @@ class EvaluationRun:
         assert self.reading is not None
         images, located = picked.images, annotations_of(picked.rest)
         target: Tensor | str = self.target if explained is None else explained[0]
-        if self.target == "label" and self.reading.task.name != "regression":
+        if self.target == "label" and self.reading.task.name in ("classification", "multilabel"):
             ids, images, classes, located = self._labeled(ids, images, picked.target, located)
             if not len(ids):
                 return Part(number, ids, classes)
             target = classes
         elif self.target == "label" and explained is None:
-            target = "pred"  # the first output
+            target = "pred"  # what the task explains by default
         with prepare_model(self.reading.network, self.reading.of_batches) as prepared:
             sample = sample if len(images) == len(picked.images) else None
             return self._measure_prepared(prepared, number, ids, images, target, located, check, explained, sample)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from interpretable_training.attribution.core.targets import pick_logits
 
-from .base import Task
+from .base import Example, Task
 
 
 class Classification(Task):
@@ -20,11 +21,19 @@ class Classification(Task):
     name = "classification"
     has_classes = True
 
+    def scores(self, output: Any, reference: Any = None) -> Tensor:
+        y = pick_logits(output)
+        return torch.cat([-y, y], 1) if y.shape[1] == 1 else y
+
     def prob(self, output: Any, reference: Any = None) -> Tensor:
-        return self.scores(output, reference).softmax(1)
+        y = pick_logits(output)
+        return self.scores(output).sigmoid() if y.shape[1] == 1 else y.softmax(1)
+
+    def label(self, reference: Any, example: Example) -> int | None:
+        return None if example.target is None else int(example.target[0])
 
     def describe(self, output: Any) -> str:
-        N = self.scores(output).shape[1]
+        N = pick_logits(output).shape[1]
         return f"{N} numbers per image, taken as logits of {N} classes" if N > 1 else "one logit per image"
 
 
@@ -36,6 +45,9 @@ class MultiLabel(Task):
     """
 
     name = "multilabel"
+
+    def label(self, reference: Any, example: Example) -> int | None:
+        return None if example.target is None else int(example.target[0].float().argmax())  # the first of several
 
     def describe(self, output: Any) -> str:
         return f"{self.scores(output).shape[1]} logits per image, one for each label"

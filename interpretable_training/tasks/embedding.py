@@ -87,6 +87,10 @@ class Embedding(Task):
         """Return the text embedding of each row, where the network also reads texts."""
         return None if isinstance(output, Tensor) else entry_of(output, "text_embeds")
 
+    def label(self, reference: Tensor | None, example: Example) -> int | None:
+        known = self.prototypes is not None and isinstance(example.target, Tensor) and example.target.ndim == 1
+        return int(example.target[0]) if known else None
+
     def caption(self, column: int, reference: Tensor | None = None, class_names: Sequence[str] | None = None) -> str:
         if self.prototypes is not None:
             return super().caption(column, reference, class_names)

@@ -83,7 +83,9 @@ class BatchMemo:
         self.ranking = self.logits
         if isinstance(reading.of_batches, TaskScores):
             with torch.no_grad():
-                self.probs, self.ranking = self.logits.sigmoid(), reading.task.ranking(self.logits)
+                of_task = reading.of_batches.prob
+                self.probs = torch.cat(run_in_passes(ready, lambda rows: of_task(prepared.run(ready[rows]))))
+                self.ranking = reading.task.ranking(self.logits)
 
     @torch.no_grad()
     def _read_each(self, prepared: PreparedModel, reading: Reading, picked: Picked, ready: Tensor) -> None:

@@ -25,8 +25,8 @@ class Picked:
 
     images: Tensor
     target: Tensor | None
-    image_key: Key  # None: the batch is the images
-    label_key: LabelKey
+    image_key: int | str | None  # None: the batch is the images
+    label_key: int | str | None
     rest: dict[str, Any]  # the other entries, by name
 
     def rows(self, part: slice) -> "Picked":

@@ -114,7 +114,8 @@ class Segmentation(Task):
 
     def label(self, reference: Masks, example: Example) -> int | None:
         areas = [area if c != self.background else 0 for c, area in enumerate(reference.labels)]
-        return reference.labeled + areas.index(max(areas)) if areas and max(areas) else None
+        largest = max(areas, default=0)
+        return reference.labeled + areas.index(largest) if largest else None
 
     def class_of(self, column: int, reference: Masks | None = None) -> int:
         return column if reference is None else column % reference.labeled

@@ -19,6 +19,7 @@ from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.attribution.core.prepared_model import Output
+from interpretable_training.batches.read import Key, LabelKey
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
@@ -37,6 +38,8 @@ from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.callbacks.watching.startup_report import Line
 from interpretable_training.report.value_readers import list_of, mapping_of, read_text
+from interpretable_training.tasks.base import Task
+from interpretable_training.tasks.network import Chosen
 
 log = logging.getLogger("lightning.pytorch.alarms")  # shown where Lightning's own messages are
 RING = 0.1  # of the image's height and width at each side
@@ -86,14 +89,16 @@ class ExplanationAlarms(Watcher):
         stages: Stages = ("fit",),
         on_error: OnError = "warn",
         budget: Budget | float | None = None,
-        network: str | None = None,
+        network: Chosen = None,
         output: Output = None,
-        image_key: int | str | None = None,
-        label_key: int | str | None = None,
+        image_key: Key = None,
+        label_key: LabelKey = None,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
+        task: str | Task = "auto",
+        channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__(**common_options(locals()))
         check_target(target)

@@ -11,10 +11,10 @@ from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.batches.read import Key, Picked, describe, pick
 from interpretable_training.callbacks.training.added_loss import AddedLoss, Step
-from interpretable_training.callbacks.watching.discovery import find_network
 from interpretable_training.metrics.core.regions import NoRegionError, pixels
 from interpretable_training.regularization.guidance import GuidanceLoss, GuidanceRegion, Guided
 from interpretable_training.regularization.map_losses import MapLoss
+from interpretable_training.tasks.network import find_network
 
 
 class ExplanationGuidance(AddedLoss):
@@ -84,7 +84,7 @@ class ExplanationGuidance(AddedLoss):
     def begin(self, step: Step, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         picked = self.read(step.batch)
         if self.network_name is None:
-            self.network_name = find_network(pl_module, picked.images, self.network, self.output)[0]
+            self.network_name = find_network(pl_module, picked.images, self.network, self.output, "classification").name
         network = pl_module.get_submodule(self.network_name)
         step.watch([network])
         if self.region_of(picked) is not None:

@@ -11,6 +11,7 @@ from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output
+from interpretable_training.batches.read import Key, LabelKey, Picked
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
@@ -29,6 +30,8 @@ from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import ExplanationStep
 from interpretable_training.callbacks.watching.session import WatchSession, session_of
 from interpretable_training.callbacks.watching.startup_report import Line, probe
+from interpretable_training.tasks.base import Task
+from interpretable_training.tasks.network import Chosen
 
 
 class ExplanationLogger(Watcher):
@@ -65,14 +68,16 @@ class ExplanationLogger(Watcher):
         stages: Stages = ("fit", "test"),
         on_error: OnError = "warn",
         budget: Budget | float | None = None,
-        network: str | None = None,
+        network: Chosen = None,
         output: Output = None,
-        image_key: int | str | None = None,
-        label_key: int | str | None = None,
+        image_key: Key = None,
+        label_key: LabelKey = None,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
+        task: str | Task = "auto",
+        channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__(**common_options(locals()))
         one_of("scale", scale, "image", "run")
@@ -107,7 +112,10 @@ class ExplanationLogger(Watcher):
     def _listen(self, trainer: L.Trainer) -> None:
         """Read the logits of the next batch."""
         context = session_of(trainer).found_context(self.options)
-        if context is not None and not trainer.sanity_checking:
+        kinds = ("classification", "multilabel")
+        if context is None or trainer.sanity_checking or not context.reading.together:
+            return
+        if context.reading.task.name in kinds:
             self.hardest.listen(context.network)
 
     def after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
@@ -131,8 +139,9 @@ class ExplanationLogger(Watcher):
             hardest = self.hardest.images
             images, label = (torch.stack([getattr(image, name) for image in hardest]) for name in ("image", "label"))
             images = images.to(trainer.lightning_module.device)
-            options = context.options.output, context.multilabel, [image.id for image in hardest]
-            groups["hardest"] = explain_images(self.methods, context.network, images, label, self.target, *options)
+            picked = Picked(images, label, None, None, {})
+            ids = [image.id for image in hardest]
+            groups["hardest"] = explain_images(self.methods, context.reading, picked, self.target, ids)
         self.hardest.images = []
         return groups
 

@@ -14,8 +14,7 @@ from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.batching import in_chunks
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output
-from interpretable_training.batches.read import Picked
-from interpretable_training.batches.source import annotations_of
+from interpretable_training.batches.read import Key, LabelKey, Picked
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
@@ -35,11 +34,14 @@ from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.callbacks.watching.startup_report import Line
 from interpretable_training.evaluation.cache import Part
 from interpretable_training.evaluation.evaluate import CONTROLS, name_metrics
+from interpretable_training.evaluation.parts import refuse_metrics
 from interpretable_training.evaluation.restricted_maps import Restricted
 from interpretable_training.evaluation.runner import EvaluationRun, scaling
 from interpretable_training.metrics import AverageDrop, AverageGain, AverageIncrease, Deletion, Insertion
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.report.value_readers import list_of, mapping_of, read_number, read_text
+from interpretable_training.tasks.base import Task
+from interpretable_training.tasks.network import Chosen
 
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
 
@@ -62,7 +64,8 @@ class InterpretabilityMetrics(Watcher):
 
     Args:
         methods: name -> method, or a list; by default Grad-CAM.
-        metrics: name -> metric, or a list; by default drop, increase, gain, insertion and deletion.
+        metrics: name -> metric, or a list; by default drop, increase, gain, insertion and deletion; of a regression the
+            last two.
         max_images: how many images, split among the processes; by default 64, fewer where epochs are short, see
             `Watcher`.
         images: which images; see `Watcher`.
@@ -89,20 +92,23 @@ class InterpretabilityMetrics(Watcher):
         stages: Stages = ("fit", "test"),
         on_error: OnError = "warn",
         budget: Budget | float | None = None,
-        network: str | None = None,
+        network: Chosen = None,
         output: Output = None,
-        image_key: int | str | None = None,
-        label_key: int | str | None = None,
+        image_key: Key = None,
+        label_key: LabelKey = None,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
+        task: str | Task = "auto",
+        channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__(**common_options(locals()))
         one_of("target", target, "label", "pred", "least")
         self.methods = name_methods(GradCAM() if methods is None else methods)
         if controls:
             self.methods = {**self.methods, **{name: c for name, c in CONTROLS.items() if name not in self.methods}}
+        self.by_default = metrics is None
         self.metrics = name_metrics(default_metrics() if metrics is None else metrics)
         self.target, self.chunk_size = target, chunk_size
         self.best: dict[str, float] = {}
@@ -116,6 +122,10 @@ class InterpretabilityMetrics(Watcher):
 
     def _adapted(self, context: RunContext) -> dict[str, ImageMetric]:
         """Return the metrics, which mask in the colors of the images where these are known."""
+        task = context.reading.task
+        if self.by_default and not task.bounded:
+            self.metrics = name_metrics([Insertion(steps=10, score="logit"), Deletion(steps=10, score="logit")])
+        refuse_metrics(task, self.metrics)
         mean, std = context.colors.mean, context.colors.std
         if mean is None and not context.colors.guessed:
             mean, std = (0.0,), (1.0,)
@@ -149,10 +159,18 @@ class InterpretabilityMetrics(Watcher):
         measured, metrics = Measurements(), self._adapted(context)
         for ids, picked, explained in self._batches(session, context, n):
             target = "pred" if self.target == "label" and picked.target is None else self.target
-            options = metrics, target, context.multilabel, context.options.output, self.chunk_size
+            options = (
+                metrics,
+                target,
+                context.multilabel,
+                context.options.output,
+                self.chunk_size,
+                "auto",
+                context.reading,
+            )
             methods = self.methods
             if explained is not None:
-                maps = explained.maps[target]
+                maps = next(iter(explained.maps.values()))
                 methods = {name: method for name, method in methods.items() if name in maps}
                 measured.errors |= {name: why for name, why in explained.errors.items() if name not in maps}
             with suppress(Exception):  # run alone below, each method shows whether it fails
@@ -229,11 +247,9 @@ class Measurements:
         def measure(rows: slice) -> None:
             few, check, shared = picked.rows(rows), not self.parts and not parts, None
             if explained is not None:
-                classes, maps = explained.targets[run.target], explained.maps[run.target]
+                classes, maps = next(iter(explained.targets.values())), next(iter(explained.maps.values()))
                 shared = classes[rows], {name: S[rows] for name, S in maps.items()}
-            annotations = annotations_of(few.rest)
-            number = len(self.parts)
-            parts.append(run.measure(number, ids[rows], few.images, few.target, check, annotations, shared))
+            parts.append(run.measure(len(self.parts), ids[rows], few, check, shared))
 
         in_chunks(measure, len(ids), len(ids), picked.images)
         self.parts += parts

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.prepared_model import Output
+from interpretable_training.batches.read import Key, LabelKey
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
@@ -18,6 +19,8 @@ from interpretable_training.callbacks.watching.schedule import ExplanationStep, 
 from interpretable_training.callbacks.watching.session import WatchSession, session_of
 from interpretable_training.metrics.sanity.checks import Check, SanityTable
 from interpretable_training.metrics.sanity.parameter_randomization import ParameterRandomization
+from interpretable_training.tasks.base import Task
+from interpretable_training.tasks.network import Chosen
 
 
 class RandomizationTest(Watcher):
@@ -50,14 +53,16 @@ class RandomizationTest(Watcher):
         stages: Stages = ("fit",),
         on_error: OnError = "warn",
         budget: Budget | float | None = None,
-        network: str | None = None,
+        network: Chosen = None,
         output: Output = None,
-        image_key: int | str | None = None,
-        label_key: int | str | None = None,
+        image_key: Key = None,
+        label_key: LabelKey = None,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
+        task: str | Task = "auto",
+        channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__(**common_options(locals()))
         self.methods = name_methods(GradCAM() if methods is None else methods)
@@ -98,5 +103,6 @@ class RandomizationTest(Watcher):
         return checks
 
     def _checks(self, session: WatchSession, context: RunContext, n: int) -> list[Check]:
+        context.require_together("RandomizationTest")
         images = torch.cat([picked.images for _, picked in context.batches(session.trainer, n)])
         return self.test(context.network, self.methods, images, output=context.options.output)

@@ -13,6 +13,7 @@ from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Methods, name_methods
 from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model
 from interpretable_training.attribution.core.sharded_parameters import is_sharded
+from interpretable_training.batches.read import Key, LabelKey
 from interpretable_training.callbacks.watching import logger_adapters
 from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
@@ -22,6 +23,8 @@ from interpretable_training.callbacks.watching.schedule import ExplanationStep, 
 from interpretable_training.callbacks.watching.session import WatchSession, session_of
 from interpretable_training.evaluation.image_clusters import ImageCluster
 from interpretable_training.evaluation.shortcuts import Shortcuts, shortcuts_in
+from interpretable_training.tasks.base import Task
+from interpretable_training.tasks.network import Chosen
 from interpretable_training.visual.cluster_sheet import draw_cluster
 
 log = logging.getLogger("lightning.pytorch.shortcuts")  # shown where Lightning's own messages are
@@ -57,14 +60,16 @@ class ShortcutFinder(Watcher):
         stages: Stages = ("fit",),
         on_error: OnError = "warn",
         budget: Budget | float | None = None,
-        network: str | None = None,
+        network: Chosen = None,
         output: Output = None,
-        image_key: int | str | None = None,
-        label_key: int | str | None = None,
+        image_key: Key = None,
+        label_key: LabelKey = None,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
+        task: str | Task = "auto",
+        channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__(**common_options(locals()))
         self.methods = name_methods(GradCAM() if methods is None else methods)
@@ -83,6 +88,7 @@ class ShortcutFinder(Watcher):
         return {name: numbers(shortcuts) for name, shortcuts in self.shortcuts.items()}
 
     def _find(self, session: WatchSession, context: RunContext) -> dict[str, Shortcuts]:
+        context.require_together("ShortcutFinder")
         if session.trainer.world_size > 1 and is_sharded(context.network):
             raise RuntimeError("expected a network whose parameters rank zero has whole, got one that is sharded.")
         batches = list(context.batches(session.trainer, self.budget.keep(self.n)))

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "attribution": set(),
     "batches": {"attribution"},
     "metrics": {"attribution", "batches"},
-    "evaluation": {"attribution", "metrics", "batches", "visual"},
+    "evaluation": {"attribution", "metrics", "batches", "tasks", "visual"},
+    "tasks": {"attribution", "batches"},
     "models": {"attribution"},
     "regularization": {"attribution"},
     "modules": {"attribution", "models", "regularization", "batches", "metrics", "callbacks"},
@@ -35,13 +36,13 @@ MAY_IMPORT = {
     "visual": set(),
     "report": {"visual"},
     "testing": {"attribution"},
-    "callbacks": {"attribution", "metrics", "evaluation", "regularization", "visual", "report", "batches"},
+    "callbacks": {"attribution", "metrics", "evaluation", "regularization", "visual", "report", "batches", "tasks"},
     "cli": ALL_ROOMS,
     "sweeps": ALL_ROOMS,
     "recipes": ALL_ROOMS,
     "__main__": {"cli"},
 }
-ONLY_CORE = {"batches", "data", "metrics", "models", "modules", "regularization", "testing"}  # of attribution
+ONLY_CORE = {"batches", "data", "metrics", "models", "modules", "regularization", "tasks", "testing"}  # of attribution
 ON_REQUEST = {
     ("interpretable_training/metrics/__init__.py", "evaluation"),  # `metrics.evaluate` is a public name
     ("interpretable_training/report/paired_rows.py", "evaluation.bootstrap"),  # of the differences between two runs

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 
 from interpretable_training.attribution.core.prepared_model import Output
+from interpretable_training.batches.read import Key, LabelKey
 from interpretable_training.callbacks.watching.budget import Budget, BudgetController
 from interpretable_training.callbacks.watching.conflicts import warn_of_conflicts
 from interpretable_training.callbacks.watching.context import RunContext
@@ -36,6 +37,8 @@ from interpretable_training.callbacks.watching.schedule import (
 from interpretable_training.callbacks.watching.session import StartEntry, WatchSession, session_of
 from interpretable_training.callbacks.watching.startup_report import PROBED, Line, context_lines
 from interpretable_training.report.value_readers import mapping_of, optional, read_count
+from interpretable_training.tasks.base import Task
+from interpretable_training.tasks.network import Chosen
 
 
 class Watcher(WatchHooks):
@@ -58,14 +61,19 @@ class Watcher(WatchHooks):
         on_error: "warn" logs the reason of a failure once, counts it and goes on; "raise" ends the training.
         budget: the highest cost; above it the callback explains fewer images, then less often. A number is a share of
             the epoch's time.
-        network: name of the part of the LightningModule that is explained; by default it is found.
+        network: the part of the LightningModule that is explained: its name, or a function of the LightningModule; by
+            default it is found.
         output: the logits in what it returns: a key, an index or a function; by default they are found.
-        image_key: name or index of the images in a batch; by default they are found.
-        label_key: name or index of the labels in a batch; by default they are found.
+        image_key: the images in a batch: name, index or a function of the batch; by default they are found.
+        label_key: the same of the labels; False if there are none.
         class_names: names of the classes; by default those of the data module or data set.
         mean: what was subtracted from each channel of images in [0, 1]; by default it is found.
         std: what the difference was divided by.
         seed: of the choice of images.
+        task: what the network is for: "auto" (found in what it returns), "classification", "multilabel", "regression",
+            "segmentation", "detection", "embedding", or a `Task`.
+        channels: the three channels that are shown as red, green and blue, counted from 1; by default the first three,
+            or the mean of those of other images.
     """
 
     same_images = False  # whether all images are needed in each explanation step
@@ -81,14 +89,16 @@ class Watcher(WatchHooks):
         stages: Stages = ("fit", "test"),
         on_error: OnError = "warn",
         budget: Budget | float | None = None,
-        network: str | None = None,
+        network: Chosen = None,
         output: Output = None,
-        image_key: int | str | None = None,
-        label_key: int | str | None = None,
+        image_key: Key = None,
+        label_key: LabelKey = None,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
+        task: str | Task = "auto",
+        channels: Sequence[int] | None = None,
     ) -> None:
         self.automatic = max_images is None and budget is None and not isinstance(images, (list, tuple))
         max_images = self.default_images if max_images is None else max_images

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from interpretable_training.attribution.core.prepared_model import prepare_model
 from interpretable_training.batches.read import Picked, pick
 from interpretable_training.callbacks.watching import _compat
-from interpretable_training.callbacks.watching.discovery import find_class_names, find_network, output_for
+from interpretable_training.callbacks.watching.discovery import find_class_names
 from interpretable_training.callbacks.watching.image_panel import (
     Panel,
     choose_panel,
@@ -26,6 +26,8 @@ from interpretable_training.callbacks.watching.image_panel import (
     seeded,
 )
 from interpretable_training.callbacks.watching.options import WatchOptions
+from interpretable_training.tasks.choose import doubts
+from interpretable_training.tasks.network import Reading, find_network
 from interpretable_training.visual.colors import Colors, find_colors
 
 
@@ -34,26 +36,52 @@ class RunContext:
     """Network, panel, class names and colors of a run.
 
     Attributes:
-        network_name: name of the network in the LightningModule, "" for the LightningModule itself.
-        network: the network.
-        panel: its images.
+        reading: the network, its name in the LightningModule, how it is called, and its task.
+        panel: the images that are explained.
         first: images and labels of the first batch, and under which keys they are.
         class_names: names of the classes, if known.
         class_source: where they are from, in words.
         colors: how images become pictures.
         options: how batches and outputs are read.
-        multilabel: whether each class has a probability of its own.
+        facts: lines for the start-up report.
     """
 
-    network_name: str
-    network: nn.Module
+    reading: Reading
     panel: Panel
     first: Picked
     class_names: list[str] | None
     class_source: str
     colors: Colors
     options: WatchOptions
-    multilabel: bool
+    facts: list[tuple[str, str]]
+
+    @property
+    def network_name(self) -> str:
+        return self.reading.name
+
+    @property
+    def network(self) -> nn.Module:
+        return self.reading.network
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether each class has a probability of its own."""
+        return self.reading.task.name == "multilabel"
+
+    def of_module(self, pl_module: L.LightningModule) -> "RunContext":
+        """Return the context with the network that the LightningModule has now, which the project may replace."""
+        given = self.options.network
+        network = given(pl_module) if callable(given) else pl_module.get_submodule(self.network_name)
+        if network is self.network:
+            return self
+        return replace(self, reading=replace(self.reading, network=network))
+
+    def require_together(self, what: str) -> None:
+        """Raise an error for callbacks that explain the logits of a classifier only."""
+        task = self.reading.task
+        if not self.reading.together or task.name not in ("classification", "multilabel"):
+            inputs = "" if self.reading.inputs.alone else " with further inputs"
+            raise ValueError(f"expected a classifier of images for {what}, got {task.name}{inputs}; leave out {what}.")
 
     def batches(self, trainer: L.Trainer, n: int | None = None) -> Iterator[tuple[list[int], Picked]]:
         """Yield indices and images of each batch on the device: this process's share of the first `n` of all."""
@@ -132,25 +160,35 @@ def build_context(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel
         panel = replace(panel, batches=batches, ready=True)
     first_batch = move_data_to_device(panel.batches[0], pl_module.device)
     first = pick(first_batch, options.image_key, options.label_key)
-    name, network = find_network(pl_module, first.images, options.network, options.output)
-    options = replace(options, output=output_for(network, first.images, options.output))
     data = getattr(trainer, "datamodule", None)
+    multilabel = getattr(data, "multilabel", getattr(pl_module, "multilabel", None))
+    kinds = options.network, options.output, options.task, multilabel
+    reading = find_network(pl_module, replace(first, images=first.images), *kinds)
     dataset = panel.dataset if panel.dataset is not None else getattr(loader_of(trainer), "dataset", None)
     class_names, source = find_class_names(options.class_names, data, dataset, pl_module)
-    colors = find_colors(first.images, options.mean, options.std, data, dataset, pl_module)
-    declared = getattr(data, "multilabel", getattr(pl_module, "multilabel", None))
-    several = first.target is not None and first.target.ndim == 2
+    colors = find_colors(first.images, options.mean, options.std, data, dataset, pl_module, options.channels)
+    sample = reading.picked(reading.sample)
+    facts = [("output", reading.task.describe(sample))]
+    facts += [] if reading.inputs.alone else [("inputs", str(reading.inputs))]
+    facts += [("check", doubt) for doubt in doubts(reading.task, sample, first.target, class_names)]
+    facts += [("loaders", text) for text in unwatched_loaders(trainer)]
     return RunContext(
-        network_name=name,
-        network=network,
+        reading=replace(reading, sample=None),
         panel=panel,
         first=first,
         class_names=class_names,
         class_source=source,
         colors=colors,
-        options=options,
-        multilabel=several if declared is None else bool(declared),
+        options=replace(options, output=reading.output),
+        facts=facts,
     )
+
+
+def unwatched_loaders(trainer: L.Trainer) -> list[str]:
+    """Return that images come from the first of several loaders, in words."""
+    loaders = trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
+    n = len(loaders) if isinstance(loaders, (list, tuple, dict)) else 1
+    return [f"images are from the first of {n}; pass images= for those of another"] if n > 1 else []
 
 
 def after_batch_hooks(trainer: L.Trainer, batch: Any, seed: int) -> Any:

@@ -6,19 +6,21 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interpretable_training.attribution import Attribution
 from interpretable_training.attribution.core.base import explain_prepared, full
 from interpretable_training.attribution.core.batching import in_chunks
-from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model
+from interpretable_training.attribution.core.prepared_model import PreparedModel, prepare, prepare_model
 from interpretable_training.attribution.core.state import LISTENER, StateWarning, listen
 from interpretable_training.attribution.core.targets import pick_logits, take
 from interpretable_training.batches.read import Picked
 from interpretable_training.batches.source import annotations_of
 from interpretable_training.callbacks.watching.errors import Failure
-from interpretable_training.callbacks.watching.explanations import Explained, view
+from interpretable_training.callbacks.watching.explanations import Explained, padded, view
 from interpretable_training.metrics.core.regions import pixels
+from interpretable_training.tasks.base import TaskScores, on_cpu
+from interpretable_training.tasks.network import Reading
 
 
 class BatchMemo:
@@ -30,7 +32,12 @@ class BatchMemo:
     def __init__(self) -> None:
         self.images: Tensor | None = None  # as the network got them
         self.label: Tensor | None = None
+        self.columns: Tensor | None = None  # the column of the label
         self.logits: Tensor | None = None
+        self.probs: Tensor | None = None
+        self.ranking: Tensor | None = None
+        self.followed: list[Any] = []
+        self.bound: list[tuple[tuple[Any, Any], slice]] = []  # how the model is called and read, for which rows
         self.maps: dict[str, list[tuple[Attribution, Tensor | Exception]]] = {}  # by view
         self.changes: dict[str, None] = {}  # texts about state that could not be put back
 
@@ -42,26 +49,63 @@ class BatchMemo:
         """Return the methods that did not run yet."""
         return {name: method for name, method in methods.items() if self.find(view, method) is None}
 
+    def views(self, target: str | int) -> dict[str, Tensor]:
+        """Return the explained columns by the name of the view."""
+        assert self.ranking is not None
+        if self.probs is not None and self.columns is None and target in ("label", "both"):
+            target = "pred"  # the batch has no label of the task
+        if self.probs is not None and self.ranking.shape[1] == 1 and target not in ("label", "both"):
+            return {str(target): torch.zeros(len(self.ranking), dtype=torch.long, device=self.ranking.device)}
+        return view(target, self.ranking, self.columns)
+
     def is_complete(self, methods: Mapping[str, Attribution], target: str | int) -> bool:
         """Whether all methods ran for all explained classes."""
-        if self.logits is None:
-            return False
-        return not any(self.lacking(name, methods) for name in view(target, self.logits, self.label))
+        return self.logits is not None and not any(self.lacking(name, methods) for name in self.views(target))
 
-    def fill(
-        self, prepared: PreparedModel, images: Tensor, label: Tensor | None, methods: Any, target: str | int
-    ) -> None:
-        """Compute what is missing, in passes of bounded size."""
-        ready = prepare(prepared, images)
+    def fill(self, prepared: PreparedModel, reading: Reading, picked: Picked, methods: Any, target: str | int) -> None:
+        """Compute what is missing, in passes of bounded size; image by image where scores follow a reference."""
+        ready = prepare(prepared, picked.images)
         if self.logits is None:
-            logits = torch.cat(run_in_passes(ready, lambda rows: logits_of_pass(prepared, ready[rows])))
-            label = None if label is None else label.to(logits.device)
-            self.label = label.clone() if label is not None and label.is_inference() else label
-            self.images, self.logits = ready.float().cpu(), logits
-        for name, classes in view(target, self.logits, self.label).items():
+            self.images = ready.float().cpu()
+            read = self._read_together if reading.together else self._read_each
+            read(prepared, reading, picked, ready)
+        for name, columns in self.views(target).items():
             lacking = self.lacking(name, methods)
-            results = explain_each(lacking, prepared, ready, classes)
+            results = explain_each(lacking, [(prepared.bound(*how), rows) for how, rows in self.bound], ready, columns)
             self.maps.setdefault(name, []).extend((lacking[key], result) for key, result in results.items())
+
+    def _read_together(self, prepared: PreparedModel, reading: Reading, picked: Picked, ready: Tensor) -> None:
+        """Read the scores of a batch as a whole."""
+        self.bound = [((None, reading.of_batches), slice(None))]
+        self.logits = torch.cat(run_in_passes(ready, lambda rows: logits_of_pass(prepared, ready[rows])))
+        label = None if picked.target is None else picked.target.to(self.logits.device)
+        self.label = self.columns = label.clone() if label is not None and label.is_inference() else label
+        self.ranking = self.logits
+        if isinstance(reading.of_batches, TaskScores):
+            with torch.no_grad():
+                of_task = reading.of_batches.prob
+                self.probs = torch.cat(run_in_passes(ready, lambda rows: of_task(prepared.run(ready[rows]))))
+                self.ranking = reading.task.ranking(self.logits)
+
+    @torch.no_grad()
+    def _read_each(self, prepared: PreparedModel, reading: Reading, picked: Picked, ready: Tensor) -> None:
+        """Read the scores of images one by one, with what they follow."""
+        rows = []
+        for i in range(len(ready)):
+            bound, followed, example = reading.bind(prepared, picked.rows(slice(i, i + 1)))
+            assert isinstance(bound.output, TaskScores)
+            output = bound.run(ready[i : i + 1])
+            scores, probs = bound.output(output), bound.output.prob(output)
+            rows.append((scores, probs, reading.task.ranking(scores, followed), reading.task.label(followed, example)))
+            self.bound.append(((bound.call, bound.output), slice(i, i + 1)))
+            self.followed.append(on_cpu(followed))
+        self.logits, self.probs = (padded([row[k] for row in rows]) for k in (0, 1))
+        self.ranking = padded([row[2] for row in rows], -torch.inf)
+        if any(row[3] is not None for row in rows):
+            columns = self.ranking.argmax(1).tolist()
+            labels = [-1 if row[3] is None else reading.task.class_of(row[3], f) for row, f in zip(rows, self.followed)]
+            self.columns = torch.tensor([c if row[3] is None else row[3] for row, c in zip(rows, columns)])
+            self.columns, self.label = self.columns.to(self.logits.device), torch.tensor(labels)
 
 
 class ExplanationMemo:
@@ -110,10 +154,9 @@ def explain_batch(
         target: the class that is explained.
         memo: the logits and maps of this batch so far.
     """
-    target = "pred" if target == "label" and picked.target is None else target
-    options = context.options.output, context.multilabel, ids, memo
-    explained = explain_images(methods, context.network, picked.images, picked.target, target, *options)
-    explained.inside = object_pixels(picked)
+    explained = explain_images(methods, context.reading, picked, target, ids, memo)
+    with suppress(ValueError, TypeError):  # annotations that fit no image cost nothing but what needs them
+        explained.inside = object_pixels(picked)
     return explained
 
 
@@ -127,30 +170,35 @@ def object_pixels(picked: Picked) -> Tensor | None:
 
 def explain_images(
     methods: Mapping[str, Attribution],
-    network: nn.Module,
-    images: Tensor,
-    label: Tensor | None,
+    reading: Reading,
+    picked: Picked,
     target: str | int,
-    output: Output = None,
-    multilabel: bool = False,
     ids: list[int] | None = None,
     memo: BatchMemo | None = None,
 ) -> Explained:
     """Explain images by all methods; a method that fails does not stop the others."""
     memo = BatchMemo() if memo is None else memo
+    together = reading.of_batches if reading.together else reading.output
+    if target == "label" and picked.target is None and reading.together:
+        target = "pred"
     try:
         if not memo.is_complete(methods, target):
-            with listen(lambda text: memo.changes.setdefault(text)), prepare_model(network, output) as prepared:
-                memo.fill(prepared, images, label, methods, target)
+            with (
+                listen(lambda text: memo.changes.setdefault(text)),
+                prepare_model(reading.network, together) as prepared,
+            ):
+                memo.fill(prepared, reading, picked, methods, target)
     finally:
         for text in memo.changes:  # each callback reports them, whichever computed the maps
             report_change(text)
     assert memo.images is not None
     assert memo.logits is not None
+    ids = ids or list(range(len(picked.images)))
+    probs, ranking = (None if t is None else t.float().cpu() for t in (memo.probs, memo.ranking))
     label = None if memo.label is None else memo.label.cpu()
-    ids = ids or list(range(len(images)))
-    explained = Explained(ids, memo.images, label, memo.logits.float().cpu(), multilabel)
-    for name, classes in view(target, memo.logits, memo.label).items():
+    read = {"probs": probs, "ranking": ranking, "followed": memo.followed} if probs is not None else {}
+    explained = Explained(ids, memo.images, label, memo.logits.float().cpu(), reading.task, **read)
+    for name, classes in memo.views(target).items():
         explained.targets[name] = classes.cpu()
         results = {key: memo.find(name, method) for key, method in methods.items()}
         explained.maps[name] = {key: S for key, S in results.items() if isinstance(S, Tensor)}
@@ -169,31 +217,36 @@ def report_change(text: str) -> None:
 
 
 def explain_each(
-    methods: Mapping[str, Attribution], prepared: PreparedModel, images: Tensor, classes: Tensor
+    methods: Mapping[str, Attribution], bound: list[tuple[PreparedModel, slice]], images: Tensor, columns: Tensor
 ) -> dict[str, Tensor | Exception]:
     """Return raw maps of all methods, which share passes, or each alone where that fails, with the errors."""
     with suppress(Exception):  # run alone below, each method shows whether it fails
         if len(methods) > 1:
-            return {**explain_together(methods, prepared, images, classes)}
+            return {**explain_together(methods, bound, images, columns)}
     results: dict[str, Tensor | Exception] = {}
     for name, method in methods.items():
         try:
-            results.update(explain_together({name: method}, prepared, images, classes))
+            results.update(explain_together({name: method}, bound, images, columns))
         except Exception as error:
             results[name] = error
     return results
 
 
 def explain_together(
-    methods: Mapping[str, Attribution], prepared: PreparedModel, images: Tensor, classes: Tensor
+    methods: Mapping[str, Attribution], bound: list[tuple[PreparedModel, slice]], images: Tensor, columns: Tensor
 ) -> dict[str, Tensor]:
     """Return raw maps of all methods, computed in passes that memory allows."""
+    parts: list[dict[str, Tensor]] = []
+    for prepared, part in bound:
+        x, target = images[part], columns[part]
 
-    def explain_rows(rows: slice) -> dict[str, Tensor]:
-        maps = explain_prepared(dict(methods), prepared, images[rows], take(classes, rows))
-        return {name: full(S.detach()).cpu() for name, S in maps.items()}
+        def explain_rows(
+            rows: slice, prepared: Any = prepared, x: Tensor = x, target: Any = target
+        ) -> dict[str, Tensor]:
+            maps = explain_prepared(dict(methods), prepared, x[rows], take(target, rows))
+            return {name: full(S.detach()).cpu() for name, S in maps.items()}
 
-    parts = run_in_passes(images, explain_rows)
+        parts += run_in_passes(x, explain_rows)
     return {name: torch.cat([part[name] for part in parts]) for name in methods}
 
 

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 from interpretable_training.attribution.core.checksum import checksum
 from interpretable_training.attribution.core.targets import pick_logits
 from interpretable_training.batches.read import pick
-from interpretable_training.callbacks.watching.discovery import output_of
 from interpretable_training.callbacks.watching.explanations import losses
 from interpretable_training.callbacks.watching.image_panel import indexed
 from interpretable_training.callbacks.watching.options import WatchOptions
+from interpretable_training.tasks.network import output_of
 
 
 @dataclass

@@ -48,6 +48,7 @@ class Gallery:
             for view, maps in explained.maps.items():
                 for method, S in maps.items():
                     drawn = overlay(pictures, S, scale=self.ends(method, on_picture(S, pictures)))
+                    drawn = explained.marked(drawn, view)
                     name = method if len(explained.maps) == 1 else f"{method}/{view}"
                     rows[name.replace("/", " ")] = drawn
                     key = f"{prefix}/{name}" if group == "panel" else f"{prefix}/{group}/{name}"
@@ -92,7 +93,8 @@ class Gallery:
     def rows(self, explained: Explained, view: str, S: Tensor, scales: list[Any], prefix: str) -> list[dict[str, Any]]:
         """Return the line of each map in the journal."""
         target, numbers, loss = explained.targets[view], statistics(S), explained.loss()
-        prob, prob_pred = explained.prob(target), explained.prob(explained.pred)
+        prob, prob_pred = explained.prob(target), explained.prob(explained.columns)
+        target = explained.classes(target)
         return [
             {
                 "id": f"{prefix}{index}",
@@ -119,15 +121,16 @@ class Gallery:
 
     def label(self, explained: Explained, row: int) -> int | None:
         """Return the true class of an image, None where it has no single one."""
-        return None if explained.label is None or explained.label.ndim != 1 else int(explained.label[row])
+        labels = explained.labels(row)
+        return labels[0] if len(labels) == 1 else None
 
     def titles(self, explained: Explained, class_names: list[str] | None) -> list[str]:
         """Return the predicted class and its probability, with the true class where it is another."""
-        prob, titles = explained.prob(explained.pred), []
-        for i, pred in enumerate(explained.pred.tolist()):
+        prob, titles = explained.prob(explained.columns), []
+        for i, (pred, column) in enumerate(zip(explained.pred.tolist(), explained.columns.tolist())):
             label = self.label(explained, i)
             wrong = f" ({name_of(class_names, label)})" if label is not None and label != pred else ""
-            titles.append(f"{name_of(class_names, pred)} {float(prob[i]):.2f}{wrong}")
+            titles.append(f"{explained.caption(i, column, class_names)} {float(prob[i]):.2f}{wrong}")
         return titles
 
     def captions(
@@ -137,11 +140,12 @@ class Gallery:
         numbers, target = statistics(S), explained.targets[view]
         prob, titles, captions = explained.prob(target), self.titles(explained, context.class_names), []
         for i, index in enumerate(explained.ids):
-            label, about = self.label(explained, i), name_of(context.class_names, int(target[i]))
+            true = [name_of(context.class_names, label) for label in explained.labels(i)]
+            about = explained.caption(i, int(target[i]), context.class_names)
             parts = [f"#{index}"] if index >= 0 else []  # unknown where the loader shuffles
             parts.append(f"predicted {titles[i]}")
-            if label is not None:
-                parts.append(f"true {name_of(context.class_names, label)}")
+            if true:
+                parts.append(f"true {', '.join(true)}")
             parts.append(f"shown {about} {float(prob[i]):.2f}")
             parts.append(" ".join(f"{name} {float(numbers[name][i]):.3g}" for name in ("max", "mass", "entropy")))
             parts += ["map is constant"] if numbers["degenerate"][i] else []

@@ -12,7 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output
+from interpretable_training.batches.read import Key, LabelKey, check_keys
 from interpretable_training.callbacks.watching.budget import Budget
+from interpretable_training.tasks.base import Task
+from interpretable_training.tasks.choose import task_named
+from interpretable_training.tasks.network import Chosen, check_network
 
 Images = str | Sequence[int] | DataLoader | Dataset | Callable[[L.Trainer], Any]
 Stages = Sequence[Literal["fit", "validate", "test"]]
@@ -30,16 +34,21 @@ class WatchOptions:
     stages: Stages
     on_error: OnError
     budget: Budget | float | None
-    network: str | None
+    network: Chosen
     output: Output
-    image_key: int | str | None
-    label_key: int | str | None
+    image_key: Key
+    label_key: LabelKey
     class_names: Sequence[str] | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
     seed: int
+    task: str | Task = "auto"
+    channels: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        task_named(self.task)
+        check_keys(self.image_key, self.label_key)
+        check_network(self.network)
         if isinstance(self.images, str):
             one_of("images", self.images, "panel")
         for stage in self.stages:
@@ -60,6 +69,7 @@ class WatchOptions:
     def panel_key(self) -> Hashable:
         """Return a key that is equal for callbacks that explain the same images of the same network."""
         names = ("images", "network", "output", "image_key", "label_key", "class_names", "mean", "std", "seed")
+        names += ("task", "channels")
         return (self.count, *(hashable(getattr(self, name)) for name in names))
 
 

@@ -7,7 +7,7 @@ and in each explanation step the session computes the maps of a method on a batc
 import math
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -120,9 +120,7 @@ class WatchSession:
             if panel is None or (not panel.batches and trainer.global_rank > 0):
                 return None
             context = build_context(trainer, pl_module, panel, options)
-        network = pl_module.get_submodule(context.network_name)
-        if network is not context.network:  # the project has replaced it
-            context = replace(context, network=network)
+        context = context.of_module(pl_module)
         self.contexts[self._key(options)] = context
         return context
 

@@ -13,6 +13,7 @@ from interpretable_training.attribution.core.auto_layer import candidates
 from interpretable_training.attribution.core.base import GradientCAM
 from interpretable_training.attribution.core.map_operations import degenerate
 from interpretable_training.attribution.core.prepared_model import prepare, prepare_model
+from interpretable_training.batches.read import Picked
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explanation_memo import explain_images
 from interpretable_training.report.journal import png
@@ -28,12 +29,10 @@ def probe(
     """Explain a few images, and return lines about layers, failures and costs."""
     picked = next(iter(context.batches(trainer, PROBED)))[1]
     n = min(n, context.size(trainer))
-    lines = [("layer", text) for text in layers(context, methods, picked.images)]
-    target = "pred" if target in ("label", "both") and picked.target is None else target
-    options = context.options.output, context.multilabel
-    explain_images(methods, context.network, picked.images, picked.target, target, *options)  # the first run is slower
+    lines = [("layer", text) for text in layers(context, methods, picked)]
+    explain_images(methods, context.reading, picked, target)  # the first run is slower
     start = time.perf_counter()
-    explained = explain_images(methods, context.network, picked.images, picked.target, target, *options)
+    explained = explain_images(methods, context.reading, picked, target)
     seconds = (time.perf_counter() - start) * n / len(picked.images)
     maps = [(name, S) for view in explained.maps.values() for name, S in view.items()]
     flat = {name: int(degenerate(S).sum()) for name, S in maps}
@@ -46,13 +45,16 @@ def probe(
     return [*lines, ("an explanation step", cost)]
 
 
-def layers(context: RunContext, methods: Mapping[str, Attribution], images: Tensor) -> list[str]:
+def layers(context: RunContext, methods: Mapping[str, Attribution], picked: Picked) -> list[str]:
     """Return the layers of the methods that have layers, with their grids."""
     cams = {name: cam for name, cam in methods.items() if isinstance(cam, GradientCAM)}
     if not cams:
         return []
-    with prepare_model(context.network, context.options.output) as prepared:
-        ready = prepare(prepared, images[:1])
+    reading = context.reading
+    with prepare_model(reading.network, reading.of_batches if reading.together else reading.output) as prepared:
+        row = picked.rows(slice(1))
+        prepared = prepared if reading.together else reading.bind(prepared, row)[0]
+        ready = prepare(prepared, row.images)
         grids = {c.name: c for c in candidates(prepared, ready)}
         by_layer: dict[str, list[str]] = {}
         for name, cam in cams.items():
@@ -78,6 +80,7 @@ def context_lines(context: RunContext, pl_module: L.LightningModule) -> list[Lin
     name = context.network_name or "the LightningModule itself"
     return [
         ("network", f"{name} ({type(context.network).__name__}) of {type(pl_module).__name__}"),
+        *context.facts,
         ("batches", str(context.first)),
         ("images", context.panel.source),
         ("classes", context.class_source),

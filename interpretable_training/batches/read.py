@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from .collate import IMAGE_KEYS, collated, floats, last_name
 
 ANNOTATIONS = (  # what batches may carry
     *("mask", "boxes", "shortcut_mask", "ignore_mask", "not_here", "box_target", "mask_target", "cue", "group"),
 )
 
-IMAGE_KEYS = ("image", "images", "pixel_values", "img", "input", "inputs", "x", "data")
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "pixel_mask", "pixel_attention_mask")
 LABEL_KEYS = ("target", "targets", "label", "labels", "class", "y")
-Key = int | str | None  # in this order: from a command line "1" is a number
+Key = int | str | Callable[[Any], Any] | None  # in this order: from a command line "1" is a number
+LabelKey = Key | Literal[False]
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Picked:
 
     images: Tensor
     target: Tensor | None
-    image_key: Key  # None: the batch is the images
-    label_key: Key
+    image_key: int | str | None  # None: the batch is the images
+    label_key: int | str | None
     rest: dict[str, Any]  # the other entries, by name
 
     def rows(self, part: slice) -> "Picked":
@@ -40,12 +43,25 @@ class Picked:
         return self.images, self.target
 
     def __str__(self) -> str:
-        target = "no labels" if self.target is None else f"labels from {self.label_key!r}"
-        image = "the batch itself" if self.image_key is None else repr(self.image_key)
+        target = "no labels" if self.target is None else f"labels from {_named(self.label_key)}"
+        image = "the batch itself" if self.image_key is None else _named(self.image_key)
         return f"images {tuple(self.images.shape[1:])} from {image}, {target}"
 
 
-def pick(batch: Any, image_key: Key = None, label_key: Key = None, strict: bool = False) -> Picked:
+def check_keys(image_key: Key, label_key: LabelKey) -> None:
+    """Raise a TypeError for keys that no batch has."""
+    for name, key in (("image_key", image_key), ("label_key", label_key)):
+        off = name == "label_key" and key is False
+        if (
+            not off
+            and key is not None
+            and (isinstance(key, bool) or not (isinstance(key, (int, str)) or callable(key)))
+        ):
+            hint = " or False for no labels" if name == "label_key" else ""
+            raise TypeError(f"expected {name} as a name, an index, a function of the batch{hint}, got {key!r:.100}.")
+
+
+def pick(batch: Any, image_key: Key = None, label_key: LabelKey = None, strict: bool = False) -> Picked:
     """Return images (B, C, H, W) and labels of a batch of any kind: a tensor, tuple, dict, dataclass or object.
 
     >>> pick({"pixel_values": images, "labels": target}).label_key
@@ -53,10 +69,10 @@ def pick(batch: Any, image_key: Key = None, label_key: Key = None, strict: bool 
 
     Args:
         batch: what a loader returned.
-        image_key: name or index of the images, "outer.inner" of those in another entry; by default the usual names,
-            else the first tensor of three or more dimensions that holds floating numbers.
-        label_key: name or index of the labels; by default the usual names, else the first other tensor with one
-            row per image, of integers or of a 0 or 1 per class.
+        image_key: name or index of the images, "outer.inner" of those in another entry, or a function of the batch; by
+            default the usual names, else the first tensor of three or more dimensions that holds floating numbers.
+        label_key: name or index of the labels, or a function of the batch; False for none; by default the usual names,
+            else the first other tensor with one row per image, of integers or of a 0 or 1 per class.
         strict: refuse a batch with several candidates instead of taking the first, and return the target as it is.
             This is for training and measuring. Usual names and the order of a pair leave no choice.
 
@@ -64,16 +80,44 @@ def pick(batch: Any, image_key: Key = None, label_key: Key = None, strict: bool 
         TypeError: where images are missing, and where `strict` refuses.
         KeyError: where the batch does not have a given key.
     """
-    if isinstance(batch, Tensor):
+    check_keys(image_key, label_key)
+    batch = collated(batch)
+    if isinstance(batch, Tensor) and not callable(image_key) and not callable(label_key):
         return Picked(batch, None, None, None, {})
-    entries = _entries(batch)
+    entries = (
+        {} if isinstance(batch, Tensor) else {name: floats(name, v, strict) for name, v in _entries(batch).items()}
+    )
+    for name, key in (("image", image_key), ("label", label_key)):
+        if callable(key):
+            entries[CALLED + name] = _of_function(key, batch, f"{name}_key")
     find = _strict_keys if strict else _likely_keys
-    image_key, label_key = find(batch, entries, image_key, label_key)
-    target = None if label_key is None else entries[label_key]
+    wanted = CALLED + "image" if callable(image_key) else image_key
+    likely, label = find(batch, entries, wanted, CALLED + "label" if callable(label_key) else label_key or None)
+    label = None if label_key is False else label
+    target = None if label is None else entries[label]
     if target is not None and not strict:
         target = _as_labels(target)
-    rest = {_last(key): value for key, value in entries.items() if key not in (image_key, label_key)}
-    return Picked(entries[image_key], target, image_key, label_key, rest)
+    images = entries[likely]
+    rest = {
+        last_name(key): value for key, value in entries.items() if key not in (likely, label) and value is not images
+    }
+    return Picked(images, target, likely, label, rest)
+
+
+CALLED = "a function: "  # in the key of an entry that a function returned
+
+
+def _of_function(key: Callable[[Any], Any], batch: Any, option: str) -> Tensor:
+    """Return what a function of the user's reads in a batch; raise an error unless it is a tensor."""
+    value = key(batch)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"expected {option}= as a function that returns a tensor of the batch, got {_kind(value)}.")
+    return value
+
+
+def _named(key: Any) -> str:
+    """Return a key in words."""
+    return "a function" if str(key).startswith(CALLED) else repr(key)
 
 
 def describe(batch: Any) -> str:
@@ -115,14 +159,11 @@ def _outer_entries(batch: Any) -> dict[Any, Any]:
     return dict(vars(batch)) if hasattr(batch, "__dict__") else {}
 
 
-def _last(key: Any) -> str:
-    """Return the name itself, without the names of what it is in."""
-    return str(key).rpartition(".")[2]
-
-
 def _usual_key(entries: dict[Any, Any], names: Sequence[str], fits: Callable[[Any], bool]) -> Any:
     """Return the key with the first of the usual names whose entry fits, or None."""
-    return next((key for name in names for key, value in entries.items() if _last(key) == name and fits(value)), None)
+    return next(
+        (key for name in names for key, value in entries.items() if last_name(key) == name and fits(value)), None
+    )
 
 
 def _looks_like_images(value: Any) -> bool:
@@ -133,7 +174,7 @@ def _looks_like_images(value: Any) -> bool:
 # The strict reading: nothing is guessed.
 
 
-def _strict_keys(batch: Any, entries: dict[Any, Any], image_key: Key, label_key: Key) -> tuple[Key, Key]:
+def _strict_keys(batch: Any, entries: dict[Any, Any], image_key: Any, label_key: Any) -> tuple[Any, Any]:
     """Return the only keys that images and target can have."""
     for key in (image_key, label_key):
         if key is not None and not _is_tensor(entries.get(key)):
@@ -191,7 +232,7 @@ def _not_a_pair(batch: Any) -> TypeError:
 # The lenient reading, for watching: the most likely entries.
 
 
-def _likely_keys(batch: Any, entries: dict[Any, Any], image_key: Key, label_key: Key) -> tuple[Key, Key]:
+def _likely_keys(batch: Any, entries: dict[Any, Any], image_key: Any, label_key: Any) -> tuple[Any, Any]:
     """Return the given keys, else those with usual names, else those of the first entries that fit."""
     image_key = _likely_key(entries, image_key, IMAGE_KEYS, _looks_like_images, "image_key")
     if image_key is None:
@@ -204,14 +245,14 @@ def _likely_keys(batch: Any, entries: dict[Any, Any], image_key: Key, label_key:
             f"expected floating point images (B, C, H, W) under {image_key!r} of the batch, got {_kind(images)}; "
             "pass image_key= with the name or index of the images."
         )
-    others = {key: value for key, value in entries.items() if key != image_key}
+    others = {key: v for key, v in entries.items() if key != image_key and last_name(key) not in MODEL_INPUTS}
 
     def labels(value: Any) -> bool:
         return isinstance(value, Tensor) and value.ndim in (1, 2) and len(value) == len(images) and _discrete(value)
 
     likely = _likely_key(others, label_key, LABEL_KEYS, labels, "label_key")
-    if label_key is None and likely is not None and _last(likely) not in LABEL_KEYS:
-        numbers = [v for k, v in others.items() if _last(k) in LABEL_KEYS and isinstance(v, Tensor) and v.ndim]
+    if label_key is None and likely is not None and last_name(likely) not in LABEL_KEYS:
+        numbers = [v for k, v in others.items() if last_name(k) in LABEL_KEYS and isinstance(v, Tensor) and v.ndim]
         if any(v.is_floating_point() and len(v) == len(images) for v in numbers):
             likely = None  # of a regression: what else the batch holds are no classes
     if likely is not None and not isinstance(others[likely], Tensor):
@@ -220,7 +261,7 @@ def _likely_keys(batch: Any, entries: dict[Any, Any], image_key: Key, label_key:
 
 
 def _likely_key(
-    entries: dict[Any, Any], given: Key, usual: Sequence[str], fits: Callable[[Any], bool], option: str
+    entries: dict[Any, Any], given: Any, usual: Sequence[str], fits: Callable[[Any], bool], option: str
 ) -> Any:
     """Return the key that is given, that has a usual name, or whose entry fits; None where nothing does."""
     if given is not None:
@@ -244,6 +285,9 @@ def _as_labels(target: Tensor) -> Tensor:
 
 def _advice(entries: dict[Any, Any]) -> str:
     """Return what to do where no entry looks like images."""
-    if any(isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim > 2 for value in entries.values()):
+    values = [value for value in entries.values() if isinstance(value, Tensor)]
+    if any(value.is_complex() for value in values):
+        return "complex numbers have no picture: pass image_key= with a function that returns their magnitude."
+    if any(value.dtype == torch.uint8 and value.ndim > 2 for value in values):
         return "convert bytes to floats in the data set or its transform, as the network gets them."
     return "pass image_key= with their name or index."

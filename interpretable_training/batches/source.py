@@ -20,7 +20,7 @@ from torch.utils.data import (
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.state import same_state
 
-from .read import ANNOTATIONS, describe, pick
+from .read import ANNOTATIONS, Picked, describe, pick
 
 Split = Literal["val", "test"]
 BATCH = 32  # images, where the data do not come in batches
@@ -66,30 +66,29 @@ class BatchSource:
         self, wanted: Callable[[int], bool]
     ) -> Iterator[tuple[int, list[int], Tensor, Tensor | None, dict[str, Any]]]:
         """Yield the same as `read` with the annotations of the batch, such as masks and boxes."""
+        for number, indices, picked in self.read_picked(wanted):
+            yield number, indices, picked.images, picked.target, annotations_of(picked.rest)
+
+    def read_picked(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Picked]]:
+        """Yield number, indices, and all entries of each batch for which `wanted(number)` is true."""
         if self.plan is None:
             yield from self._stream(wanted)
             return
         numbers = [number for number in range(len(self.plan)) if wanted(number)]
         with same_state(self.source.dataset, self.source.collate_fn):
             for number, batch in zip(numbers, again(self.source, [self.plan[number] for number in numbers])):
-                picked = pick(batch, strict=True)
-                yield number, self.plan[number], picked.images, picked.target, annotations_of(picked.rest)
+                yield number, self.plan[number], pick(batch, strict=True)
 
-    def _stream(
-        self, wanted: Callable[[int], bool]
-    ) -> Iterator[tuple[int, list[int], Tensor, Tensor | None, dict[str, Any]]]:
+    def _stream(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Picked]]:
         seen = 0
         for number, batch in enumerate(self.source):
             picked = pick(batch, strict=True)
-            images, target, annotations = picked.images, picked.target, annotations_of(picked.rest)
-            if self.max_images is not None and seen + len(images) > self.max_images:
-                left = self.max_images - seen
-                images, target = images[:left], None if target is None else target[:left]
-                annotations = {name: value[:left] for name, value in annotations.items()}
-            indices = list(range(seen, seen + len(images)))
-            seen += len(images)
-            if len(images) and wanted(number):
-                yield number, indices, images, target, annotations
+            if self.max_images is not None and seen + len(picked.images) > self.max_images:
+                picked = picked.rows(slice(self.max_images - seen))
+            indices = list(range(seen, seen + len(picked.images)))
+            seen += len(picked.images)
+            if len(picked.images) and wanted(number):
+                yield number, indices, picked
             if seen == self.max_images:
                 return
 
@@ -145,4 +144,9 @@ def annotations_of(entries: Any) -> dict[str, Any]:
     """Return the annotations among the entries of a batch: tensors, or lists with one tensor for each image."""
     if not isinstance(entries, Mapping):
         return {}
-    return {name: entries[name] for name in ANNOTATIONS if isinstance(entries.get(name), (Tensor, list, tuple))}
+    known = {name: entries[name] for name in ANNOTATIONS if isinstance(entries.get(name), (Tensor, list, tuple))}
+    masks = ("mask", "shortcut_mask", "ignore_mask")
+    return {
+        n: v[:, 0] if n in masks and isinstance(v, Tensor) and v.ndim == 4 and v.shape[1] == 1 else v
+        for n, v in known.items()
+    }

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -14,6 +13,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 import interpretable_training.attribution as attribution
 from interpretable_training.attribution import Attribution
 from interpretable_training.attribution.core.base import name_methods
+from interpretable_training.batches.read import Picked
 from interpretable_training.callbacks.watching.explanation_memo import explain_images
 from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
 from interpretable_training.callbacks.watching.image_logging import Gallery, as_bytes
@@ -23,6 +23,7 @@ from interpretable_training.files import save_picture
 from interpretable_training.mistakes import MistakeError, closest, require_writable
 from interpretable_training.report.journal import Journal, safe_name
 from interpretable_training.report.page import write_report
+from interpretable_training.tasks.network import plain_reading
 from interpretable_training.visual.overlay import overlay
 from interpretable_training.visual.sheet import draw_sheet
 
@@ -64,15 +65,15 @@ def explain_pictures(
     chosen = name_methods([method_of(name) for name in methods])
     require_writable(output)
     subject = find_subject(model, pretrained, class_names)
-    wanted = target_of(target, subject)
+    wanted, reading = target_of(target, subject), plain_reading(subject.network, None, subject.multilabel)
     gallery, names = Gallery(chosen, "image"), overlay_names(files)
     shown: list[Explained] = []
     bar = tqdm(desc="explain", unit=" pictures", total=len(files))
     size = BATCH if len(files) > BATCH else 1  # so that the bar moves where a method takes long
     for batch in batches(files, subject, size):
         indices, pictures = zip(*batch)
-        options: dict[str, Any] = {"multilabel": subject.multilabel, "ids": list(indices)}
-        explained = explain_images(chosen, subject.network, torch.stack(pictures), None, wanted, **options)
+        picked = Picked(torch.stack(pictures), None, None, None, {})
+        explained = explain_images(chosen, reading, picked, wanted, list(indices))
         for reason in explained.errors.values():
             sys.stderr.write(f"{reason}\n")
         for index, title in zip(indices, gallery.titles(explained, subject.class_names)):

@@ -73,6 +73,11 @@ def collate(items: list[Any]) -> Any:
 
     The padding is NaN for boxes and -1 for `box_target`; every image has at least one row.
     """
+    if isinstance(items[0], tuple) and isinstance(
+        items[0][1], Mapping
+    ):  # of a detector: boxes in a dict for each image
+        images, targets = zip(*items)
+        return default_collate(list(images)), list(targets)
     if not (isinstance(items[0], Mapping) and "boxes" in items[0]):
         return default_collate(items)
     per_box = {"boxes": torch.nan, "box_target": -1}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,16 +24,26 @@ PIXELS = 2**20  # rendered at once: what stays in the cache is drawn faster
 class Shapes(Dataset):
     """Images and targets held in memory, normalized when read; annotated ones are dicts."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        self.tensors = dict(tensors)
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        task: str = "classification",
+    ) -> None:
+        self.tensors, self.task = dict(tensors), task
         self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
     def __len__(self) -> int:
         return len(self.tensors["target"])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | dict[str, Tensor | int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any] | dict[str, Tensor | int]:
         item: dict[str, Tensor] = {name: values[index] for name, values in self.tensors.items()}
         image, target = (item["image"] / 255 - self.mean) / self.std, int(item["target"])
+        if self.task == "segmentation":
+            return image, (1 + target) * item["mask"].long()
+        if self.task == "detection":
+            return image, {"boxes": item["boxes"], "labels": torch.tensor([1 + target])}  # type: ignore[return-value]
         return {**item, "image": image, "target": target} if "mask" in item else (image, target)
 
 
@@ -70,9 +80,9 @@ class ShapesDataModule(SeededDataModule):
             are NaN.
         repeat_annotated: How often each annotated training image is in an epoch, for training methods that need
             annotations; the epoch becomes longer.
+        task: The target is the class; or, with the background as class 0, the class of each pixel (H, W) for
+            "segmentation", or a dict of `boxes` (1, 4) and `labels` (1,) for "detection".
     """
-
-    num_classes = len(SHAPES)
 
     def __init__(
         self,
@@ -90,6 +100,7 @@ class ShapesDataModule(SeededDataModule):
         cue: Literal["mark", "background"] = "mark",
         annotated: float = 1.0,
         repeat_annotated: int = 1,
+        task: Literal["classification", "segmentation", "detection"] = "classification",
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -105,7 +116,13 @@ class ShapesDataModule(SeededDataModule):
         self.counts = {"train": n_train, "val": n_val, "test": n_test}
         self.annotations, self.annotated, self.repeat_annotated = annotations, annotated, repeat_annotated
         self.shortcut, self.shortcut_val, self.cue = shortcut, shortcut_val, cue
-        self.class_names = list(SHAPES)
+        if task not in ("classification", "segmentation", "detection"):
+            raise ValueError(f"expected task 'classification', 'segmentation' or 'detection', got {task!r}.")
+        self.task, dense = task, task != "classification"
+        if dense and (annotations or shortcut or repeat_annotated > 1):
+            raise ValueError(f"expected annotations, shortcuts and repeats with task='classification', got {task!r}.")
+        self.class_names = ["background"] * dense + list(SHAPES)
+        self.num_classes = len(self.class_names)
         self.cue_names = list(TEXTURES) if cue == "background" else [*(f"mark of {name}" for name in SHAPES), "none"]
         self.mean, self.std = (MEAN, STD) if channels == 3 else (MEAN[:1], STD[:1])
 
@@ -117,7 +134,8 @@ class ShapesDataModule(SeededDataModule):
         """Draw the images of one split."""
         chunks = [self.draw_chunk(split, start) for start in range(0, self.counts[split], CHUNK)]
         drawn = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        return Shapes(repeat_rows(drawn, self.repeat_annotated if split == "train" else 1), self.mean, self.std)
+        drawn = repeat_rows(drawn, self.repeat_annotated if split == "train" else 1)
+        return Shapes(drawn, self.mean, self.std, self.task)
 
     def draw_chunk(self, split: str, start: int) -> dict[str, Tensor]:
         """Draw up to CHUNK images; random numbers always for CHUNK, so that counts change no image."""
@@ -136,6 +154,8 @@ class ShapesDataModule(SeededDataModule):
         if self.channels == 1:
             images = torch.einsum("nchw,c->nhw", images.float(), LUMA).round().byte()[:, None]
         drawn = {"image": images, "target": scene.label}
+        if self.task != "classification":
+            drawn |= {"mask": mask, "boxes": boxes[:, None]}
         if self.annotations:
             hidden = torch.rand(CHUNK, generator=self.generator(split, start, "annotated"))[:n] >= self.annotated
             hidden &= torch.tensor(split == "train")

@@ -10,7 +10,7 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 from interpretable_training.attribution import FakeCAM, RandomMap
-from interpretable_training.attribution.core.base import Attribution, name_methods, of_package
+from interpretable_training.attribution.core.base import Attribution, Methods, name_methods, of_package
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output, same_generators, unwrap
 from interpretable_training.attribution.core.ranges import check_normalization, check_ranges
@@ -18,6 +18,8 @@ from interpretable_training.attribution.core.sharded_parameters import is_sharde
 from interpretable_training.batches.source import BatchSource, Split
 from interpretable_training.metrics.core.base import Fact, ImageMetric, as_tuple
 from interpretable_training.metrics.network_dissection import UnitIoU
+from interpretable_training.tasks.base import Task
+from interpretable_training.tasks.choose import task_named
 
 from .cache import Cache, Part
 from .ranks import Peers
@@ -30,7 +32,7 @@ CONTROLS: dict[str, Attribution] = {"fakecam": FakeCAM(), "random": RandomMap()}
 @same_generators()
 def evaluate(
     model: nn.Module,
-    methods: Attribution | Mapping[str, Attribution] | Sequence[Attribution],
+    methods: Methods,
     metrics: ImageMetric | Mapping[str, ImageMetric] | Sequence[ImageMetric],
     data: Any,
     target: Literal["label", "pred", "least"] = "label",
@@ -43,6 +45,7 @@ def evaluate(
     std: Sequence[float] | None = None,
     multilabel: bool | None = None,
     output: Output = None,
+    task: str | Task = "auto",
     chunk_size: int | None = None,
     cache: str | Path | None = None,
     resamples: int = 2000,
@@ -65,8 +68,9 @@ def evaluate(
     ['gradcam', 'layercam', 'fakecam', 'random']
 
     Args:
-        model: any classifier; it runs on the device on which it is and stays as it is.
-        methods: name -> method, or a list, whose names are those of the classes in lower case.
+        model: any network or LightningModule; it runs on the device on which it is and stays as it is.
+        methods: name -> method, or a list, whose names are those of the classes in lower case; names such as "GradCAM"
+            stand for methods with their defaults.
         metrics: name -> metric, or a list, whose names are those of the classes in snake case.
         data: a data module, a loader, a data set, (images, target) or an iterable of batches.
         target: the class that is explained and scored: the "label", the predicted ("pred") or "least" likely one.
@@ -79,6 +83,7 @@ def evaluate(
         multilabel: whether targets (B, N) hold a 0 or 1 per class: each positive class of an image is a row, scored by
             its sigmoid; by default what the data module says, else no.
         output: which part of the model's output are the logits.
+        task: what the model is for, by name or as a `Task`; "auto" finds it in what the model returns.
         chunk_size: images per pass; by default what suits the device and the image size.
         cache: a folder that keeps what is done; an evaluation with the same folder goes on from there.
         resamples: how often the bootstrap draws.
@@ -105,8 +110,9 @@ def evaluate(
             raise ValueError(f"expected at least one method, and a reference among {list(named)}, got {first!r}.")
         normalization = source.mean if mean is None else mean, source.std if std is None else std
         measured = _adapted(name_metrics(metrics), *normalization, multilabel)
-        work = EvaluationRun(model, named, measured, target, multilabel, output, chunk_size)
+        work = EvaluationRun(model, named, measured, target, multilabel, output, chunk_size, task)
         facts = {**work.facts(), "images": max_images, "split": split, "seed": seed}
+        task_named(task)
         parts, complete = work.run(source, Cache(cache, facts, work.passports(), source), progress, peers)
     return table_of(parts, measured, facts, first, list(added), complete, resamples, seed)
 

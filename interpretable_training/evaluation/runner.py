@@ -1,6 +1,7 @@
 """Run of `evaluate`: explain and score each batch, and store the numbers of each image."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,13 +12,17 @@ from interpretable_training.attribution import degenerate
 from interpretable_training.attribution.core.base import Attribution, full
 from interpretable_training.attribution.core.checksum import checksum
 from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model, unwrap
-from interpretable_training.batches.source import BatchSource
+from interpretable_training.batches.read import Picked
+from interpretable_training.batches.source import BatchSource, annotations_of
 from interpretable_training.metrics.core.base import Fact, ImageMetric, described
 from interpretable_training.metrics.core.inputs import check_images
 from interpretable_training.metrics.core.regions import of_class, rows_of
 from interpretable_training.metrics.core.rescoring import ScoredBatch, in_unit_range, scores_of
+from interpretable_training.tasks.base import Task
+from interpretable_training.tasks.network import Reading, read_model
 
 from .cache import Cache, Part
+from .parts import has_labels, joined_parts, move_tensors, refuse_metrics, rows_of_maps
 from .ranks import Peers
 from .restricted_maps import Restricted, at_regions, explain_regions
 from .warn_caller import warn_caller
@@ -35,9 +40,12 @@ class EvaluationRun:
         multilabel: bool,
         output: Output,
         chunk_size: int | None,
+        task: str | Task = "auto",
+        reading: Reading | None = None,
     ) -> None:
         self.model, self.methods, self.metrics, self.target = model, methods, metrics, target
         self.multilabel, self.output, self.chunk_size = multilabel, output, chunk_size
+        self.task, self.reading = task, reading
 
     def facts(self) -> dict[str, Fact]:
         """Return what decides the numbers, besides the metrics."""
@@ -50,7 +58,8 @@ class EvaluationRun:
             "weights": checksum(*module.parameters(), *module.buffers()),
             "output": output,
         }
-        return {**model, "target": self.target, "multilabel": self.multilabel, **methods}
+        task = self.task if isinstance(self.task, str) else repr(self.task)
+        return {**model, "target": self.target, "multilabel": self.multilabel, "task": task, **methods}
 
     def passports(self) -> dict[str, dict[str, Fact]]:
         return {name: metric.passport() for name, metric in self.metrics.items()}
@@ -63,13 +72,11 @@ class EvaluationRun:
         bar = tqdm(desc="evaluate", unit=" images", total=source.size(), disable=not progress or rank > 0)
         bar.update(sum(len(part.images) for part in parts) * world)
         try:
-            for number, indices, images, target, annotations in source.read_annotated(
-                lambda n: n not in done and n % world == rank
-            ):
+            for number, indices, picked in source.read_picked(lambda n: n not in done and n % world == rank):
                 if peers.stopped():
                     break
                 check = not any(len(part.images) for part in parts)
-                part = self.measure(number, indices, images, target, check, annotations)
+                part = self.measure(number, indices, picked, check)
                 cache.keep(part)
                 parts.append(part)
                 bar.update(len(indices) * world)
@@ -89,10 +96,8 @@ class EvaluationRun:
         self,
         number: int,
         indices: list[int],
-        images: Tensor,
-        target: Tensor | None,
+        picked: Picked,
         check: bool,
-        annotations: Mapping[str, Any] | None = None,
         explained: tuple[Tensor, Mapping[str, Tensor]] | None = None,
     ) -> Part:
         """Return the numbers of one batch.
@@ -100,33 +105,100 @@ class EvaluationRun:
         Args:
             number: of the batch.
             indices: of its images.
-            images: (B, C, H, W).
-            target: labels, or None.
+            picked: its images, labels and other entries.
             check: whether to refuse a model that returns no numbers at all.
-            annotations: what `annotations_of` returns for the batch.
             explained: classes (B,) and raw maps (B, H, W) of the methods, from a caller that has them already.
         """
-        images = check_images(images)
-        device = next((p.device for p in self.model.parameters()), images.device)
-        ids, images, located = torch.tensor(indices), images.to(device), dict(annotations or {})
-        if self.target == "label":
-            ids, images, classes, located = self._labeled(ids, images, target, located)
+        check_images(picked.images)
+        device = next((p.device for p in self.model.parameters()), picked.images.device)
+        picked = move_tensors(picked, device)
+        ids, sample = torch.tensor(indices), None
+        if self.reading is None:
+            reading = read_model(self.model, picked, self.output, self.task, self.multilabel or None)
+            self.reading, sample = replace(reading, sample=None), reading.sample
+            refuse_metrics(self.reading.task, self.metrics)
+        if self.reading.together:
+            return self._measure_together(number, ids, picked, check, explained, sample)
+        parts = []
+        with prepare_model(self.reading.network, self.reading.output) as prepared:
+            for i in range(len(ids)):
+                row = picked.rows(slice(i, i + 1))
+                shared = None if explained is None else rows_of_maps(explained, i)
+                parts.append(self._measure_one(number, ids[i : i + 1], row, check and not parts, shared, prepared))
+        return joined_parts(parts)
+
+    def _measure_one(
+        self,
+        number: int,
+        ids: Tensor,
+        row: Picked,
+        check: bool,
+        explained: tuple[Tensor, Mapping[str, Tensor]] | None,
+        prepared: PreparedModel,
+    ) -> Part:
+        """Return the numbers of one image whose scores follow a reference, or that has other inputs."""
+        assert self.reading is not None
+        bound, followed, example = self.reading.bind(prepared, row)
+        target: Tensor | str = self.target if explained is None else explained[0]
+        if target == "label" and explained is None:
+            column = self.reading.task.label(followed, example)
+            if column is None and has_labels(self.reading.task):
+                return Part(number, ids[:0], torch.zeros(0, dtype=torch.long))
+            target = "pred" if column is None else torch.tensor([column])
+        return self._measure_prepared(
+            bound, number, ids, row.images, target, annotations_of(row.rest), check, explained
+        )
+
+    def _measure_together(
+        self,
+        number: int,
+        ids: Tensor,
+        picked: Picked,
+        check: bool,
+        explained: tuple[Tensor, Mapping[str, Tensor]] | None,
+        sample: Any,
+    ) -> Part:
+        assert self.reading is not None
+        images, located = picked.images, annotations_of(picked.rest)
+        target: Tensor | str = self.target if explained is None else explained[0]
+        if self.target == "label" and self.reading.task.name in ("classification", "multilabel"):
+            ids, images, classes, located = self._labeled(ids, images, picked.target, located)
             if not len(ids):
                 return Part(number, ids, classes)
-        with prepare_model(self.model, self.output) as prepared:
-            images = prepare(prepared, images)
-            with torch.no_grad():
-                output = prepared.run_fast(images)  # once, for the predicted class and the clean scores
-            target_of = classes if self.target == "label" else self.target if explained is None else explained[0]
-            chosen = prepared.resolve_in(output, target_of.to(device) if isinstance(target_of, Tensor) else target_of)
-            clean: dict[Hashable, Tensor] = {"images": scores_of(prepared, output, chosen)}
-            if check:
-                refuse_not_numbers(clean["images"], images)
-            methods = {name: at_regions(method, images, located) for name, method in self.methods.items()}
-            maps = explain_regions(methods, prepared, images, chosen) if explained is None else explained[1]
-            part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
-            for name, method in methods.items():
-                self._score(part, name, full(maps[name].to(device)), prepared, images, chosen, clean, method, located)
+            target = classes
+        elif self.target == "label" and explained is None:
+            target = "pred"  # what the task explains by default
+        with prepare_model(self.reading.network, self.reading.of_batches) as prepared:
+            sample = sample if len(images) == len(picked.images) else None
+            return self._measure_prepared(prepared, number, ids, images, target, located, check, explained, sample)
+
+    def _measure_prepared(
+        self,
+        prepared: PreparedModel,
+        number: int,
+        ids: Tensor,
+        images: Tensor,
+        target: Tensor | str,
+        located: dict[str, Any],
+        check: bool,
+        explained: tuple[Tensor, Mapping[str, Tensor]] | None,
+        sample: Any = None,
+    ) -> Part:
+        """Return the numbers of images that a prepared model scores; `sample` is its output if it is known."""
+        images = prepare(prepared, images)
+        device = images.device
+        prepared.rows[0] = len(images)
+        with torch.no_grad():  # once, for the predicted class and the clean scores
+            output = prepared.run_fast(images) if sample is None else sample
+        chosen = prepared.resolve_in(output, target.to(device) if isinstance(target, Tensor) else target)
+        clean: dict[Hashable, Tensor] = {"images": scores_of(prepared, output, chosen)}
+        if check:
+            refuse_not_numbers(clean["images"], images)
+        methods = {name: at_regions(method, images, located) for name, method in self.methods.items()}
+        maps = explain_regions(methods, prepared, images, chosen) if explained is None else explained[1]
+        part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
+        for name, method in methods.items():
+            self._score(part, name, full(maps[name].to(device)), prepared, images, chosen, clean, method, located)
         return part
 
     def _score(

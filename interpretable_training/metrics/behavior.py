@@ -43,7 +43,7 @@ class PlainAccuracy(ImageMetric):
         chunk_size: images per pass; by default what suits the device and the image size.
     """
 
-    higher_is_better = True
+    needs_classes = higher_is_better = True
     formula = "1[argmax y(x) = c]"
     reads_maps = False
 
@@ -78,7 +78,7 @@ class RegionAccuracy(ImageMetric):
 
     left_out = "which have no annotated region, or nothing outside of it, or whose scores are not numbers"
     why_no_number = "have no annotated region, or nothing outside of it, or no scores of numbers, and are"
-    reads_maps = False
+    needs_classes, reads_maps = True, False
 
     def __init__(
         self,
@@ -235,7 +235,7 @@ class TopReplacedAccuracy(RescoringMetric):
         chunk_size: images per pass; by default what suits the device and the image size.
     """
 
-    higher_is_better = False
+    needs_classes, higher_is_better = True, False
     formula = "1[argmax y((1 - T) x + T r) = c], T: the highest pixels of S, of equals the first"
 
     def __init__(

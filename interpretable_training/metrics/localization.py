@@ -190,6 +190,7 @@ class OfficialMetric(RegionMetric):
         upstream: boxes as in the published code; see `Boxing`.
     """
 
+    needs_classes = True
     higher_is_better = False
     formula = "1 - max over B of v(B, box of S) 1[predicted class = c]"
 

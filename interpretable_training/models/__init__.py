@@ -3,6 +3,7 @@
 from .build import build_network
 from .ca_stream import CAStream
 from .cifar import CIFARMobileNetV2, CIFARResNet18
+from .dense import TinyDetector, TinyUNet
 from .recurrent import CNNLSTM, CNNBiLSTM
 from .tiny import TinyCNN, TinyViT
 
@@ -13,6 +14,8 @@ __all__ = [
     "CIFARResNet18",
     "CNNBiLSTM",
     "TinyCNN",
+    "TinyDetector",
+    "TinyUNet",
     "TinyViT",
     "build_network",
 ]

@@ -6,12 +6,15 @@ from typing import Any
 from torch import nn
 
 from .cifar import CIFARMobileNetV2, CIFARResNet18
+from .dense import TinyDetector, TinyUNet
 from .recurrent import CNNLSTM, CNNBiLSTM
 from .tiny import TinyCNN, TinyViT
 
 OURS: dict[str, type[nn.Module]] = {
     "tiny_cnn": TinyCNN,
     "tiny_vit": TinyViT,
+    "tiny_unet": TinyUNet,
+    "tiny_detector": TinyDetector,
     "cifar_resnet18": CIFARResNet18,
     "cifar_mobilenetv2": CIFARMobileNetV2,
     "cnn_lstm": CNNLSTM,
@@ -20,7 +23,7 @@ OURS: dict[str, type[nn.Module]] = {
 
 
 def build_network(name: str, num_classes: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build "tiny_cnn", "tiny_vit", "cifar_resnet18", "cifar_mobilenetv2", "cnn_lstm", "cnn_bilstm" or any of timm.
+    """Build one of `OURS`, such as "tiny_cnn" and "tiny_unet", or any of timm.
 
     >>> build_network("tiny_cnn", num_classes=2, width=8)(images).shape
     torch.Size([4, 2])

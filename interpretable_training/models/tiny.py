@@ -4,8 +4,12 @@ import torch
 from torch import Tensor, nn
 
 
-def _conv_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
-    """Return a convolution, batch norm and ReLU."""
+def conv_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+    """Return a convolution, batch norm and ReLU.
+
+    >>> conv_block(3, 4, stride=2)(torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 4, 4, 4])
+    """
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
@@ -27,10 +31,10 @@ class TinyCNN(nn.Module):
 
     def __init__(self, num_classes: int, channels: int = 3, width: int = 16) -> None:
         super().__init__()
-        self.stem = _conv_block(channels, width, stride=2)
-        self.stage1 = _conv_block(width, 2 * width, stride=1)
-        self.stage2 = nn.Sequential(_conv_block(2 * width, 4 * width, 2), _conv_block(4 * width, 4 * width, 1))
-        self.stage3 = nn.Sequential(_conv_block(4 * width, 4 * width, 2), _conv_block(4 * width, 4 * width, 1))
+        self.stem = conv_block(channels, width, stride=2)
+        self.stage1 = conv_block(width, 2 * width, stride=1)
+        self.stage2 = nn.Sequential(conv_block(2 * width, 4 * width, 2), conv_block(4 * width, 4 * width, 1))
+        self.stage3 = nn.Sequential(conv_block(4 * width, 4 * width, 2), conv_block(4 * width, 4 * width, 1))
         self.head = nn.Linear(4 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -5,13 +5,16 @@ from .classifier import Classifier
 from .guided_gradient_classifier import GuidedGradientClassifier
 from .last_layer import RetrainedHead, retrain_last_layer
 from .regressor import LifetimeScore, Regressor
+from .segmenter import Detector, Segmenter
 
 __all__ = [
     "CAStreamClassifier",
     "Classifier",
+    "Detector",
     "GuidedGradientClassifier",
     "LifetimeScore",
     "Regressor",
     "RetrainedHead",
+    "Segmenter",
     "retrain_last_layer",
 ]

@@ -1,7 +1,7 @@
 """Turn normalized images into pictures again, and find the normalization of a data set or network."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,12 +37,14 @@ class Colors:
         std: Divisor of each channel.
         source: Where the numbers come from, in words.
         guessed: Whether the numbers are unknown and each picture is spread over [0, 1] instead.
+        channels: Those shown as red, green and blue, counted from 1.
     """
 
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     source: str
     guessed: bool = False
+    channels: tuple[int, ...] | None = None
 
     def pictures(self, images: Tensor) -> Tensor:
         """Return images (B, C, ...) as pictures (B, 3, H, W) in [0, 1] on the CPU.
@@ -53,8 +55,9 @@ class Colors:
         images = images.detach().float().cpu()
         if images.ndim == 3:
             return torch.stack([_draw_signal(signal) for signal in images])
-        if images.ndim == 5:
-            images = images[:, :, images.shape[2] // 2]
+        if images.ndim == 5:  # of a video (B, T, C, H, W) the middle frame
+            frames = images.shape[1] not in (1, 3) and images.shape[2] in (1, 3)
+            images = images[:, images.shape[1] // 2] if frames else images[:, :, images.shape[2] // 2]
         if images.ndim != 4:
             raise ValueError(
                 f"expected images (B, C, H, W), volumes (B, C, D, H, W), signals (B, C, T), got {tuple(images.shape)}."
@@ -64,6 +67,8 @@ class Colors:
             images = (images - low) / (high - low).clamp(min=1e-12)
         elif self.mean is not None and self.std is not None:
             images = denormalize(images, self.mean, self.std)
+        if self.channels is not None:
+            images = images[:, [c - 1 for c in self.channels]]
         images = images if images.shape[1] in (1, 3) else images.mean(1, keepdim=True)
         return images.clamp(0, 1).expand(-1, 3, -1, -1)
 
@@ -92,10 +97,33 @@ def find_colors(
     data: Any = None,
     dataset: Any = None,
     module: nn.Module | None = None,
+    channels: Sequence[int] | None = None,
+) -> Colors:
+    """Find the normalization of `images` and check the channels that are shown; see `find_normalization`.
+
+    >>> find_colors(torch.rand(4, 5, 16, 16), channels=(3, 2, 1)).channels
+    (3, 2, 1)
+    """
+    colors = find_normalization(images, mean, std, data, dataset, module)
+    if channels is None:
+        return colors
+    C = images.shape[1]
+    if len(channels) not in (1, 3) or not all(isinstance(c, int) and 1 <= c <= C for c in channels):
+        raise ValueError(f"expected channels as three numbers from 1 to {C}, got {channels!r}.")
+    return replace(colors, channels=tuple(channels))
+
+
+def find_normalization(
+    images: Tensor,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    data: Any = None,
+    dataset: Any = None,
+    module: nn.Module | None = None,
 ) -> Colors:
     """Find the normalization of `images`: given, of the data module, of the data set's transforms, or of the network.
 
-    >>> find_colors(torch.rand(4, 3, 16, 16)).source
+    >>> find_normalization(torch.rand(4, 3, 16, 16)).source
     'images lie in [0, 1]'
 
     Args:
@@ -111,6 +139,8 @@ def find_colors(
     if mean is not None and std is not None:
         return Colors(_floats(mean), _floats(std), "given")
     normalization = _mean_and_std(data)
+    if normalization is not None and _far_off(images, normalization):
+        normalization = None  # of bytes, such as 0 and 255 where the batch is in [0, 1] already
     if normalization is not None:
         return Colors(*normalization, f"mean and std of {type(data).__name__}")
     for holder in (dataset, data):
@@ -160,6 +190,12 @@ def _floats(values: Any) -> tuple[float, ...]:
 def _within(images: Tensor) -> bool:
     """Whether the images lie in [0, 1]."""
     return float(images.min()) >= -SLACK and float(images.max()) <= 1 + SLACK
+
+
+def _far_off(images: Tensor, normalization: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
+    """Whether mean and std bring most of an image out of [0, 1], as those of bytes do."""
+    mean, std = (torch.tensor(v).mean() for v in normalization)
+    return float((images.float().mean() * std + mean).abs()) > 2
 
 
 def _plausible(images: Tensor, normalization: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:

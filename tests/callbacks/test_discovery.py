@@ -13,8 +13,9 @@ from torchvision.transforms import v2
 
 from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import ExplanationLogger, InterpretabilityMetrics
-from interpretable_training.callbacks.watching.discovery import find_class_names, find_network
+from interpretable_training.callbacks.watching.discovery import find_class_names
 from interpretable_training.metrics import AverageDrop
+from interpretable_training.tasks import find_network
 from interpretable_training.visual.colors import find_colors
 
 X, Y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
@@ -82,16 +83,16 @@ NETWORKS = {
 def test_which_network_is_found(case):
     make, name = NETWORKS[case]
     module = make()
-    results, network = find_network(module, torch.rand(2, 3, 16, 16))
-    assert results == name
-    assert network is (module if name == "" else getattr(module, name))
+    reading = find_network(module, torch.rand(2, 3, 16, 16))
+    assert reading.name == name
+    assert reading.network is (module if name == "" else getattr(module, name))
 
 
 def test_two_networks_need_a_name():
     module = Bare(student=small_network(), teacher=small_network(seed=1))
     with pytest.raises(ValueError, match=r"got \['student', 'teacher'\].*pass network="):
         find_network(module, X)
-    assert find_network(module, X, "teacher") == ("teacher", module.teacher)
+    assert find_network(module, X, "teacher").network is module.teacher
     with pytest.raises(ValueError, match=r"got 'teachr'; closest: \['teacher', "):
         find_network(module, X, "teachr")
 
@@ -108,7 +109,7 @@ def test_outputs_that_are_said(output):
             return (images, logits) if output == 1 else {"embedding": images, "scores": logits}
 
     module = Bare(model=Tells())
-    assert find_network(module, X, output=output)[0] == "model"
+    assert find_network(module, X, output=output).name == "model"
 
 
 def test_two_watchers_of_two_networks_live_together(tmp_path):

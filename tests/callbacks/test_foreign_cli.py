@@ -45,6 +45,8 @@ VALUES = {
     "mean": ([0.5, 0.4], [0.5, 0.4]),
     "std": ([0.2, 0.3], [0.2, 0.3]),
     "seed": (7, 7),
+    "task": ("embedding", "embedding"),
+    "channels": ([3, 2, 1], [3, 2, 1]),
     "target": ("least", "least"),
     "ExplanationLogger.output": (1, 1),
     "ExplanationLogger.target": (3, 3),
@@ -185,7 +187,7 @@ COMMON = {
     "network",
     "output",
 }
-COMMON |= {"image_key", "label_key", "class_names", "mean", "std", "seed"}
+COMMON |= {"image_key", "label_key", "class_names", "mean", "std", "seed", "task", "channels"}
 WATCHING = ["ExplanationAlarms", "ExplanationDrift", "ExplanationLogger", "InterpretabilityMetrics", "Watcher"]
 
 

@@ -138,7 +138,7 @@ def look_of(ids):
     maps = {"pred": {"gradcam": torch.rand(9, 4, 4, generator=torch.Generator().manual_seed(0))[ids]}}
     n = len(ids)
     targets = {"pred": torch.zeros(n, dtype=torch.long)}
-    return Explained(ids, torch.zeros(n, 3, 4, 4), None, torch.zeros(n, 3), False, targets, maps)
+    return Explained(ids, torch.zeros(n, 3, 4, 4), None, torch.zeros(n, 3), targets=targets, maps=maps)
 
 
 PREFIX = {"fit": "", "validate": "validate/", "test": "test/"}

@@ -75,9 +75,9 @@ def test_what_is_said_goes_before_what_is_found():
     [
         ((Y, Y), (), r"expected a batch with floating point images .* got a tuple of .*; pass image_key="),
         (
-            {"image": X.byte()},
+            {"photo": X.byte()},
             (),
-            r"got a dict with {'image': '\(.*\) of uint8'}; convert bytes to floats",
+            r"got a dict with {'photo': '\(.*\) of uint8'}; convert bytes to floats",
         ),
         ((X, Y), (2,), r"expected image_key to be one of \[0, 1\], got 2"),
         ((X, Y), (0, "y"), r"expected label_key to be one of \[1\], got 'y'"),

@@ -413,7 +413,7 @@ def test_output_picks_the_logits(run, network):
     for output in ("y", lambda found: found["y"]):
         found = run(methods, AverageDrop(), Pair(network), output=output)
         assert found["gradcam", "average_drop"].mean == pytest.approx(expected["gradcam", "average_drop"].mean)
-    with pytest.raises(TypeError, match="pass output= with the key"):
+    with pytest.raises(ValueError, match="pass output= with the part"):
         run(methods, AverageDrop(), Pair(network))
 
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from interpretable_training.attribution import Attribution, FakeCAM, GradCAM, Gradient
+from interpretable_training.batches.read import Picked
 from interpretable_training.batches.source import BatchSource, annotations_of
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.evaluation.cache import Part
@@ -170,11 +171,12 @@ def test_a_run_measures_a_batch_with_its_annotations(network, images, target):
     """Other entries of the batch are left out by `annotations_of`, as in the callback."""
     work = EvaluationRun(network, {"g": GradCAM("3")}, {"ep": EnergyPointingGame()}, "label", False, None, None)
     rest = {"mask": images[:, 0] > 0, "name": ["a"] * 5, "prob": target, "weights": 3}
-    part = work.measure(0, list(range(5)), images, target, True, annotations_of(rest))
+    part = work.measure(0, list(range(5)), Picked(images, target, 0, 1, rest), True)
     assert isinstance(part, Part)
     assert part.values["g"]["ep"].shape == (5, 1)
     plain = EvaluationRun(network, {"g": GradCAM("3")}, {"ad": AverageDrop()}, "label", False, None, None)
-    assert plain.measure(0, list(range(5)), images, target, True).values["g"]["ad"].isfinite().all()
+    picked = Picked(images, target, 0, 1, {})
+    assert plain.measure(0, list(range(5)), picked, True).values["g"]["ad"].isfinite().all()
 
 
 def test_feeds_read_as_before_or_with_annotations(images, target):

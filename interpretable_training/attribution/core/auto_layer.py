@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .feature_grids import Grid, find_grid, first_tensor, named_layers, prefix_tokens
 from .prepared_model import PreparedModel
-from .targets import Target, check_scores, pick_logits
+from .targets import OutputScores, Target, check_scores, pick_logits
 
 POOLING = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -35,7 +35,7 @@ NO_FEATURE = (
 )
 
 # A memo: the choice depends on the model and the image size alone, and costs a pass of one image.
-_chosen: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], str]] = WeakKeyDictionary()
+_chosen: WeakKeyDictionary[nn.Module, dict[tuple[int | str, ...], str]] = WeakKeyDictionary()
 
 
 class _Output(NamedTuple):
@@ -51,16 +51,21 @@ class Candidate:
     name: str
     grid: Grid
     reaches: bool
+    channels: int = 0
+    images: int = 1  # rows; more where a layer runs on parts of the image
 
 
 def choose_layer(prepared: PreparedModel, images: Tensor, target: Target = None) -> str:
     """Return the name of the last spatial layer that the score depends on."""
-    ordinary = prepared.output is None and not callable(target)  # the memo is for the default logits only
-    memo = _chosen.setdefault(prepared.module, {}) if ordinary else {}
-    size = tuple(images.shape[1:])
+    scores = prepared.output if isinstance(prepared.output, OutputScores) else None
+    ordinary = (prepared.output is None or scores is not None) and not callable(target)
+    memo = _chosen.setdefault(prepared.module, {}) if ordinary else {}  # not for logits that a caller picks
+    size = (*images.shape[1:], "" if scores is None else scores.memo_key)
     if memo.get(size) in named_layers(prepared.module):
         return memo[size]
     layers = candidates(prepared, images, target)
+    if scores is not None:
+        layers = encoder_first(layers, scores, prepared, images)
     if not layers:
         raise ValueError(
             f"expected a model with a layer whose output is a grid over images of {tuple(images.shape[2:])}, "
@@ -71,6 +76,24 @@ def choose_layer(prepared: PreparedModel, images: Tensor, target: Target = None)
             memo[size] = candidate.name
             return candidate.name
     return layers[0].name  # the score depends on no layer: every map is zero, and the choice is not stored
+
+
+def encoder_first(
+    layers: list[Candidate], scores: OutputScores, prepared: PreparedModel, images: Tensor
+) -> list[Candidate]:
+    """Return layers of a dense output, those at the end of the encoder first: the coarsest grid, the outermost names.
+
+    Layers that run on parts of the image, and those with as many channels as the output has classes, come last.
+    """
+    with torch.no_grad():
+        N = scores.dense(prepared.run(images[:1]))
+    if N is None:
+        return layers
+    inner = [c for c in layers if c.images == 1 and c.channels != N and c.reaches] or layers
+    cells = min((math.prod(c.grid.shape) for c in inner), default=0)
+    coarse = [c for c in inner if math.prod(c.grid.shape) == cells]
+    depth = min((c.name.count(".") for c in coarse), default=0)
+    return sorted(layers, key=lambda c: (c not in coarse, c.name.count(".") != depth))
 
 
 def candidates(prepared: PreparedModel, images: Tensor, target: Target = None) -> list[Candidate]:
@@ -88,7 +111,10 @@ def candidates(prepared: PreparedModel, images: Tensor, target: Target = None) -
         none = score.new_zeros((), dtype=torch.bool)
         flags = [none if g is None else grid.read(g).any().to(none) for (_, grid), g in zip(spatial, gradients)]
     reached = torch.stack(flags).tolist() if flags else []  # once, not for each layer: it synchronizes with the device
-    return [Candidate(output.name, grid, reaches) for (output, grid), reaches in zip(spatial, reached)][::-1]
+    shapes = [(grid.read(output.tensor).shape[1], len(output.tensor)) for output, grid in spatial]
+    return [Candidate(o.name, grid, reaches, *shape) for (o, grid), reaches, shape in zip(spatial, reached, shapes)][
+        ::-1
+    ]
 
 
 def scale_layers(prepared: PreparedModel, images: Tensor, target: Target = None) -> list[Candidate]:
@@ -129,7 +155,8 @@ def _record(prepared: PreparedModel, image: Tensor) -> tuple[list[_Output], Any]
     def record(name: str, child: nn.Module) -> Any:
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             tensor = first_tensor(output)
-            if tensor is not None and tensor.requires_grad:
+            # Layers that the model itself runs without gradients serve methods that need none.
+            if tensor is not None and (tensor.requires_grad or not torch.is_grad_enabled()):
                 outputs.append(_Output(name, child, tensor))
 
         return hook
@@ -177,6 +204,8 @@ def _on_stream(module: nn.Module) -> bool:
 
 
 def _gradients(score: Tensor, tensors: list[Tensor]) -> Sequence[Tensor | None]:
-    if not tensors or not score.requires_grad:
+    able = [tensor for tensor in tensors if tensor.requires_grad]
+    if not able or not score.requires_grad:
         return [None] * len(tensors)
-    return torch.autograd.grad(score.sum(), tensors, allow_unused=True)
+    gradients = iter(torch.autograd.grad(score.sum(), able, allow_unused=True))
+    return [next(gradients) if tensor.requires_grad else None for tensor in tensors]

@@ -8,6 +8,7 @@ model differently for each layer. Other methods implement `attribute`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from .activation_gates import Rule, gates
 from .auto_layer import choose_layer
 from .capture import capture
+from .feature_grids import layer_name
 from .map_operations import finite_rows, nan_rows, normalize, resize
-from .options import check_fields
+from .options import check_fields, method_named
 from .prepared_model import Output, PreparedModel, prepare, prepare_model
 from .targets import Resolved, Score, Target
 
@@ -72,7 +74,7 @@ class Attribution(ABC):
         """Return maps (B, H, W) of a prepared model: `prepared(images)` are logits, `target` is one class per image."""
 
 
-Methods = Attribution | Mapping[str, Attribution] | Sequence[Attribution]
+Methods = Attribution | str | Mapping[str, Attribution] | Sequence[Attribution | str]
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class GradientCAM(Attribution):
             raise TypeError(f"expected layer to be 'auto', a name or a list of names, got {self.layer!r}.")
         if not names:
             raise ValueError("expected at least one name of a layer, got an empty list.")
-        return [choose_layer(prepared, images, target) if name == "auto" else name for name in names]
+        full_name = partial(layer_name, prepared.module)
+        return [choose_layer(prepared, images, target) if name == "auto" else full_name(name) for name in names]
 
     def fuse(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
         """Return one map at image resolution from the signed maps of the layers."""
@@ -210,6 +213,7 @@ def name_methods(methods: Methods) -> dict[str, Attribution]:
     else:
         several = isinstance(methods, Iterable) and not isinstance(methods, (str, bytes, type, Tensor))
         listed: list[Any] = list(methods) if several else [methods]  # type: ignore[arg-type]
+        listed = [method_named(method) if isinstance(method, str) else method for method in listed]
         for method in listed:
             of_package("attribution", "a method", method, Attribution)
         named = {type(method).__name__.lower(): method for method in listed}

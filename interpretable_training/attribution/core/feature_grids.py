@@ -103,6 +103,20 @@ def named_layers(module: nn.Module) -> dict[str, nn.Module]:
     return {".".join(part for part in name.split(".") if part != COMPILED): child for name, child in named}
 
 
+def layer_name(module: nn.Module, name: str) -> str:
+    """Return the full name of a layer that is given without the name of the part that holds it, or with one too many.
+
+    >>> layer_name(nn.ModuleDict({"network": network}), "0"), layer_name(network, "network.0")
+    ('network.0', '0')
+    """
+    named = named_layers(module)
+    if name in named:
+        return name
+    inside = [f"{part}.{name}" for part, _ in module.named_children() if f"{part}.{name}" in named]
+    rest = name.partition(".")[2]
+    return inside[0] if len(inside) == 1 else rest if rest and rest in named else name
+
+
 def prefix_tokens(module: nn.Module, layer: str) -> int | None:
     """Return `num_prefix_tokens` of the module around `layer` (timm models have it), None if no module has it."""
     parts = layer.split(".")

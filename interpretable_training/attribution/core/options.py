@@ -1,6 +1,8 @@
 """Check options when they are set: values against their annotations, numbers against their ranges."""
 
+import difflib
 import functools
+import importlib
 import inspect
 import math
 import types
@@ -49,6 +51,20 @@ def _check_options(
         tensors = isinstance(value, (list, tuple, np.ndarray)) and Tensor in _parts(hint)
         advice = "; pass one tensor, as torch.stack makes." if tensors else "."
         raise TypeError(f"expected {name} of {owner} as {kinds}, got {value!r:.100}{advice}")
+
+
+def method_named(name: str) -> Any:
+    """Return the method of a class name, in any case of letters, with its defaults.
+
+    >>> method_named("gradcam").layer
+    'auto'
+    """
+    room = importlib.import_module("interpretable_training.attribution")
+    kinds = {key.lower(): key for key in room.__all__ if isinstance(getattr(room, key), type)}
+    if name.lower() not in kinds:
+        closest = [kinds[key] for key in difflib.get_close_matches(name.lower(), kinds, 3)]
+        raise ValueError(f"expected the name of a method, such as 'GradCAM', got {name!r}; closest: {closest}.")
+    return getattr(room, kinds[name.lower()])()
 
 
 def check_fields(instance: Any) -> None:

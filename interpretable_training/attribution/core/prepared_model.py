@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,18 @@ from torch.nn.parameter import is_lazy
 
 from ._compat import buffers_in, compiler_is_imported, original_of, parameters_in
 from .state import Snapshot, same_state
-from .targets import ClassSpan, Resolved, Score, Target, as_classes, by_rank, check_scores, pick_logits, score_of
+from .targets import (
+    ClassSpan,
+    OutputScores,
+    Resolved,
+    Score,
+    Target,
+    as_classes,
+    by_rank,
+    check_scores,
+    pick_logits,
+    score_of,
+)
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, AssertionError)  # of a forward pass
 DEVICES = ("cpu", "cuda")  # device types with autocast, which a caller may use
@@ -36,6 +47,11 @@ class PreparedModel:
     state: Snapshot = field(default_factory=Snapshot)  # saved before the first pass
     rows: list[int] = field(default_factory=lambda: [0])  # number of images of the last `run`
     span: ClassSpan = field(default_factory=ClassSpan)  # of the resolved classes
+    call: Callable[[nn.Module, Tensor], Any] | None = None  # how the module is called, where it needs more than images
+
+    def bound(self, call: Callable[[nn.Module, Tensor], Any] | None, output: Output) -> "PreparedModel":
+        """Return the same model, called and read in another way."""
+        return replace(self, call=call, output=output, span=ClassSpan(), rows=[0])
 
     def __call__(self, images: Tensor) -> Tensor:
         return pick_logits(self.run(images), self.output)
@@ -50,7 +66,7 @@ class PreparedModel:
                 stack.enter_context(torch.autocast(device, dtype))
             self.rows[0] = len(images)
             try:
-                return self.module(images.clone())
+                return self.module(images.clone()) if self.call is None else self.call(self.module, images.clone())
             except FAILURES as error:
                 if type(error) not in FAILURES or str(error).startswith("expected"):  # raised by a hook of this package
                     raise
@@ -100,7 +116,8 @@ class PreparedModel:
 
     def _by_rank(self, policy: str | None, logits: Tensor) -> Tensor:
         self.span.high = max(self.span.high, 0)  # ranked classes exist in the model
-        return by_rank("pred" if policy is None else policy, logits)
+        policy = "pred" if policy is None else policy
+        return self.output.classes(policy, logits) if isinstance(self.output, OutputScores) else by_rank(policy, logits)
 
     def _classes(self, target: int | Sequence[int] | Tensor, like: Tensor) -> Tensor:
         """Return given classes as a tensor; their range is read from the device the first time."""
@@ -126,6 +143,8 @@ class PreparedModel:
 
     def score_in(self, output: Any, target: Resolved, score: Score = "logit") -> Tensor:
         """Return the explained score in the output of the module, (B,); `target` is resolved."""
+        if isinstance(self.output, OutputScores) and not callable(target):
+            return self.output.score(output, target, score)
         if not callable(target):
             return score_of(pick_logits(output, self.output), target, score, self.span)
         return check_scores(target(output), output, self.rows[0])

@@ -6,6 +6,7 @@ the model to scores (B,). Callers replace "label" by the labels. A model with on
 class 1 and by its negative for class 0.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,7 @@ LOGIT_KEYS = ("logits", "output", "out")
 
 def pick_logits(output: Any, pick: int | str | Callable[[Any], Tensor] | None = None) -> Tensor:
     """Return the logits (B, N) in the output of a model: a tensor, dict, tuple or object with attributes."""
-    logits = _pick(output, pick)
+    logits = entry_at(output, pick)
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"expected logits in the model's output, got {_describe(output)}; "
@@ -41,7 +42,8 @@ def pick_logits(output: Any, pick: int | str | Callable[[Any], Tensor] | None = 
     return logits
 
 
-def _pick(output: Any, pick: int | str | Callable[[Any], Tensor] | None) -> Any:
+def entry_at(output: Any, pick: int | str | Callable[[Any], Any] | None) -> Any:
+    """Return the part of an output under a key, an index, an attribute or by a callable; by default its logits."""
     if callable(pick):
         return pick(output)
     if pick is not None and (isinstance(pick, bool) or not isinstance(pick, (str, int))):
@@ -177,6 +179,39 @@ def score_of(logits: Tensor, target: Tensor, score: Score = "logit", span: Class
 
 def _two_classes(logit: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logit), logit], 1)  # softmax of (0, y) is the sigmoid of y
+
+
+class OutputScores(ABC):
+    """A callable for `output=` whose columns (n, N) are not the logits of a softmax: a task says what they are."""
+
+    @abstractmethod
+    def __call__(self, output: Any) -> Tensor:
+        """Return the scores (n, N) in the output of the model."""
+
+    @abstractmethod
+    def prob(self, output: Any) -> Tensor:
+        """Return the same as numbers in [0, 1], (n, N)."""
+
+    @abstractmethod
+    def classes(self, policy: str, scores: Tensor) -> Tensor:
+        """Return the columns that a policy selects, as `by_rank`."""
+
+    @property
+    @abstractmethod
+    def memo_key(self) -> str:
+        """Return a name that is equal for scores that are read from the same layers."""
+
+    @abstractmethod
+    def dense(self, output: Any) -> int | None:
+        """Return the channels of an output that is itself a grid, which has no last layer to explain; None else."""
+
+    def score(self, output: Any, target: Tensor, score: Score) -> Tensor:
+        """Return the explained score of each image, (n,)."""
+        values = self(output) if score == "logit" else self.prob(output)
+        if score in ("logprob", "loss"):
+            values = values.clamp(min=torch.finfo(values.dtype).tiny).log() * (1 if score == "logprob" else -1)
+        in_range(target, max(values.shape[1], 2))
+        return values.gather(1, target[:, None])[:, 0]
 
 
 def take(target: Resolved, rows: Tensor | slice) -> Resolved:

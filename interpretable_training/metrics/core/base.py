@@ -46,6 +46,7 @@ class ImageMetric(Metric):
     facts: Tensor
     chunk_size: int | None = None
     reads_maps = True
+    needs_classes = False  # whether it asks if the predicted class is correct
     left_out = "whose scores or maps are not numbers"  # which images, in a warning
     why_no_number = "are not numbers and"  # in a table
 

@@ -139,7 +139,10 @@ class InterpretabilityMetrics(Watcher):
         self.described |= set(passports)
         logger_adapters.log_facts(session.trainer, {"passports": passports})
         wants_high = {
-            f"xai/{m}/{name}": metric.wants_high for m in self.methods for name, metric in self.metrics.items()
+            f"xai/{m}/{name}": metric.wants_high
+            for m in self.methods
+            for name, metric in self.metrics.items()
+            if metric.wants_high is not None
         }
         logger_adapters.log_directions(session.trainer, wants_high)
 

@@ -90,7 +90,7 @@ class BatchMemo:
     @torch.no_grad()
     def _read_each(self, prepared: PreparedModel, reading: Reading, picked: Picked, ready: Tensor) -> None:
         """Read the scores of images one by one, with what they follow."""
-        rows = []
+        rows: list[Any] = []
         for i in range(len(ready)):
             bound, followed, example = reading.bind(prepared, picked.rows(slice(i, i + 1)))
             assert isinstance(bound.output, TaskScores)
@@ -196,7 +196,7 @@ def explain_images(
     ids = ids or list(range(len(picked.images)))
     probs, ranking = (None if t is None else t.float().cpu() for t in (memo.probs, memo.ranking))
     label = None if memo.label is None else memo.label.cpu()
-    read = {"probs": probs, "ranking": ranking, "followed": memo.followed} if probs is not None else {}
+    read: dict[str, Any] = {"probs": probs, "ranking": ranking, "followed": memo.followed} if probs is not None else {}
     explained = Explained(ids, memo.images, label, memo.logits.float().cpu(), reading.task, **read)
     for name, classes in memo.views(target).items():
         explained.targets[name] = classes.cpu()

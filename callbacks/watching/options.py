@@ -68,8 +68,8 @@ class WatchOptions:
     @functools.cached_property
     def panel_key(self) -> Hashable:
         """Return a key that is equal for callbacks that explain the same images of the same network."""
-        names = ("images", "network", "output", "image_key", "label_key", "class_names", "mean", "std", "seed")
-        names += ("task", "channels")
+        names = ["images", "network", "output", "image_key", "label_key", "class_names", "mean", "std", "seed"]
+        names += ["task", "channels"]
         return (self.count, *(hashable(getattr(self, name)) for name in names))
 
 

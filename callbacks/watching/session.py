@@ -197,7 +197,8 @@ class WatchSession:
         """Log numbers, equal on all ranks, with Lightning's `log`, so that other callbacks can monitor them."""
         options: dict[str, Any] = {"batch_size": 1, "sync_dist": self.trainer.world_size > 1}
         options |= {"on_step": on_step, "on_epoch": not on_step, "add_dataloader_idx": False}
-        options |= {"logger": not on_step and bool(self.trainer.loggers)}  # else Lightning warns
+        returned = bool(self.trainer.loggers) or step.stage != "fit"  # `trainer.test` returns what loggers get
+        options |= {"logger": not on_step and returned}  # in fit Lightning warns of it without a logger
         for name, value in values.items():
             if not (math.isnan(value) and name in self.logged):  # what others monitor keeps its value
                 self.trainer.lightning_module.log(name, value, **options)

@@ -34,7 +34,7 @@ def callbacks_of_environment() -> list[Any]:
 
 def callbacks_of_file(path: Path) -> list[Any]:
     """Return the callbacks of a YAML file."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
     from jsonargparse import ArgumentParser
 
     import interpretable_training.callbacks  # noqa: F401, whose classes need no paths then

@@ -119,7 +119,7 @@ class EvaluationRun:
             refuse_metrics(self.reading.task, self.metrics)
         if self.reading.together:
             return self._measure_together(number, ids, picked, check, explained, sample)
-        parts = []
+        parts: list[Any] = []
         with prepare_model(self.reading.network, self.reading.output) as prepared:
             for i in range(len(ids)):
                 row = picked.rows(slice(i, i + 1))

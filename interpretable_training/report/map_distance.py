@@ -25,10 +25,13 @@ Maps = Mapping[str, Tensor]  # id of the image -> map (h, w)
 
 
 def read_maps(line: Line) -> dict[str, Tensor]:
-    """Return id -> map (h, w) of a line of kind "maps", without maps that are constant or not numbers."""
-    with Image.open(line["file"]) as file:
-        levels = torch.from_numpy(np.array(file.convert("L"))).double() / 255
-    strips = levels.view(len(line["rows"]), line["h"], line["w"])
+    """Return id -> map (h, w) of a line of kind "maps", without maps that are constant or not numbers; {} of a damaged file."""
+    try:
+        with Image.open(line["file"]) as file:
+            levels = torch.from_numpy(np.array(file.convert("L"))).double() / 255
+        strips = levels.view(len(line["rows"]), line["h"], line["w"])
+    except Exception:  # Pillow raises many types for damaged files
+        return {}
     maps = {}
     for row, level in zip(line["rows"], strips):
         lo, hi = row["lo"], row["hi"]

@@ -60,9 +60,8 @@ def test_early_stopping_of_a_look_that_fails(tmp_path, finite):
 @pytest.mark.parametrize(
     ("methods", "came"),
     [
-        ("gradcam", "got 'gradcam'; write for example GradCAM()"),
-        (["gradcam"], "got 'gradcam'; write for example GradCAM()"),
-        ({"a": "GradCAM"}, "as 'a', got 'GradCAM'"),
+        (3, "got 3; write for example GradCAM()"),
+        ({"a": 3}, "as 'a', got 3"),
         ([LayerCAM], "got the class LayerCAM; write LayerCAM()"),
         (LayerCAM, "got the class LayerCAM; write LayerCAM()"),
     ],
@@ -76,6 +75,13 @@ def test_what_is_no_method(methods, came):
         with pytest.raises(TypeError) as error:
             build(methods)
         assert came in str(error.value)
+
+
+@pytest.mark.parametrize("methods", ["LayerCAM", ["layercam"], {"layercam": "LayerCAM"}])
+def test_methods_may_be_names(methods):
+    assert ExplanationLogger(methods).methods == {"layercam": LayerCAM()}
+    with pytest.raises(ValueError, match=r"expected the name of a method, such as 'GradCAM', got 'gradcm'; closest: "):
+        ExplanationLogger("gradcm")
 
 
 def test_methods_take_no_modules():

@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import socket
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -92,6 +94,13 @@ MORE = {
     "own module": {"make_module": lambda: Classifier(small_network(), 3)},
     "machine code": {"make_module": compiled},
 }
+
+
+@pytest.fixture(autouse=True)
+def files_stay(monkeypatch, tmp_path):
+    """Let `verify_observer` write below the folder of the test, for `check_that_all_looked`."""
+    keep = SimpleNamespace(TemporaryDirectory=lambda: nullcontext(tmp_path))
+    monkeypatch.setattr("interpretable_training.testing.verify.tempfile", keep)
 
 
 def everyone():

@@ -209,7 +209,7 @@ def explain(
 def name_methods(methods: Methods) -> dict[str, Attribution]:
     """Return name -> method; names of methods in a list are the class names in lower case."""
     if isinstance(methods, Mapping):
-        named = dict(methods)
+        named = {name: method_named(method) if isinstance(method, str) else method for name, method in methods.items()}
     else:
         several = isinstance(methods, Iterable) and not isinstance(methods, (str, bytes, type, Tensor))
         listed: list[Any] = list(methods) if several else [methods]  # type: ignore[arg-type]

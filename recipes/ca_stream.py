@@ -277,5 +277,6 @@ def ca_stream_report(recipe: Recipe, max_images: int | None = 300) -> str:
     table = compare_poolings(recipe, max_images)
     table.save(folder / "faithfulness")
     draw_attention(recipe, folder / "attention.png")
-    accuracy = f"accuracy   GAP {logged['val/gap_accuracy']:.1%}   CA {logged['val/accuracy']:.1%}"
+    own = next(value for name, value in logged.items() if name in ("val/gap_accuracy", "val/own_accuracy"))
+    accuracy = f"accuracy   GAP {own:.1%}   CA {logged['val/accuracy']:.1%}"
     return "\n\n".join([accuracy, table.to_text(), differences(table), f"picture   {folder / 'attention.png'}"])

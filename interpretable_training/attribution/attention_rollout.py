@@ -4,7 +4,8 @@
     R    = B[L] ... B[1]                                           (2)
     S    = R[CLS, patches]                                         (3)
 
-A[l]: attention (heads, T, T) of block l of L. I: identity. h: mean, max or min.
+A[l]: attention (heads, T, T) of block l of L. I: identity. h: mean, max or min. For a model whose output depends on no
+class token, (3) is the mean of the patches' rows. Attention that pools is no such block: such models are refused.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .core.attention import attention_of, on_patches
+from .core.attention import attention_of, on_patches, one_grid, reading_rows
 from .core.base import Attribution, full
 from .core.map_operations import resize
 from .core.prepared_model import PreparedModel
@@ -43,16 +44,17 @@ class AttentionRollout(Attribution):
     align_corners: bool = False
 
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
-        A, grid = attention_of(prepared, images, target)
-        if not 0 <= self.start_layer < A.shape[1]:
-            raise ValueError(f"expected start_layer from 0 to {A.shape[1] - 1}, got {self.start_layer}.")
-        T = A.shape[-1]
-        I = torch.eye(T, dtype=full(A).dtype, device=A.device)  # noqa: E741  the formula's letter
-        R = I.expand(len(A), T, T)
-        for l in range(self.start_layer, A.shape[1]):  # noqa: E741
-            B = self._discard(fuse_heads(full(A[:, l]), self.heads)) + I
+        A, shapes = attention_of(prepared, images, target)
+        grid = one_grid(prepared, images, A, shapes)
+        if not 0 <= self.start_layer < len(A):
+            raise ValueError(f"expected start_layer from 0 to {len(A) - 1}, got {self.start_layer}.")
+        T = A[0].shape[-1]
+        I = torch.eye(T, dtype=full(A[0]).dtype, device=images.device)  # noqa: E741  the formula's letter
+        R = I.expand(len(images), T, T)
+        for A_l in A[self.start_layer :]:
+            B = self._discard(fuse_heads(full(A_l), self.heads)) + I
             R = B / B.sum(-1, keepdim=True) @ R  # (1), (2)
-        S = on_patches(R, grid)  # (3)
+        S = on_patches(R, grid, reading_rows(prepared, images, target, A, -1, grid.prefix))  # (3)
         return resize(S, images.shape[2:], self.align_corners) if self.upsample else S
 
     def _discard(self, A: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Raw attention of one block, by default the last.
 
-    S = h over heads of A[L][h, CLS, patches]    (1)
-    S = h over heads of a[L][h]                  (2)  for a model that pools by attention, such as CA-Stream
+    S = mean over r of h over heads of A[L][h, r, patches]    (1)
+    S = h over heads of a[L][h]                               (2)  for a CA-Stream
 
-A[l]: attention (heads, T, T) of block l of L. h: mean, max or min. Without a class token, the mean of all rows. a[l]:
-attention over the cells of stage l, softmax of its scores.
+A[l]: attention (heads, Q, T) of block l of L, of Q queries to T tokens; attention that pools is a block of its own. r:
+the queries that the output depends on: the class token, the learned query of attention that pools, or the patches of a
+model that averages them. h: mean, max or min. a[l]: attention over the cells of stage l, softmax of its scores.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .core.attention import attention_of, on_patches
+from .core.attention import attention_of, on_patches, reading_rows, token_grid
 from .core.base import Attribution, full
 from .core.map_operations import resize
 from .core.prepared_model import PreparedModel
@@ -26,7 +27,7 @@ Heads = Literal["mean", "max", "min"]
 
 @dataclass(frozen=True)
 class RawAttention(Attribution):
-    """Return the attention of the class token, or of the query of a CA-Stream, to the cells of the image.
+    """Return the attention of the class token, or of the query that pools, to the cells of the image.
 
     >>> from interpretable_training.models import TinyViT
     >>> RawAttention()(TinyViT(2, image_size=16), images).shape
@@ -59,9 +60,20 @@ class RawAttention(Attribution):
                 f"expected a model with forward_with_attention for logits=True, got {type(prepared.module).__name__}; "
                 "pass logits=False."
             )
-        A, grid = attention_of(prepared, images, target)
-        self._check(A.shape[1])
-        return on_patches(fuse_heads(full(A[:, self.block]), self.heads), grid)  # (1)
+        matrices, shapes = attention_of(prepared, images, target)
+        blocks = [weights for weights in matrices if len(weights) == len(images)]
+        if blocks:
+            self._check(len(blocks))
+        A = blocks[self.block] if blocks else None
+        grid = None if A is None else token_grid(prepared, images, A, shapes)
+        if A is None or grid is None:
+            raise ValueError(
+                f"expected a transformer or attention that pools, whose block {self.block} reads the patches of the "
+                f"whole image, got {type(prepared.module).__name__} with attention of shapes "
+                f"{sorted({tuple(weights.shape) for weights in matrices})}; use a method of layers, such as GradCAM."
+            )
+        read = reading_rows(prepared, images, target, blocks, self.block, grid.prefix)
+        return on_patches(fuse_heads(full(A), self.heads), grid, read)  # (1)
 
     @torch.no_grad()
     def _of_stream(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
@@ -86,5 +98,5 @@ def stream_of(prepared: PreparedModel, images: Tensor, target: Resolved) -> Any:
 
 
 def fuse_heads(A: Tensor, heads: Heads) -> Tensor:
-    """Fuse heads: (B, heads, T, T) -> (B, T, T), or (B, heads, h, w) -> (B, h, w)."""
+    """Fuse heads: (B, heads, Q, T) -> (B, Q, T), or (B, heads, h, w) -> (B, h, w)."""
     return A.mean(1) if heads == "mean" else A.amax(1) if heads == "max" else A.amin(1)

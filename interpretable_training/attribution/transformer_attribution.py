@@ -20,13 +20,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .core.attention import attention_grid, on_patches
+from .core.attention import on_patches, one_grid
 from .core.base import Attribution, full
 from .core.feature_grids import Grid
 from .core.map_operations import resize
 from .core.prepared_model import PreparedModel, prepare
 from .core.relevance import OpenAttention, divide
 from .core.targets import Resolved, Score
+from .core.token_shapes import TokenShapes
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class TransformerAttribution(Attribution):
     align_corners: bool = False
 
     def attribute(self, prepared: PreparedModel, images: Tensor, target: Resolved) -> Tensor:
-        A, dA = self._attention(prepared, images, target, lrp=False)
-        grid = attention_grid(prepared, images, A)
+        A, dA, shapes = self._attention(prepared, images, target, lrp=False)
+        grid = one_grid(prepared, images, A, shapes)
         if not 0 <= self.start_layer < len(A):
             raise ValueError(f"expected start_layer from 0 to {len(A) - 1}, got {self.start_layer}.")
         R = A
         if self.relevance == "lrp":
-            A, s = self._attention(prepared, images, target, lrp=True)
+            A, s, _ = self._attention(prepared, images, target, lrp=True)
             R = [full(a) * full(slope) for a, slope in zip(A, s)]  # (3)
         T = A[0].shape[-1]
         I = torch.eye(T, dtype=full(A[0]).dtype, device=images.device)  # noqa: E741  the formula's letter
@@ -70,8 +71,10 @@ class TransformerAttribution(Attribution):
 
     def _attention(
         self, prepared: PreparedModel, images: Tensor, target: Resolved, lrp: bool
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return A of the blocks (B, heads, T, T) and the gradients dy/dA, or with `lrp` the relevance divided by A."""
+    ) -> tuple[list[Tensor], list[Tensor], TokenShapes]:
+        """Return A of the blocks (B, heads, T, T), the gradients dy/dA, or with `lrp` the relevance divided by A, and
+        the shapes of tokens.
+        """
         if lrp:  # half precision is too coarse for relevance
             prepared = replace(prepared, autocast=())
             images = prepare(prepared, images)
@@ -83,13 +86,13 @@ class TransformerAttribution(Attribution):
                     "expected gradients to be on where attention runs, but the model's own forward turns them off "
                     "(no_grad, inference_mode or reentrant checkpointing)."
                 )
-            attention = [A for A in mode.found if len(A) == len(images)] or mode.found[:]
+            attention = mode.found[:]
             if not attention or not y.requires_grad:
-                return attention, [torch.zeros_like(A) for A in attention]
+                return attention, [torch.zeros_like(A) for A in attention], mode.shapes
             start = divide(torch.ones_like(y), y).detach() if lrp else torch.ones_like(y)
             slopes = torch.autograd.grad(y, attention, start, allow_unused=True)
         A = [a.detach() for a in attention]
-        return A, [torch.zeros_like(a) if s is None else s for a, s in zip(A, slopes)]
+        return A, [torch.zeros_like(a) if s is None else s for a, s in zip(A, slopes)], mode.shapes
 
 
 def _read(C: Tensor, last: Tensor, grid: Grid) -> Tensor:
@@ -97,5 +100,5 @@ def _read(C: Tensor, last: Tensor, grid: Grid) -> Tensor:
     only these.
     """
     if grid.prefix and last.any() and not last[:, :, 0].any():
-        C, grid = C[:, grid.prefix :, grid.prefix :], replace(grid, prefix=0)
-    return on_patches(C, grid)
+        return on_patches(C, grid, range(grid.prefix, C.shape[1]))
+    return on_patches(C, grid, [0] if grid.prefix else range(C.shape[1]))

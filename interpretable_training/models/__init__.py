@@ -1,11 +1,13 @@
-"""Tiny networks for short experiments, two networks for CIFAR, two for series, and CA-Stream for any CNN."""
+"""Tiny networks for short experiments, networks for CIFAR and series, CA-Stream for CNNs and transformers."""
 
 from .build import build_network
 from .ca_stream import CAStream
 from .cifar import CIFARMobileNetV2, CIFARResNet18
 from .dense import TinyDetector, TinyUNet
+from .probe import Probe
 from .recurrent import CNNLSTM, CNNBiLSTM
 from .tiny import TinyCNN, TinyViT
+from .with_attention import WithAttention
 
 __all__ = [
     "CNNLSTM",
@@ -13,9 +15,11 @@ __all__ = [
     "CIFARMobileNetV2",
     "CIFARResNet18",
     "CNNBiLSTM",
+    "Probe",
     "TinyCNN",
     "TinyDetector",
     "TinyUNet",
     "TinyViT",
+    "WithAttention",
     "build_network",
 ]

@@ -1,11 +1,56 @@
 """Record the outputs of some modules of a network, also in compiled and exported networks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from interpretable_training.attribution.core.feature_grids import first_tensor
+
+
+class ModuleRun(NamedTuple):
+    """Run of a module, with its first input and its output."""
+
+    name: str
+    module: nn.Module
+    input: Any
+    output: Any
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The output, or the first of several."""
+        return first_tensor(self.output)
+
+
+def run_modules(
+    backbone: nn.Module, x: Tensor, head: Callable[[nn.Module, Tensor], Tensor] | None = None
+) -> tuple[list[ModuleRun], Any]:
+    """Return the modules in the order in which they finish, and the output of the backbone or of its head."""
+    ran: list[ModuleRun] = []
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            given = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
+            ran.append(ModuleRun(name, module, given, output))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(name), with_kwargs=True) for name, module in backbone.named_modules() if name
+    ]
+    try:
+        return ran, backbone(x) if head is None else head(backbone, x)
+    except Exception as error:
+        what = f"images {tuple(x.shape)}" if head is None else f"pooled features {tuple(x.shape)} in its head"
+        raise ValueError(
+            f"expected {type(backbone).__name__} to accept {what}, got {type(error).__name__}: {error}; "
+            "pass image_size= with the side of its images, and stages= and head= with names of its modules."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _AllRecordedError(Exception):

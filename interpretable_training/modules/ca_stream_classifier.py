@@ -1,6 +1,7 @@
 """Training of a CA-Stream next to a frozen backbone."""
 
 import math
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,10 +15,12 @@ from torchmetrics import MetricCollection
 
 from interpretable_training.batches.read import pick
 from interpretable_training.models import CAStream, build_network
+from interpretable_training.models.ca_stream import StreamOutput
 
 from ._compat import INSTANTIATOR, attached_trainer
 from .checks import check_num_classes, check_range
 from .classifier import Classifier, build_metrics
+from .feature_cache import WORDS, FeatureCache, refuse_random_views
 from .plain_module import SchedulerCallable, name_of_object, refuse_names_of_objects
 
 
@@ -38,8 +41,9 @@ class CAStreamClassifier(Classifier):
     torch.Size([4, 6])
 
     In validation and test this logs, in addition to `Classifier`: the same metrics of the plain network on the same
-    features as `gap_...`, and for each stage S0, S1, ... of the stream `entropy_S...`, the entropy of the attention as
-    a share of that of uniform attention, and `coverage_S...`, the share of the cells that hold 90 % of the attention.
+    features as `gap_...`, or `own_...` where it does not average, and for each stage S0, S1, ... of the stream
+    `entropy_S...`, the entropy of the attention as a share of that of uniform attention, and `coverage_S...`, the share
+    of the cells that hold 90 % of the attention.
 
     The end of a fit checks that nothing frozen changed. A checkpoint holds the stream alone.
     `CAStreamClassifier.load_from_checkpoint(path)` rebuilds a backbone given by name, and refuses it where the name and
@@ -51,7 +55,10 @@ class CAStreamClassifier(Classifier):
         pretrained: Whether a backbone given by name starts from the downloaded weights of timm.
         network_kwargs: Further arguments for a backbone given by name.
         weights: File with the backbone's weights: a checkpoint of `Classifier`, or a state dict.
-        stream: Arguments of `CAStream`, such as `{"start": 4}`.
+        stream: Arguments of `CAStream`, such as `{"start": 4}`. A backbone of timm without classifier gets a new one.
+        cache_features: Whether to keep the features of the backbone in files, in "float16" (True) or "bfloat16", so
+            that each image passes through it once. Needs the same images in every epoch: no random augmentation.
+        cache_folder: Folder of these files; by default `features` in the Trainer's `default_root_dir`.
         reference_batch: Images per step for which the optimizer's learning rate is meant; it is scaled in proportion
             to the batch. None does not scale it.
         multilabel: See `Classifier`.
@@ -61,6 +68,7 @@ class CAStreamClassifier(Classifier):
     """
 
     network: CAStream
+    cache: FeatureCache | None
 
     def __init__(
         self,
@@ -70,6 +78,8 @@ class CAStreamClassifier(Classifier):
         network_kwargs: dict[str, Any] | None = None,
         weights: str | None = None,
         stream: dict[str, Any] | None = None,
+        cache_features: bool | str = False,
+        cache_folder: str | None = None,
         reference_batch: int | None = 256,
         multilabel: bool = False,
         loss: nn.Module | None = None,
@@ -91,8 +101,16 @@ class CAStreamClassifier(Classifier):
         self.hparams["pretrained"] = pretrained  # unlike other checkpoints, ours does not hold the backbone's weights
         self.reference_batch = reference_batch
         self.unscaled, self.optimizer = self.optimizer, self.scaled_optimizer
+        self.cache_features = "float16" if cache_features is True else cache_features
+        self.cache_folder, self.cache = cache_folder, None
+        if self.cache_features and (built.train_backbone or self.cache_features not in WORDS):
+            raise ValueError(
+                "expected cache_features as True, False, 'float16' or 'bfloat16', with train_backbone=False, got "
+                f"{cache_features!r} and train_backbone={built.train_backbone}."
+            )
         metrics = build_metrics(num_classes, multilabel)
-        self.val_gap_metrics, self.test_gap_metrics = (metrics.clone(prefix=f"{s}/gap_") for s in ("val", "test"))
+        own = built.pooling
+        self.val_gap_metrics, self.test_gap_metrics = (metrics.clone(prefix=f"{s}/{own}_") for s in ("val", "test"))
 
     def forward(self, images: Tensor, target: Tensor | None = None) -> Tensor:
         return self.network(images, target)
@@ -102,7 +120,8 @@ class CAStreamClassifier(Classifier):
         self.image_shape = tuple(images.shape[1:])
         if self.network.class_specific:
             check_range(target, self.num_classes)
-        logits = self(images, target if self.network.class_specific else None)
+        which = target if self.network.class_specific else None
+        logits = self(images, which) if self.cache is None else self.network.pool(self.cache(images)[1], which)[0]
         loss = self.criterion(logits, target, batch_idx)
         self.log_step(self.train_metrics, logits, target, loss)
         return loss
@@ -118,16 +137,54 @@ class CAStreamClassifier(Classifier):
         picked = pick(batch, strict=True)
         images, target = picked.pair()
         self.image_shape = tuple(images.shape[1:])
-        seen = self.network.forward_with_gap(images)
+        seen = self.network.forward_with_gap(images) if self.cache is None else self.pool_cached(images)
         loss = self.criterion(seen.logits, target, batch_idx)
         self.log_step(metrics, seen.logits, target, loss, picked.rest.get("group"))
-        gap_metrics.update(seen.gap, target)
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(images)}
-        self.log_dict(gap_metrics, prog_bar=True, **options)
+        if seen.gap is not None:
+            gap_metrics.update(seen.gap, target)
+            self.log_dict(gap_metrics, prog_bar=True, **options)
         split = str(metrics.prefix).rstrip("/")
         for stage, a in enumerate(seen.attention.maps, self.network.start):
             self.log(f"{split}/entropy_S{stage}", entropy(a).mean(), sync_dist=True, **options)
             self.log(f"{split}/coverage_S{stage}", coverage(a).mean(), sync_dist=True, **options)
+
+    def pool_cached(self, images: Tensor) -> StreamOutput:
+        """Return what `forward_with_gap` returns, from features in the cache."""
+        assert self.cache is not None
+        misses = self.cache.misses
+        gap, maps = self.cache(images)
+        self.cache.misses = misses  # of training alone
+        which = gap.argmax(1) if gap is not None and self.network.class_specific else None
+        logits, attention = self.network.pool(maps, which)
+        return StreamOutput(logits, gap, attention)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.cache_features:
+            folder = self.cache_folder or os.path.join(self.trainer.default_root_dir, "features")
+            self.cache = FeatureCache(self.network, folder, str(self.cache_features), self.trainer.global_rank)
+
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        self.cache = None
+
+    def on_train_epoch_start(self) -> None:
+        if self.cache is not None:
+            self.cache.reset()
+
+    def on_train_epoch_end(self) -> None:
+        epoch = self.trainer.current_epoch
+        if self.cache is not None and self.cache.misses and epoch > self.first_epoch:
+            raise RuntimeError(
+                f"expected the same images in every epoch, got {self.cache.misses} new ones in epoch {epoch}; remove "
+                "random augmentation and random subsets, or pass cache_features=False."
+            )
+
+    def on_train_start(self) -> None:
+        self.first_epoch = self.trainer.current_epoch
+        if self.cache is not None:
+            refuse_random_views(self.trainer.train_dataloader)
 
     def on_fit_start(self) -> None:
         self.checksums = self.network.checksums()
@@ -177,7 +234,7 @@ def build_stream(
     stream: dict[str, Any] | None,
 ) -> CAStream:
     """Return the CA-Stream that the arguments of the classifier describe."""
-    stream = stream or {}
+    stream = dict(stream or {})
     if isinstance(network, str):
         if not pretrained and weights is None and not stream.get("train_backbone"):
             rank_zero_warn(
@@ -192,6 +249,8 @@ def build_stream(
         )
     if weights is not None:
         load_weights(network.backbone if isinstance(network, CAStream) else network, weights)
+    if getattr(network, "num_classes", None) == 0:  # timm without classifier
+        stream.setdefault("num_classes", num_classes)
     built = network if isinstance(network, CAStream) else CAStream(network, **stream)
     if built.num_classes != num_classes:
         raise ValueError(

@@ -23,8 +23,9 @@ from torch.overrides import TorchFunctionMode
 
 from ._compat import saved_tensors_are_watched
 from .activation_gates import RELUS, SMOOTH
-from .attention import SOFTMAX, attention_weights
+from .attention import SOFTMAX, attention_weights, over_last
 from .base import full
+from .token_shapes import TokenShapes
 
 UNCHANGED = {*SOFTMAX, *SMOOTH, *RELUS, F.layer_norm, F.group_norm, F.batch_norm, F.rms_norm, torch.tanh, Tensor.tanh}
 SUMS = {torch.add, Tensor.add}
@@ -33,7 +34,7 @@ RULED = {F.linear, *UNCHANGED, *SUMS, *PRODUCTS} - {Tensor.mul_}  # in-place, ch
 
 
 class OpenAttention(TorchFunctionMode):
-    """Mode that computes fused attention in single steps and appends every matrix (B, heads, T, T) to `found`.
+    """Mode that computes fused attention in single steps and appends every matrix (B, heads, Q, T) to `found`.
 
     Args:
         lrp: the backward pass carries relevance, divided by the values, instead of gradients.
@@ -44,6 +45,7 @@ class OpenAttention(TorchFunctionMode):
         super().__init__()
         self.lrp, self.batch = lrp, batch
         self.found: list[Tensor] = []
+        self.shapes = TokenShapes(batch)
         self.reached = False  # whether gradients were on for any matrix
 
     def __torch_function__(
@@ -65,10 +67,11 @@ class OpenAttention(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
         out = self._with_rule(func, args, kwargs) if self.lrp and torch.is_grad_enabled() else func(*args, **kwargs)
-        return self._keep(out) if func in SOFTMAX else out
+        self.shapes.read(func, out)
+        return self._keep(out) if func in SOFTMAX and over_last(out, args, kwargs) else out
 
     def _keep(self, weights: Tensor) -> Tensor:
-        if weights.ndim != 4 or weights.shape[-1] != weights.shape[-2]:
+        if weights.ndim != 4:
             return weights
         self.reached |= torch.is_grad_enabled()
         if not weights.requires_grad:

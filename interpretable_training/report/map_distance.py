@@ -25,7 +25,7 @@ Maps = Mapping[str, Tensor]  # id of the image -> map (h, w)
 
 
 def read_maps(line: Line) -> dict[str, Tensor]:
-    """Return id -> map (h, w) of a line of kind "maps", without maps that are constant or not numbers; {} of a damaged file."""
+    """Return id -> map (h, w) of a line of kind "maps", without constant ones and those of damaged files."""
     try:
         with Image.open(line["file"]) as file:
             levels = torch.from_numpy(np.array(file.convert("L"))).double() / 255

@@ -28,10 +28,10 @@ saliency = GradCAM()(model, images)  # layer="auto"
 saliency = GradCAM(layer="layer3")(model, images)  # a finer grid
 ```
 
-`"auto"` runs one image through the model. Candidates are outputs that form a grid over the image, except those of pooling and dropout.
-The last candidate with a gradient on the grid is selected. Where a class token is read, this excludes layers after the
-last attention, from which patches do not reach the score. `PolyCAM` and `HyperExpectedGradCAM` use the last layer of each grid size,
-outside of blocks that make the grid coarser.
+`"auto"` runs one image through the model. Candidates are outputs that form a grid over the image, except those of
+pooling and dropout. The last candidate with a gradient on the grid is selected. Where a class token is read, this
+excludes layers after the last attention, from which patches do not reach the score. `PolyCAM` and
+`HyperExpectedGradCAM` use the last layer of each grid size, outside of blocks that make the grid coarser.
 
 Models of timm with random weights, made by `python docs/make_layer_table.py`:
 

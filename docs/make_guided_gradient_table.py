@@ -27,6 +27,15 @@ METRICS = {
     "insertion ↑": Insertion(),
     "deletion ↓": Deletion(),
 }
+TITLE = """# Guided gradients: table
+
+Mean and 95 % interval (Student's t) over three seeds, 200 images; changes are paired by seed. Read the
+[results](guided_gradient.md#results-on-small-data).
+
+```sh
+python docs/make_guided_gradient_table.py runs/guided_gradient_table
+```
+"""
 WEIGHTS, SEEDS, IMAGES = (0.0, 7.5e-3, 0.1), (0, 1, 2), 200
 EPOCHS = {"digits": 8, "shapes": 4}  # on shapes an epoch of regularized training takes half a minute
 STUDENT = 4.303  # 97.5 % quantile of Student's t with two degrees of freedom: of three seeds
@@ -92,7 +101,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     head = ["data", "method", "metric", *(f"weight {weight:g}" for weight in WEIGHTS)]
     head += [f"change at {weight:g}" for weight in WEIGHTS[1:]]
-    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = [TITLE, "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for data in ("digits", "shapes"):
         runs = {weight: [run(data, weight, seed, folder) for seed in SEEDS] for weight in WEIGHTS}
         rows += lines(data, {weight: [numbers for numbers, _ in found] for weight, found in runs.items()})

@@ -21,13 +21,19 @@ eva02_tiny_patch14_224 vit_base_patch16_siglip_224 vit_tiny_r_s16_p8_224 cait_xx
 swin_tiny_patch4_window7_224 swinv2_cr_tiny_ns_224 pvt_v2_b0 mixer_s32_224 poolformer_s12 maxvit_rmlp_pico_rw_256
 coatnet_nano_rw_224 mobilevit_xxs levit_128s efficientformer_l1 focalnet_tiny_srf davit_tiny hiera_tiny_224
 """
-HEAD = """# What `layer="auto"` chooses
+HEAD = """# Layers: what `layer="auto"` selects
 
-One image goes through the model. Every output that is a grid over the image is a candidate, unless pooling or dropout
-made it; the last one from which a gradient reaches the grid is explained. Where a class token is read, the last blocks
-drop out: behind the last attention nothing of the patches reaches the score. Methods that look at several scales,
-`PolyCAM` and `HyperExpectedGradCAM`, take the last layer of each grid size, not from within a block that makes the grid
-coarser. Models of timm with random weights, made by `python docs/make_layer_table.py`:
+```python
+saliency = GradCAM()(model, images)  # layer="auto"
+saliency = GradCAM(layer="layer3")(model, images)  # a finer grid
+```
+
+`"auto"` runs one image through the model. Candidates are outputs that form a grid over the image, except those of
+pooling and dropout. The last candidate with a gradient on the grid is selected. Where a class token is read, this
+excludes layers after the last attention, from which patches do not reach the score. `PolyCAM` and
+`HyperExpectedGradCAM` use the last layer of each grid size, outside of blocks that make the grid coarser.
+
+Models of timm with random weights, made by `python docs/make_layer_table.py`:
 
 | model | layer | grid | prefix tokens dropped | later candidates without gradient | one layer of each size |
 |---|---|---|---|---|---|

@@ -43,7 +43,7 @@ class Shapes(Dataset):
         if self.task == "segmentation":
             return image, (1 + target) * item["mask"].long()
         if self.task == "detection":
-            return image, {"boxes": item["boxes"], "labels": torch.tensor([1 + target])}  # type: ignore[return-value]
+            return image, {"boxes": item["boxes"], "labels": torch.tensor([1 + target])}
         return {**item, "image": image, "target": target} if "mask" in item else (image, target)
 
 

@@ -123,9 +123,9 @@ class CAStream(nn.Module):
         self.stream.initialize(convnext=any(type(m).__name__ == "ConvNeXt" for m in self.backbone.modules()))
         self.probe = nn.Linear(dims[-1], self.num_classes) if self.head is None else None
         like = next(p for p in self.backbone.parameters() if p.is_floating_point())
-        for module in (self.stream, self.probe):
-            if module is not None:
-                module.to(like.device, like.dtype)
+        self.stream.to(like.device, like.dtype)
+        if self.probe is not None:
+            self.probe.to(like.device, like.dtype)
         self.train_head, self.train_backbone = train_head, train_backbone
         self.taps = Taps(self.backbone, anatomy.taps[start:], sum(anatomy.runs[start:]))
         frozen = set(self.sealed())

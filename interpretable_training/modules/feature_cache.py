@@ -103,7 +103,7 @@ class FeatureCache:
 
 def refuse_random_views(loader: Any) -> None:
     """Raise ValueError if the first item of a loader's data set has other pixels when it is read again."""
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
         return
     collate = getattr(loader, "collate_fn", None) or default_collate

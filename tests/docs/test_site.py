@@ -34,6 +34,14 @@ def test_site_fetches_nothing_from_elsewhere(site):
 
 
 @pytest.mark.slow
+def test_search_works_without_a_server(site):
+    """Pages from the disk read the index as a script, and search it in a frame in place of a worker."""
+    assert "guided" in (site / "search" / "search_index.js").read_text()
+    assert (site / "assets" / "iframe-worker.js").exists()
+    assert all("assets/iframe-worker.js" in page.read_text() for page in (site / "callbacks").glob("*.html"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [attribution, metrics, callbacks], ids=lambda room: room.__name__.rpartition(".")[2])
 def test_the_reference_has_every_public_name(site, room):
     page = {"attribution": "methods"}.get(room.__name__.rpartition(".")[2], room.__name__.rpartition(".")[2])

@@ -168,7 +168,8 @@ def on_patches(rows: Tensor, grid: Grid, read: Sequence[int] = ()) -> Tensor:
 
     This is the mean of the rows that are `read`: those of class tokens if there are any, otherwise of the patches.
     """
-    return rows[:, list(read)].mean(1)[:, grid.prefix :].unflatten(1, grid.shape)
+    index = torch.tensor(list(read), device=rows.device)
+    return rows.index_select(1, index).mean(1)[:, grid.prefix :].unflatten(1, grid.shape)
 
 
 def reading_rows(

@@ -84,6 +84,8 @@ class ShapesDataModule(SeededDataModule):
             "segmentation", or a dict of `boxes` (1, 4) and `labels` (1,) for "detection".
     """
 
+    num_classes = len(SHAPES)
+
     def __init__(
         self,
         image_size: int | tuple[int, int] = 64,

@@ -60,8 +60,8 @@ def average_drop_in_deletion(prob: Tensor, prob_deleted: Tensor, clamp: bool = F
 def complexity(saliency: Tensor) -> Tensor:
     """Return (5) of maps (B, H, W) in [0, 1], (B,).
 
-    >>> complexity(torch.tensor([[[0.0, 0.5]], [[1.0, 1.0]]]))
-    tensor([0.2500, 1.0000])
+    >>> complexity(torch.tensor([[[0.0, 0.5]], [[1.0, 1.0]]])).tolist()
+    [0.25, 1.0]
     """
     return saliency.to(wide(saliency)).flatten(1).mean(1)  # (5)
 

@@ -282,7 +282,7 @@ def run(network, images, target):
         ),
         ({"reference": "fakecam", "controls": False}, ValueError, r"a reference among \['gradcam'\], got 'fakecam'"),
         ({"methods": {"a": GradCAM}}, TypeError, r"attribution as 'a', got the class GradCAM; write GradCAM\(\)"),
-        ({"methods": {"a": "gradcam"}}, TypeError, "attribution as 'a', got 'gradcam'"),
+        ({"methods": {"a": "gradcm"}}, ValueError, "expected the name of a method, such as .GradCAM., got .gradcm."),
         ({"methods": {"a": Complexity()}}, TypeError, r"attribution as 'a', got Complexity\(\)"),
         (
             {"metrics": {"a": AverageDrop}},

@@ -13,6 +13,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.wandb_agent import Agent
 
+from interpretable_training.cli.configs import config_files
 from interpretable_training.sweeps.command import argument_macros, command_line
 from interpretable_training.sweeps.file import Halving, read_sweep
 from interpretable_training.sweeps.parameters import DISTRIBUTIONS, Choice, Interval
@@ -116,7 +117,7 @@ def test_sweeps_of_repository_can_be_read(path):
     sweep = read_sweep(path)
     assert sweep.metric.startswith("val/")
     assert min(sweep.points, sweep.run_cap or math.inf) < math.inf
-    assert Path(__file__).parents[2].joinpath(sweep.command[4]).exists()
+    assert sweep.command[4] in config_files()
 
 
 @pytest.mark.parametrize(

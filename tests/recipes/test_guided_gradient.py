@@ -5,6 +5,7 @@ import torch
 import yaml
 from torch.utils.data import Subset
 
+from interpretable_training.cli.configs import find_config
 from interpretable_training.cli.lightning_commands import ShortErrorsCLI, run
 from interpretable_training.modules import GuidedGradientClassifier
 from interpretable_training.recipes import guided_gradient
@@ -49,7 +50,7 @@ def test_sweep_has_the_rows_of_the_tables_and_parses(monkeypatch):
     words = [
         "fit",
         "--config",
-        str(Path(__file__).parents[2] / sweep["command"][at + 2]),
+        find_config(sweep["command"][at + 2]),
         *sweep["command"][at + 3 : -1],
     ]
     seen = []

@@ -119,7 +119,7 @@ def classes_of_other_trainings(Classifying):
             return [torch.optim.SGD(part, lr=0.05) for part in (parameters[:2], parameters[2:])]
 
     class Segmenting(Classifying):
-        """Masks of bright pixels; explained by its mean logits."""
+        """Masks of bright pixels."""
 
         def training_step(self, batch, batch_idx):
             return F.cross_entropy(self(batch[0]), (batch[0].mean(1) > 0.5).long())
@@ -169,6 +169,7 @@ def simclr_class(pl):
             super().__init__()
             self.backbone = nn.Sequential(*[*small()][:-1])
             self.head, self.online, self.loss = SimCLRProjectionHead(8, 8, 4), nn.Linear(8, CLASSES), NTXentLoss()
+            self.loss.memory_bank.bank_ptr.zero_()  # lightly leaves the memory of an empty bank as it was
 
         def forward(self, images):
             return self.online(self.backbone(images))
@@ -199,13 +200,12 @@ def projects(pl):
         model.compile(backend="eager")
         return Classifying(model)
 
-    means = {"output": lambda masks: masks.mean((2, 3)), "label_key": None}
     return {
         "transformers-vit": Project(lambda: HuggingFace(vit()), lambda: loaders(as_dicts)),
         "transformers-convnext": Project(lambda: HuggingFace(convnext()), lambda: loaders(as_dicts, 64)),
         "timm-mixup-ema": Project(lambda: MixedUp(timm_network())),
         "timm-compiled": Project(compiled),
-        "smp-unet": Project(lambda: Segmenting(unet()), options=means),
+        "smp-unet": Project(lambda: Segmenting(unet()), options={"label_key": False})  # labels of the images, not masks,
         "lightly-simclr": Project(SimCLR),
         "torchmetrics": Project(lambda: WithMetrics(small())),
         "two-optimizers": Project(lambda: TwoOptimizers(small())),

@@ -205,7 +205,7 @@ def projects(pl):
         "transformers-convnext": Project(lambda: HuggingFace(convnext()), lambda: loaders(as_dicts, 64)),
         "timm-mixup-ema": Project(lambda: MixedUp(timm_network())),
         "timm-compiled": Project(compiled),
-        "smp-unet": Project(lambda: Segmenting(unet()), options={"label_key": False})  # labels of the images, not masks,
+        "smp-unet": Project(lambda: Segmenting(unet()), options={"label_key": False}),  # labels are no masks
         "lightly-simclr": Project(SimCLR),
         "torchmetrics": Project(lambda: WithMetrics(small())),
         "two-optimizers": Project(lambda: TwoOptimizers(small())),

@@ -91,12 +91,13 @@ def test_folds_with_the_same_callbacks_are_runs_of_their_own(tmp_path):
     for fold in range(2):
         options = {"max_epochs": 1, "logger": False, "enable_checkpointing": False}
         trainer = pl.Trainer(callbacks=callbacks, default_root_dir=tmp_path / str(fold), **options, **QUIET)
-        torch.manual_seed(0)  # weights with which no map is constant
+        torch.manual_seed(0)
         trainer.fit(projects(pl)["torchmetrics"].module(), *loaders())
         lines = read_journal(tmp_path / str(fold) / "explanations")
         steps.append([(line["epoch"], line["step"], line["method"]) for line in lines.of("maps")])
         drift = [line for line in lines.of("drift") if line["method"] == "gradcam"]
-        assert all(row["first"]["shift"] == 0 for row in drift[0]["rows"])  # nothing of the fold before
+        shifts = [row["first"]["shift"] for row in drift[0]["rows"]]
+        assert set(shifts) <= {0, None}  # nothing of the fold before; None of constant maps
     assert steps[0] == steps[1] != []
 
 

@@ -171,22 +171,28 @@ SCRIPT = """
 import sys
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 from interpretable_training.models import TinyViT
 from interpretable_training.modules import CAStreamClassifier
+
+class Data(L.LightningDataModule):  # Lightning's own sampler would shuffle
+    def train_dataloader(self):
+        images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        items, trainer = list(zip(images, [0, 1, 2, 0, 1, 2])), self.trainer
+        sampler = DistributedSampler(items, trainer.world_size, trainer.global_rank, shuffle=False)
+        return DataLoader(items, batch_size=2 // trainer.world_size, sampler=sampler)
 
 if __name__ == "__main__":
     processes, folder = int(sys.argv[1]), sys.argv[2]
     torch.manual_seed(0)
-    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "reference_batch": None, "scheduler": None}
     options |= {"cache_features": True, "cache_folder": folder}
     module = CAStreamClassifier(TinyViT(3, image_size=16, dim=8), 3, **options)
-    loader = DataLoader(list(zip(images, [0, 1, 2, 0, 1, 2])), batch_size=2 // processes)
     strategy = "ddp" if processes == 2 else "auto"
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet["use_distributed_sampler"] = False
     trainer = L.Trainer(max_epochs=3, accelerator="cpu", devices=processes, strategy=strategy, **quiet)
-    trainer.fit(module, loader)
+    trainer.fit(module, Data())
     if trainer.is_global_zero:
         torch.save(module.network.state_dict(), folder + "/stream.pt")
 """

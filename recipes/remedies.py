@@ -80,7 +80,7 @@ def digits_network() -> nn.Sequential:
 
 
 def erase_found_cues(recipe: Recipe, cheating: nn.Module, layer: str) -> None:
-    """Replace what `find_shortcuts` finds in the training images by other images' content; needs no annotation.
+    """Exchange what `find_shortcuts` finds in the training images at random; needs no annotation.
 
     Where no shortcut is found the images stay as they are.
     """

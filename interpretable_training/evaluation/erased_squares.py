@@ -1,4 +1,4 @@
-"""Data sets in which squares of images are covered by what other images hold there."""
+"""Data sets in which squares of images are exchanged at random: what they hold says nothing about the class."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from interpretable_training.batches.read import Key, pick
 
 
 class ErasedSquares(Dataset):
-    """Items of a data set; a square of some images is replaced by that of a random other image of the data set.
+    """Items of a data set; the square of an image that has one is replaced by that of a random image that has one.
 
-    What recurs in these squares then says nothing about the class of the image. The other images change with each
-    access; they are drawn from torch's global generator, like random crops.
+    What recurs in these squares then says nothing about the class of the image. The squares change with each access;
+    they are drawn from torch's global generator, like random crops.
 
     >>> covered = ErasedSquares(list(zip(images, target)), {0: (0, 0, 4, 4)})
     >>> (covered[0][0] != images[0])[:, 4:].any().item()
@@ -28,6 +28,7 @@ class ErasedSquares(Dataset):
 
     def __init__(self, data: Any, squares: Mapping[int, tuple[int, int, int, int]], image_key: Key = None) -> None:
         self.data, self.squares = data, dict(squares)
+        self.owners = list(self.squares)
         beyond = [index for index in self.squares if not 0 <= index < len(data)]
         if beyond:
             raise ValueError(
@@ -47,11 +48,13 @@ class ErasedSquares(Dataset):
         if index not in self.squares:
             return item
         top, left, bottom, right = self.squares[index]
-        other = self.image(self.data[int(torch.randint(len(self), ()))])
-        image = self.image(item).clone()
+        owner = self.owners[int(torch.randint(len(self.owners), ()))]
+        other, image = self.image(self.data[owner]), self.image(item).clone()
         if image.shape != other.shape:
             raise ValueError(f"expected images of one size, got {tuple(image.shape)} and {tuple(other.shape)}.")
-        image[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+        height, width = bottom - top, right - left  # those of squares at the border are smaller
+        y, x = min(self.squares[owner][0], image.shape[1] - height), min(self.squares[owner][1], image.shape[2] - width)
+        image[:, top:bottom, left:right] = other[:, y : y + height, x : x + width]
         return self.with_image(item, image)
 
     def set_epoch(self, epoch: int) -> None:

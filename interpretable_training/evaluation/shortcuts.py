@@ -88,9 +88,9 @@ class Shortcuts:
         return square_pixels(self.corners, self.side, size) & (self.kind >= 0)[:, None, None]
 
     def erase(self, data: Any, margin: int = 3, image_key: Key = None) -> ErasedSquares:
-        """Return the data set in which the shortcuts were found, with other images' content in place of each.
+        """Return the data set in which the shortcuts were found, with the shortcut of a random image in place of each.
 
-        A network that is trained on it cannot use these shortcuts; no annotation is needed.
+        They say nothing about the class then, so that training on it ignores them; no annotation is needed.
 
         Args:
             data: the data set; for all of its images, search with `max_images=None`.

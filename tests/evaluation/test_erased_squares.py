@@ -34,7 +34,7 @@ def image_of(item):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_the_square_changes_and_the_item_stays_what_it_is(layout):
     items = [LAYOUTS[layout](i) for i in range(3)]
-    covered = ErasedSquares(items, {1: (2, 3, 5, 7)})
+    covered = ErasedSquares(items, {1: (2, 3, 5, 7), 2: (0, 0, 3, 4)})
     others = set()
     for _ in range(30):
         item = covered[1]
@@ -45,11 +45,21 @@ def test_only_the_square_changes_and_the_item_stays_what_it_is(layout):
         outside = torch.ones(8, 8, dtype=torch.bool)
         outside[2:5, 3:7] = False
         assert (image[:, outside] == 1).all()
-    assert others == {0.0, 1.0, 2.0}
+    assert others == {1.0, 2.0}  # the images that have a square
     assert covered[0] is items[0]
     assert covered[-2] is not items[1]
     assert (IMAGES[1] == 1).all()  # the data set itself is unchanged
     assert len(covered) == 3
+
+
+def test_the_square_of_another_image_moves_to_the_place_of_the_own():
+    images = torch.zeros(2, 1, 8, 8)
+    images[1, :, 6:8, 6:8] = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    covered = ErasedSquares([(image, 0) for image in images], {0: (0, 1, 2, 3), 1: (6, 6, 8, 8)})
+    seen = {tuple(covered[0][0][0, :2, 1:3].flatten().tolist()) for _ in range(30)}
+    assert seen == {(0.0, 0.0, 0.0, 0.0), (1.0, 2.0, 3.0, 4.0)}
+    large = ErasedSquares([(image, 0) for image in images], {0: (0, 0, 4, 4), 1: (6, 6, 8, 8)})
+    assert {large[0][0].shape for _ in range(20)} == {(1, 8, 8)}  # a smaller square at the border has room around it
 
 
 def test_batches_of_a_loader_keep_their_entries():
@@ -85,4 +95,4 @@ def test_bad_input_is_refused():
         ErasedSquares([({"image": IMAGES[0]}, 0)], {})
     other_size = [items[0], (torch.zeros(3, 4, 4), 1)]
     with pytest.raises(ValueError, match="expected images of one size"):
-        [ErasedSquares(other_size, {0: (0, 0, 2, 2)})[0] for _ in range(30)]
+        [ErasedSquares(other_size, {0: (0, 0, 2, 2), 1: (0, 0, 2, 2)})[0] for _ in range(30)]

@@ -52,6 +52,7 @@ class ErasedSquares(Dataset):
         other, image = self.image(self.data[owner]), self.image(item).clone()
         if image.shape != other.shape:
             raise ValueError(f"expected images of one size, got {tuple(image.shape)} and {tuple(other.shape)}.")
+        bottom, right = min(bottom, image.shape[1]), min(right, image.shape[2])
         height, width = bottom - top, right - left  # those of squares at the border are smaller
         y, x = min(self.squares[owner][0], image.shape[1] - height), min(self.squares[owner][1], image.shape[2] - width)
         image[:, top:bottom, left:right] = other[:, y : y + height, x : x + width]

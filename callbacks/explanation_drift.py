@@ -1,4 +1,4 @@
-"""How much explanations change while the model trains.
+"""Changes of explanations while the model trains.
 
     similarity = spearman(S, S')                                    (1)
     shift      = 1/2 sum over pixels of |S / sum S - S' / sum S'|   (2)

@@ -22,7 +22,7 @@ SKIPPED = ("Drift", "Alarms")  # callbacks whose values compare explanation step
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two runs have in common and where they differ; numbers are those of the last explanation step of each.
+    """Differences of two runs in what both have; numbers are those of the last explanation step of each.
 
     Attributes:
         names: the two runs, as they were given.

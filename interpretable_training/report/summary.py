@@ -1,4 +1,4 @@
-"""What a run shows, in words: findings with their certainty and what to try, for a reader of one file."""
+"""Findings of a run in words, with their certainty and a remedy to try, for a reader of one file."""
 
 import json
 from collections.abc import Iterable

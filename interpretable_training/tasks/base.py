@@ -34,7 +34,7 @@ class Example:
 
 
 class Task:
-    """How outputs become scores, and how scores are described.
+    """A reader of outputs as scores, and a writer of captions for them.
 
     >>> class Counting(Task):
     ...     name, bounded = "counting", False

@@ -1,4 +1,4 @@
-"""How a network is called: with the images alone, or with other inputs of the batch."""
+"""Calls of a network: with the images alone, or with other inputs of the batch."""
 
 import inspect
 from collections.abc import Callable, Iterator

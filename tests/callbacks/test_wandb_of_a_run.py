@@ -1,4 +1,4 @@
-"""What a whole training leaves in an offline run of W&B, and a service that is stopped."""
+"""Entries of a whole training in an offline run of W&B, and a service that is stopped."""
 
 import json
 import os

@@ -34,7 +34,7 @@ def as_dicts(items):
 
 @dataclass
 class Project:
-    """What a project passes to its Trainer, and the options that the callbacks need beyond their defaults."""
+    """Arguments of a project for its Trainer, and the options that the callbacks need beyond their defaults."""
 
     module: Callable[[], Any]
     loaders: Callable[[], Any] = loaders

@@ -166,7 +166,8 @@ def build_context(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel
     reading = find_network(pl_module, replace(first, images=first.images), *kinds)
     dataset = panel.dataset if panel.dataset is not None else getattr(loader_of(trainer), "dataset", None)
     class_names, source = find_class_names(options.class_names, data, dataset, pl_module)
-    colors = find_colors(first.images, options.mean, options.std, data, dataset, pl_module, options.channels)
+    colors = find_colors(first.images, options.mean, options.std, data, dataset, pl_module)
+    colors = colors.showing(options.channels, first.images.shape[1])
     sample = reading.picked(reading.sample)
     facts = [("output", reading.task.describe(sample))]
     facts += [] if reading.inputs.alone else [("inputs", str(reading.inputs))]

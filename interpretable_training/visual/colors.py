@@ -46,6 +46,18 @@ class Colors:
     guessed: bool = False
     channels: tuple[int, ...] | None = None
 
+    def showing(self, channels: Sequence[int] | None, C: int) -> "Colors":
+        """Return the same for images of C channels, of which these are shown; by default as before.
+
+        >>> Colors(None, None, "images lie in [0, 1]").showing((3, 2, 1), C=5).channels
+        (3, 2, 1)
+        """
+        if channels is None:
+            return self
+        if len(channels) not in (1, 3) or not all(isinstance(c, int) and 1 <= c <= C for c in channels):
+            raise ValueError(f"expected channels as three numbers from 1 to {C}, got {channels!r}.")
+        return replace(self, channels=tuple(channels))
+
     def pictures(self, images: Tensor) -> Tensor:
         """Return images (B, C, ...) as pictures (B, 3, H, W) in [0, 1] on the CPU.
 
@@ -97,33 +109,10 @@ def find_colors(
     data: Any = None,
     dataset: Any = None,
     module: nn.Module | None = None,
-    channels: Sequence[int] | None = None,
-) -> Colors:
-    """Find the normalization of `images` and check the channels that are shown; see `find_normalization`.
-
-    >>> find_colors(torch.rand(4, 5, 16, 16), channels=(3, 2, 1)).channels
-    (3, 2, 1)
-    """
-    colors = find_normalization(images, mean, std, data, dataset, module)
-    if channels is None:
-        return colors
-    C = images.shape[1]
-    if len(channels) not in (1, 3) or not all(isinstance(c, int) and 1 <= c <= C for c in channels):
-        raise ValueError(f"expected channels as three numbers from 1 to {C}, got {channels!r}.")
-    return replace(colors, channels=tuple(channels))
-
-
-def find_normalization(
-    images: Tensor,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    data: Any = None,
-    dataset: Any = None,
-    module: nn.Module | None = None,
 ) -> Colors:
     """Find the normalization of `images`: given, of the data module, of the data set's transforms, or of the network.
 
-    >>> find_normalization(torch.rand(4, 3, 16, 16)).source
+    >>> find_colors(torch.rand(4, 3, 16, 16)).source
     'images lie in [0, 1]'
 
     Args:

@@ -134,10 +134,10 @@ def test_repeated_inputs_are_those_of_the_image():
 
 def test_channels_that_are_shown():
     images = torch.arange(5.0).view(1, 5, 1, 1).expand(2, 5, 4, 4) / 5
-    pictures = find_colors(images, channels=(3, 2, 1)).pictures(images)
+    pictures = find_colors(images).showing((3, 2, 1), 5).pictures(images)
     assert torch.allclose(pictures[0, :, 0, 0], torch.tensor([0.4, 0.2, 0.0]))
     with pytest.raises(ValueError, match="three numbers from 1 to 5"):
-        find_colors(images, channels=(0, 1, 2))
+        find_colors(images).showing((0, 1, 2), 5)
 
 
 def test_mean_and_std_of_bytes_do_not_make_white_pictures():

@@ -14,7 +14,7 @@ from interpretable_training.callbacks import (
     ExplanationDrift,
     ExplanationLogger,
 )
-from interpretable_training.callbacks.watching.budget import BudgetController
+from interpretable_training.callbacks.watching.budget import BudgetController, levels
 
 ENDS = [(e, BATCHES * (e + 1)) for e in range(3)]
 
@@ -107,6 +107,12 @@ def spends(thrift, seconds, epochs=1, n=16):
         thrift.duration = 1.0
         printed.append((thrift.adjust(SimpleNamespace(world_size=1), n) != "", thrift.keep(n), thrift.stretch(n)))
     return printed
+
+
+@pytest.mark.parametrize(("used", "level"), [(0.5, 0), (1.0, 0), (1.01, 1), (2.0, 1), (2.1, 2), (5.0, 3)])
+def test_each_level_halves_a_cost_until_it_is_within_the_limit(used, level):
+    assert levels(used) == level
+    assert used / 2**level <= 1
 
 
 def test_budget_halves_images_then_steps_and_restores_them():

@@ -29,6 +29,8 @@ class ErasedSquares(Dataset):
     def __init__(self, data: Any, squares: Mapping[int, tuple[int, int, int, int]], image_key: Key = None) -> None:
         self.data, self.squares = data, dict(squares)
         self.owners = list(self.squares)
+        if not len(data):
+            raise ValueError("expected a data set with items, got an empty one.")
         beyond = [index for index in self.squares if not 0 <= index < len(data)]
         if beyond:
             raise ValueError(

@@ -136,7 +136,7 @@ def _probe_image(backbone: nn.Module, image_size: int | None) -> Tensor:
     if not convs:
         raise ValueError(
             f"expected a backbone with stages of feature maps, got {type(backbone).__name__} without any convolution; "
-            "pass a convolutional network."
+            "pass a CNN or a transformer."
         )
     weight = convs[0].weight
     generator = None if weight.is_meta else torch.Generator().manual_seed(0)

@@ -91,6 +91,8 @@ def test_bad_input_is_refused():
     items = [LAYOUTS["tuple"](i) for i in range(3)]
     with pytest.raises(ValueError, match="expected indices below 3, the number of items, got 3; pass the data set"):
         ErasedSquares(items, {3: (0, 0, 2, 2)})
+    with pytest.raises(ValueError, match="expected a data set with items, got an empty one"):
+        ErasedSquares([], {})
     with pytest.raises(TypeError, match=r"first level of an item, got '0\.image'"):
         ErasedSquares([({"image": IMAGES[0]}, 0)], {})
     other_size = [items[0], (torch.zeros(3, 4, 4), 1)]

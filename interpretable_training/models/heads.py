@@ -31,7 +31,7 @@ class Head:
     def __call__(self, backbone: nn.Module, q: Tensor) -> Tensor:
         """Return logits of q (B, d), those of a map that is q everywhere."""
         if not self.names:
-            return backbone.forward_head(q[:, None, None] if self.last else q[:, :, None, None])  # type: ignore
+            return backbone.forward_head(q[:, None, None] if self.last else q[:, :, None, None])  # type: ignore[operator]
         if self.cells:
             x = q if self.cells == 1 else q[:, :, None].expand(-1, -1, self.cells).flatten(1)
         else:

@@ -164,7 +164,9 @@ MISTAKES = {
     "--metrics.drop=AverageDrp": "'AverageDrp'; closest: ['AverageDrop'",
     "--metrics.insertion.stps=3": "got 'stps'; closest: ['steps'",
     "--methods.mine.layr=3": "got 'layr'; closest: ['layer'",
-    "--metrics.insertion.auc=trapez": "Expected a typing.Literal['trapezoid', 'mean']. Got value: trapez at 'metrics",
+    "--metrics.insertion.auc=trapez": (
+        "Expected a typing.Literal['trapezoid', 'mean']. Got value: trapez at 'metrics.auc'."
+    ),
     "--target=labels": "labels",
     "--maximages=3": "got 'maximages'; closest: ['max_images']",
     "--max_images=0": "expected max_images as a whole number of at least 1",

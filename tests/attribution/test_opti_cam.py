@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from support.families import few
 from support.tally import Tally
 from torch import nn
 from torch.testing import assert_close
@@ -186,7 +187,7 @@ def official(network, x, A, target, steps, objective, n):
 
 @pytest.mark.parametrize("n", ["range", "sigmoid"])
 @pytest.mark.parametrize("objective", ["mask", "diff"])
-@pytest.mark.parametrize("steps", [10, 24, 50])
+@pytest.mark.parametrize("steps", few([10, 24, 50], 10, 24))
 def test_opti_cam_official_stop_returns_published_maps(steps, objective, n):
     """Of eight small networks with long steps some end early, where the objective fell."""
     ends = set()

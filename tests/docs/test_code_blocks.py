@@ -16,7 +16,8 @@ from support.pages import PAGES, ROOT
 from interpretable_training import recipes
 from interpretable_training.cli.main import OWN, build_parser, main
 
-ELSEWHERE = ["docs/data"]  # needs data sets on disk: tests/data/test_data_docs.py
+# The first needs data sets on disk (tests/data/test_data_docs.py), the second has a test of its results.
+ELSEWHERE = ["docs/data", "docs/time_series"]
 COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*((?:\S*/)?(?:interpretable-training|python|make)\b.*)$")
 
 

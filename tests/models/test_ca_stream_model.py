@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from support.families import few
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
@@ -384,7 +385,8 @@ def test_stream_operations_equal_the_formula(script, name, sides, channels):
 
 
 @pytest.mark.parametrize(
-    ("name", "added"), [("resnet18", 3.2), ("resnet50", 20.7), ("convnext_tiny", 4.2), ("convnext_base", 6.4)]
+    ("name", "added"),
+    few([("resnet18", 3.2), ("resnet50", 20.7), ("convnext_tiny", 4.2), ("convnext_base", 6.4)], ("resnet18", 3.2)),
 )
 def test_logits_cost_only_what_the_stream_adds(name, added):
     """In million operations: the plain network's classifier is not run beside the stream's."""

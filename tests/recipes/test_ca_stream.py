@@ -51,6 +51,7 @@ def test_recipe_and_yaml_of_both_objectives_are_the_same(backbone, assert_same_a
     assert_same_as_config(ca_stream(guided_weight=0.0075), "ca_stream_guided_gradient")
 
 
+@pytest.mark.slow
 def test_both_objectives_are_pursued(tmp_path, monkeypatch):
     """The backbone is trained with the regularizer, then stays as it is while the stream learns beside it."""
     monkeypatch.chdir(tmp_path)

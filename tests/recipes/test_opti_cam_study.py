@@ -13,6 +13,7 @@ def test_recipe_and_configuration_of_shapes_are_the_same_study(backbone, assert_
     assert_same_study(opti_cam_study(), "opti_cam_study_shapes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stem", "network", "kind"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from support.families import few
 from support.regularized_nets import STRONG, Residual, batch, parameter_gradient, regularizers, vgg
 from torch import nn
 from torch.testing import assert_close
@@ -137,7 +138,7 @@ def test_reentrant_checkpointing_error_says_what_to_do():
         STRONG(net, images, target)
 
 
-@pytest.mark.parametrize("how", ["wrapped", "in place", "around"])
+@pytest.mark.parametrize("how", few(["wrapped", "in place", "around"], "wrapped"))
 def test_compiled_modules_run_eagerly_and_warn_once(how):
     net, (images, target) = vgg(), batch()
     expected, _ = gradient_of(copy.deepcopy(net).eval(), images, target)

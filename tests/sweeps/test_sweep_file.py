@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
-from wandb.wandb_agent import Agent
 
 from interpretable_training.cli.configs import config_files
 from interpretable_training.sweeps.command import argument_macros, command_line
@@ -257,6 +255,8 @@ def agent(monkeypatch, tmp_path):
     """The command line that W&B's agent runs, without a server."""
     seen = []
 
+    from wandb.wandb_agent import Agent  # takes seconds, which collecting the tests need not wait for
+
     class Process:
         def __init__(self, command, **_):
             seen.append(command)
@@ -280,6 +280,8 @@ def agent(monkeypatch, tmp_path):
 
 
 def test_forms_of_arguments_equal_those_of_wandb():
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args  # as above
+
     oracle = create_sweep_command_args({"args": {name: {"value": value} for name, value in VALUES.items()}})
     oracle.pop("args_dict")  # is no list of words
     assert argument_macros(VALUES) == oracle

@@ -1,6 +1,7 @@
 """Remedies against cues, the data and the network on which they are compared, and what is measured."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -42,13 +43,19 @@ SWAPS: dict[Kind, SwapBackgrounds] = {
 }
 
 
-def callbacks_of(remedy: Remedy, layer: str, data: Kind = "marks") -> list[L.Callback]:
-    """Return the callbacks of a remedy."""
+def swap_of(data: Kind, annotated: float) -> SwapBackgrounds:
+    """Return the swap; where few images have masks it changes all of these, since the others keep their cue."""
+    return replace(SWAPS[data], share=1.0) if annotated < 1 else SWAPS[data]
+
+
+def callbacks_of(remedy: Remedy, layer: str, data: Kind = "marks", annotated: float = 1.0) -> list[L.Callback]:
+    """Return the callbacks of a remedy, for training images of which a share is annotated."""
+    swap = swap_of(data, annotated)
     late: dict[str, Any] = {"start_step": 200, "method": GradCAM(layer=layer)}
     remedies: dict[Remedy, list[L.Callback]] = {
         "nothing": [],
-        "random_swap": [RandomSwap(SWAPS[data])],
-        "background_swap": [BackgroundSwap(SWAPS[data])],
+        "random_swap": [RandomSwap(swap)],
+        "background_swap": [BackgroundSwap(swap)],
         "energy": [ExplanationGuidance("energy", weight=1.0, **late)],
         "input_gradient": [ExplanationGuidance("input_gradient", weight=0.01, **late)],
         "not_here": [ExplanationGuidance("energy", region="not_here", weight=1.0, **late)],

@@ -40,7 +40,7 @@ from interpretable_training.recipes.remedies import (
 )
 from interpretable_training.visual.dots import draw_dots
 
-SHARES = {1.0: 1, 0.1: 5, 0.01: 30}  # annotated training images, and how often each is in an epoch
+SHARES = {1.0: 1, 0.1: 10, 0.01: 30}  # annotated training images, and how often each is in an epoch
 LAYER = "stage2"  # to explain and to guide: fine enough for small cues
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of Student's t by the number of seeds
 
@@ -92,7 +92,7 @@ def repair(
         max_epochs=max_epochs,
         logger=CSVLogger(output, name="repair"),
         enable_model_summary=False,
-        callbacks=[ModelCheckpoint(), TrainingCurves(), watch, *callbacks_of(remedy, layer, data)],
+        callbacks=[ModelCheckpoint(), TrainingCurves(), watch, *callbacks_of(remedy, layer, data, annotated)],
     )
     return Recipe(trainer, module, images)
 

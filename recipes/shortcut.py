@@ -64,6 +64,7 @@ def shortcut(
         optimizer=partial(torch.optim.AdamW, lr=learning_rate),
         scheduler=partial(CosineAnnealingLR, T_max=max_epochs),  # without it validation jumps up and down
     )
+    module.to(memory_format=torch.channels_last)  # nearly twice as fast
     metrics = {
         "energy_on_cue": EnergyPointingGame(region="shortcut_mask"),
         "energy_on_object": EnergyPointingGame(region="mask"),

@@ -42,7 +42,7 @@ class SwapBackgrounds:
         seed: Seed of the draws of callbacks.
     """
 
-    share: float = 0.5
+    share: float = 0.7
     widen: int = 3
     region: SwapRegion = "auto"
     from_epoch: int = 1

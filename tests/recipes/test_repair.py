@@ -36,6 +36,13 @@ def test_remedies_are_callbacks_on_the_layer():
     assert callbacks_of("nothing", "stage2") == []
 
 
+def test_all_annotated_images_are_swapped_where_few_are():
+    (all_known,) = callbacks_of("background_swap", "stage2", "decoy_digits")
+    (few_known,) = callbacks_of("background_swap", "stage2", "decoy_digits", annotated=0.1)
+    assert (all_known.swap.share, few_known.swap.share) == (0.7, 1.0)
+    assert all_known.swap.widen == few_known.swap.widen == 1
+
+
 def test_random_regions_have_the_size_of_objects_elsewhere():
     data = make_data("marks", 0.95, 12, batch_size=12)
     data.setup("fit")

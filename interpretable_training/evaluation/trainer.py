@@ -36,7 +36,7 @@ class EvaluationTrainer(L.Trainer):
         model: L.LightningModule,
         datamodule: L.LightningDataModule,
         ckpt_path: str | None = None,
-        methods: dict[str, Attribution] | None = None,
+        methods: dict[str, Attribution] | list[str] | None = None,
         metrics: dict[str, ImageMetric] | None = None,
         target: Literal["label", "pred", "least"] = "label",
         split: Split = "val",
@@ -52,7 +52,7 @@ class EvaluationTrainer(L.Trainer):
             model: The model.
             datamodule: The images.
             ckpt_path: A checkpoint whose weights the model gets; without one it is measured as it is.
-            methods: name -> method; by default five CAMs.
+            methods: name -> method, or names such as GradCAM; by default five CAMs.
             metrics: name -> metric; by default seven metrics.
             target: Which class is explained and scored.
             split: Which images, "val" or "test".

@@ -96,7 +96,9 @@ class ExplanationLogger(Watcher):
         return {**settings, **super().settings()}
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
-        return probe(session.trainer, context, self.methods, self.target, self.n)
+        n = self.n + self.hardest.k
+        lines, self.budget.estimate = probe(session.trainer, context, self.methods, self.target, n, n)
+        return lines
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.hardest.start()
@@ -127,7 +129,8 @@ class ExplanationLogger(Watcher):
         super().on_exception(trainer, pl_module, exception)
 
     def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> dict[str, Explained]:
-        groups = {"panel": session.explain(context, self.methods, self.target, self.budget.keep(self.n))}
+        n = self.budget.keep(self.n)
+        groups = {"panel": session.explain(context, self.methods, self.target, n)}
         if self.hardest.unavailable and not self.warned:
             self.warned = True
             rank_zero_warn(
@@ -136,7 +139,7 @@ class ExplanationLogger(Watcher):
             )
         trainer = session.trainer
         if self.hardest.images and (trainer.validating or trainer.testing):
-            hardest = self.hardest.images
+            hardest = self.hardest.images[: n if n < self.n else None]
             images, label = (torch.stack([getattr(image, name) for image in hardest]) for name in ("image", "label"))
             images = images.to(trainer.lightning_module.device)
             picked = Picked(images, label, None, None, {})

@@ -147,7 +147,7 @@ def test_mean_and_std_of_bytes_do_not_make_white_pictures():
     assert find_colors((255 * X) / 255, data=SimpleNamespace(mean=(0.0,) * 3, std=(1.0,) * 3)).mean is not None
 
 
-@pytest.mark.parametrize(("frames", "shown"), [(1, [0]), (2, [0, 1]), (8, [1, 4, 6])])
+@pytest.mark.parametrize(("frames", "shown"), [(2, [0, 1]), (8, [1, 4, 6])])
 def test_frames_of_each_third_of_a_video_are_shown(frames, shown):
     video = torch.arange(frames)[None, :, None, None, None].expand(1, -1, 3, 4, 4) / 8
     for given in (video, video.transpose(1, 2)):

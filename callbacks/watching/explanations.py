@@ -76,7 +76,8 @@ class Explained:
 
     def labels(self, row: int) -> list[int]:
         """Return the true classes of an image."""
-        if self.label is None or (self.label.is_floating_point() and self.label.ndim == 1):
+        numbers = self.label is not None and self.label.is_floating_point() and self.label.ndim == 1
+        if self.label is None or numbers or not self.task.bounded:
             return []
         label = self.label[row]
         return (label > 0.5).nonzero()[:, 0].tolist() if label.ndim else [int(label)] if label >= 0 else []

@@ -16,7 +16,7 @@ from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explanation_memo import explain_images
-from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
+from interpretable_training.callbacks.watching.explanations import RANKED, Explained, check_target, joined
 from interpretable_training.callbacks.watching.hardest_images import HardestImages
 from interpretable_training.callbacks.watching.image_logging import Gallery
 from interpretable_training.callbacks.watching.options import (
@@ -114,11 +114,10 @@ class ExplanationLogger(Watcher):
     def _listen(self, trainer: L.Trainer) -> None:
         """Read the logits of the next batch."""
         context = session_of(trainer).found_context(self.options)
-        kinds = ("classification", "multilabel")
         if context is None or trainer.sanity_checking or not context.reading.together:
             return
-        if context.reading.task.name in kinds:
-            self.hardest.listen(context.network)
+        if context.reading.task.name in RANKED:
+            self.hardest.listen(context.network, context.reading.task.name == "regression")
 
     def after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
         self._guard(trainer, lambda: self.hardest.take(trainer, batch))

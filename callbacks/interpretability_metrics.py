@@ -43,7 +43,7 @@ from interpretable_training.report.value_readers import list_of, mapping_of, rea
 from interpretable_training.tasks.base import Task
 from interpretable_training.tasks.network import Chosen
 
-PROBED = 2  # images of the start-up report; each takes many passes
+PROBED = 1  # images of the start-up report; each takes many passes
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
 
 

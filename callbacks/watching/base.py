@@ -4,6 +4,7 @@ In an explanation step each process computes its part, the processes exchange th
 and rank zero draws. An exception in any of this is counted, logged once, and does not end the training.
 """
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -189,6 +190,19 @@ class Watcher(WatchHooks):
             self._guard(session.trainer, lambda: self.start(session, context))
         session.entries.append(StartEntry(self.label, self.settings(), context, lines))
 
+    def _report_streams(self, session: WatchSession, pl_module: L.LightningModule) -> None:
+        """Report once what was found in batches of a stream, for this callback and those that have all their images."""
+        for peer in active_callbacks(session.trainer):
+            collector = session.collectors.get(id(peer.options))
+            if not isinstance(peer, Watcher) or peer._reported or collector is None:
+                continue
+            if peer is self or collector.seen >= collector.n:
+                context = session.attempt(peer.errors, functools.partial(session.context, peer.options, pl_module))
+                if isinstance(context, RunContext):
+                    peer._add_to_start_report(session, context)
+        if session.entries:
+            self._guard(session.trainer, session.write_start_report)
+
     # An explanation step
 
     def _explain(
@@ -198,14 +212,12 @@ class Watcher(WatchHooks):
         session, step = session_of(trainer), current_step(trainer)
         if step.stage == "fit" and (step.epoch, step.global_step) == self.schedule.last_step:
             return  # explained before the checkpoint was written from which the training resumed
+        self._report_streams(session, pl_module)
         session.plan(active_callbacks(trainer), step)
         start, size = time.perf_counter(), session.bytes_written
         parts = gather(trainer, session.attempt(self.errors, lambda: self._part(session, pl_module, step)))
         self.schedule.record(step, for_epoch)
         context = session.found_context(self.options)
-        if context is not None and not self._reported:
-            self._add_to_start_report(session, context)
-            self._guard(trainer, session.write_start_report)
         failures = [part for part in parts if isinstance(part, Failure)]
         good = [part for part in parts if part is not None and not isinstance(part, Failure)]
         of_methods = [failure for part in good for failure in method_failures(part)]

@@ -116,12 +116,16 @@ def evaluate(
         normalization = source.mean if mean is None else mean, source.std if std is None else std
         measured = _adapted(name_metrics(metrics), *normalization, multilabel)
         work = EvaluationRun(model, named, measured, target, multilabel, output, chunk_size, task)
-        facts = {**work.facts(), "images": max_images, "split": split, "seed": seed}
-        keys = {"image_key": image_key, "label_key": label_key}
-        facts |= {name: getattr(key, "__qualname__", str(key)) for name, key in keys.items() if key is not None}
+        facts = {**work.facts(), **key_facts(image_key, label_key), "images": max_images, "split": split, "seed": seed}
         task_named(task)
         parts, complete = work.run(source, Cache(cache, facts, work.passports(), source), progress, peers)
     return table_of(parts, measured, facts, first, list(added), complete, resamples, seed)
+
+
+def key_facts(image_key: Key, label_key: LabelKey) -> dict[str, Fact]:
+    """Return the keys of batches that are given, as text."""
+    keys = {"image_key": image_key, "label_key": label_key}
+    return {name: getattr(key, "__qualname__", str(key)) for name, key in keys.items() if key is not None}
 
 
 def _adapted(metrics: Mapping[str, ImageMetric], mean: Any, std: Any, multilabel: bool) -> dict[str, ImageMetric]:

@@ -138,7 +138,7 @@ def test_backbone_without_gradients_says_so(tmp_path):
     assert "xai/eigencam" in {name for _, _, images in logger.pictures for name in images}
 
 
-def test_hardest_images_of_a_regression_have_the_largest_squared_errors(tmp_path):
+def test_hardest_images_of_a_regression_by_squared_errors(tmp_path):
     data, module = data_of("regression"), TaskModule(network_of("regression"))
     fit(tmp_path, [ExplanationLogger(max_images=2, hardest=2, on_error="raise")], module, data, data, max_epochs=1)
     images, targets = data.dataset.tensors

@@ -80,15 +80,13 @@ class Segmentation(Task):
             chosen = torch.zeros_like(pixels)
             chosen[:, at[0], at[1]] = True
             return Masks(chosen, C, size, [])
-        label, areas = labeled_classes(example), []
+        label = labeled_classes(example)
         if label is not None:
             label = F.interpolate(label[None, None].float(), A.shape[1:], mode="nearest")[0, 0].long().to(A.device)
             pixels = torch.cat([pixels, torch.stack([label == c for c in range(C)])])
         if self.one_object:
             pixels = one_component(pixels, at)
-        if label is not None:
-            areas = [int(mask.sum()) for mask in pixels[C:]]
-        return Masks(pixels, C, size, areas)
+        return Masks(pixels, C, size, [int(mask.sum()) for mask in pixels[C:]])
 
     def _cell(self, pixels: Tensor, size: tuple[int, int]) -> tuple[int, int]:
         """Return row and column of the pixel at the resolution of the logits."""

@@ -183,7 +183,7 @@ def batches_between(trainer: L.Trainer, schedule: Any) -> float:
     """Return the number of training batches between two explanation steps of a callback."""
     every = [float(trainer.num_training_batches)]
     if schedule.every_n_epochs and trainer.enable_validation:
-        every.append(float(trainer.val_check_batch))  # type: ignore[attr-defined]  # infinite where epochs count
+        every.append(float(trainer.val_check_batch or math.inf))  # None where the clock decides
     if schedule.every_n_steps:
         every.append(float(schedule.every_n_steps * trainer.accumulate_grad_batches))
     least = min(every)

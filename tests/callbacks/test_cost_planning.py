@@ -66,6 +66,7 @@ def test_images_are_halved_until_the_cost_is_within_its_part(clock):
 
 def test_several_steps_in_an_epoch_are_planned(clock):
     assert planned([watcher(8.0, 0.05)], done=25, seconds=2.5, validated=25)[0] == [1]  # four validations in 10 s
+    assert planned([watcher(8.0, 0.05)], validated=None)[0] == [2]  # Trainer(val_check_interval="00:01:00")
     assert planned([watcher(0.39, 0.05, every_n_steps=10)])[0] == [4]  # 0.39 s in place of 0.04 s
     _, said = planned([watcher(8.0, 0.05)])
     assert said == {

@@ -157,7 +157,7 @@ def plan(trainer: L.Trainer, callbacks: Sequence[Any], start: float) -> dict[str
     Returns:
         Label of a callback -> what it leaves out, in words.
     """
-    batch = (time.perf_counter() - start) / (trainer.fit_loop.batch_idx + 1)
+    batch = max(1e-9, time.perf_counter() - start) / max(1, trainer.fit_loop.batch_idx + 1)
     waits = [batch * batches_between(trainer, callback.schedule) for callback in callbacks]
     automatic = sum(c.budget.estimate / wait for c, wait in zip(callbacks, waits) if c.automatic)
     used = []
@@ -187,4 +187,4 @@ def batches_between(trainer: L.Trainer, schedule: Any) -> float:
     if schedule.every_n_steps:
         every.append(float(schedule.every_n_steps * trainer.accumulate_grad_batches))
     least = min(every)
-    return least if least < math.inf else float(trainer.fit_loop.batch_idx + 1)
+    return least if least < math.inf else float(max(1, trainer.fit_loop.batch_idx + 1))

@@ -138,7 +138,8 @@ class ExplanationLogger(Watcher):
             )
         trainer = session.trainer
         if self.hardest.images and (trainer.validating or trainer.testing):
-            hardest = self.hardest.images[: n if n < self.n else None]
+            limited = n < self.n and self.budget.budget is not None
+            hardest = self.hardest.images[: n if limited else None]
             images, label = (torch.stack([getattr(image, name) for image in hardest]) for name in ("image", "label"))
             images = images.to(trainer.lightning_module.device)
             picked = Picked(images, label, None, None, {})

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from timing import interleave, row
 
+from interpretable_training.attribution.core.components import largest_boxes
 from interpretable_training.metrics import BoxAccuracy, EnergyPointingGame, PixelF1, PointingGame
-from interpretable_training.metrics.core.components import largest_boxes
 
 N, SIDE = 256, 224
 

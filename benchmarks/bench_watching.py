@@ -1,24 +1,28 @@
 """Cost of watching: its share of an epoch, that of pictures and files, and memory over many explanation steps.
 
-python benchmarks/bench_watching.py               # all, about five minutes on two cores; nothing else should run
+python benchmarks/bench_watching.py               # all, about eight minutes on two cores; nothing else should run
 python benchmarks/bench_watching.py share memory  # some of the parts
 """
 
 import gc
+import statistics
 import sys
 import tempfile
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import torch
 from timing import resident
 
-from interpretable_training.callbacks import ExplanationLogger, InterpretabilityMetrics
+from interpretable_training.callbacks import ExplanationDrift, ExplanationLogger, InterpretabilityMetrics
 from interpretable_training.data import ShapesDataModule
 from interpretable_training.modules import Classifier
+from interpretable_training.report.journal import read_journal
 
+SHORT = 320  # images of an epoch of about six seconds on one core, with 1000 images of validation
 LIMIT = "5 % of an epoch of 30 s or more"
 
 
@@ -47,11 +51,11 @@ def line(what, figure, limit):
     print(f"| {what} | {limit} | {figure} |", flush=True)
 
 
-def train(callbacks, n_train, epochs, folder, size=64):
-    """A training of the demo's network."""
+def train(callbacks, n_train, epochs, folder, size=64, network="tiny_cnn"):
+    """A training of the demo's network, or of another."""
     L.seed_everything(0, verbose=False)
     data = ShapesDataModule(size, n_train=n_train, batch_size=32, annotations=True, shortcut=0.95)
-    module = Classifier("tiny_cnn", data.num_classes, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    module = Classifier(network, data.num_classes, optimizer=partial(torch.optim.AdamW, lr=1e-3))
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = L.Trainer(
         max_epochs=epochs, logger=False, accelerator="cpu", default_root_dir=folder, callbacks=callbacks, **quiet
@@ -88,6 +92,35 @@ def share():
     line("of an epoch, pictures and files", f"{spent['pictures and files'] / len(rows['with']):.2f} s", "")
 
 
+def short():
+    """Default settings, and a budget of 5 % for each callback: trainings of three epochs of seconds, start included.
+
+    Processor time of all threads, which other programs disturb less.
+    """
+    settings = {"without": None, "default": {}, "budget of 5 %": {"budget": 0.05}}
+    spent: dict[str, list[float]] = {name: [] for name in settings}
+    shares: dict[str, list[float]] = {name: [] for name in settings}
+    for _ in range(2):
+        for name, options in settings.items():
+            kinds = [] if options is None else [ExplanationLogger, InterpretabilityMetrics, ExplanationDrift]
+            clock = Clock()
+            start = time.process_time()
+            with tempfile.TemporaryDirectory() as folder:
+                train([clock, *(kind(**options) for kind in kinds)], SHORT, 3, folder, network="resnet18")
+                journal = read_journal(Path(folder) / "explanations") if kinds else None
+            spent[name].append(time.process_time() - start)
+            if journal is not None:
+                costs = [line["values"] for line in journal.of("values") if "xai/share_of_epoch" in line["values"]]
+                shares[name] += [cost["xai/share_of_epoch"] for cost in costs]
+            if name == "without":
+                line("an epoch without", f"{statistics.median(clock.seconds):.1f} s", "")
+    plain = statistics.median(spent["without"])
+    for name in list(settings)[1:]:
+        limit, watched = "+25 %" if name == "default" else "5 % each", statistics.median(spent[name])
+        line(f"a training with {name}", f"{plain:.1f} s without, {watched:.1f} s, {watched / plain - 1:+.0%}", limit)
+        line(f"largest share of a callback in an epoch, {name}", f"{max(shares[name]):.1%}", limit)
+
+
 def timed(watcher, method, spent):
     """Add up the seconds of a method."""
     inner = getattr(watcher, method)
@@ -118,6 +151,6 @@ def memory():
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    parts = {"share": share, "memory": memory}
+    parts = {"share": share, "short": short, "memory": memory}
     for name in sys.argv[1:] or parts:
         parts[name]()

@@ -116,7 +116,8 @@ class ExplanationDrift(Watcher):
         return {"methods": methods, "target": self.target, "monitor": self.monitor, **super().settings()}
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
-        return probe(session.trainer, context, self.methods, self.target, self.n)
+        lines, self.budget.estimate = probe(session.trainer, context, self.methods, self.target, self.n)
+        return lines
 
     def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> Explained:
         return session.explain(context, self.methods, self.target, self.budget.keep(self.n))

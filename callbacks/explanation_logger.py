@@ -16,7 +16,7 @@ from interpretable_training.callbacks.watching.base import Watcher
 from interpretable_training.callbacks.watching.budget import Budget
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.explanation_memo import explain_images
-from interpretable_training.callbacks.watching.explanations import Explained, check_target, joined
+from interpretable_training.callbacks.watching.explanations import RANKED, Explained, check_target, joined
 from interpretable_training.callbacks.watching.hardest_images import HardestImages
 from interpretable_training.callbacks.watching.image_logging import Gallery
 from interpretable_training.callbacks.watching.options import (
@@ -96,7 +96,9 @@ class ExplanationLogger(Watcher):
         return {**settings, **super().settings()}
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
-        return probe(session.trainer, context, self.methods, self.target, self.n)
+        n = self.n + self.hardest.k
+        lines, self.budget.estimate = probe(session.trainer, context, self.methods, self.target, n, n)
+        return lines
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.hardest.start()
@@ -112,11 +114,10 @@ class ExplanationLogger(Watcher):
     def _listen(self, trainer: L.Trainer) -> None:
         """Read the logits of the next batch."""
         context = session_of(trainer).found_context(self.options)
-        kinds = ("classification", "multilabel")
         if context is None or trainer.sanity_checking or not context.reading.together:
             return
-        if context.reading.task.name in kinds:
-            self.hardest.listen(context.network)
+        if context.reading.task.name in RANKED:
+            self.hardest.listen(context.network, context.reading.task.name == "regression")
 
     def after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> None:
         self._guard(trainer, lambda: self.hardest.take(trainer, batch))
@@ -127,7 +128,8 @@ class ExplanationLogger(Watcher):
         super().on_exception(trainer, pl_module, exception)
 
     def compute(self, session: WatchSession, context: RunContext, step: ExplanationStep) -> dict[str, Explained]:
-        groups = {"panel": session.explain(context, self.methods, self.target, self.budget.keep(self.n))}
+        n = self.budget.keep(self.n)
+        groups = {"panel": session.explain(context, self.methods, self.target, n)}
         if self.hardest.unavailable and not self.warned:
             self.warned = True
             rank_zero_warn(
@@ -136,7 +138,8 @@ class ExplanationLogger(Watcher):
             )
         trainer = session.trainer
         if self.hardest.images and (trainer.validating or trainer.testing):
-            hardest = self.hardest.images
+            limited = n < self.n and self.budget.budget is not None
+            hardest = self.hardest.images[: n if limited else None]
             images, label = (torch.stack([getattr(image, name) for image in hardest]) for name in ("image", "label"))
             images = images.to(trainer.lightning_module.device)
             picked = Picked(images, label, None, None, {})

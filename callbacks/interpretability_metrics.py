@@ -43,6 +43,7 @@ from interpretable_training.report.value_readers import list_of, mapping_of, rea
 from interpretable_training.tasks.base import Task
 from interpretable_training.tasks.network import Chosen
 
+PROBED = 1  # images of the start-up report; each takes many passes
 Metrics = ImageMetric | dict[str, ImageMetric] | list[ImageMetric]
 
 
@@ -75,7 +76,7 @@ class InterpretabilityMetrics(Watcher):
         chunk_size: images per pass; by default what suits the device and the image size.
     """
 
-    default_images, probed = 64, 2  # each image takes many passes
+    default_images = 64
 
     @suggest_options
     def __init__(
@@ -148,9 +149,11 @@ class InterpretabilityMetrics(Watcher):
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
         n = min(self.n, context.size(session.trainer))
-        session.memo.clear()  # else the time may lack what another callback computed
-        start, measured = time.perf_counter(), self._measure(session, context, self.probed)
-        seconds = (time.perf_counter() - start) * n / max(1, min(self.probed, n))
+        for _ in range(2):  # the first run is slower
+            session.memo.clear()  # else the time may lack what another callback computed
+            start, measured = time.perf_counter(), self._measure(session, context, PROBED)
+            seconds = (time.perf_counter() - start) * n / max(1, min(PROBED, n))
+        self.budget.estimate = seconds
         failed = [("failed", str(why)) for why in measured.errors.values()]
         return [*failed, ("an explanation step", f"about {seconds:.2g} s for {n} images")]
 

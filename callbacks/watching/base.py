@@ -4,6 +4,7 @@ In an explanation step each process computes its part, the processes exchange th
 and rank zero draws. An exception in any of this is counted, logged once, and does not end the training.
 """
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import lightning as L
 
 from interpretable_training.attribution.core.prepared_model import Output
 from interpretable_training.batches.read import Key, LabelKey
-from interpretable_training.callbacks.watching.budget import Budget, BudgetController
+from interpretable_training.callbacks.watching.budget import MIN_IMAGES, Budget, BudgetController
 from interpretable_training.callbacks.watching.conflicts import warn_of_conflicts
 from interpretable_training.callbacks.watching.context import RunContext
 from interpretable_training.callbacks.watching.errors import ErrorPolicy, Failure
@@ -35,7 +36,7 @@ from interpretable_training.callbacks.watching.schedule import (
     gather,
 )
 from interpretable_training.callbacks.watching.session import StartEntry, WatchSession, session_of
-from interpretable_training.callbacks.watching.startup_report import PROBED, Line, context_lines
+from interpretable_training.callbacks.watching.startup_report import Line, context_lines
 from interpretable_training.report.value_readers import mapping_of, optional, read_count
 from interpretable_training.tasks.base import Task
 from interpretable_training.tasks.network import Chosen
@@ -51,7 +52,8 @@ class Watcher(WatchHooks):
 
     Args:
         max_images: how many images are explained; of indices all. By default 16, and fewer, but at least 4, where all
-            callbacks with the default would take more than a fifth of the first epoch's time.
+            callbacks with the default would take more than a seventh of the first epoch's time. Give a number where
+            runs are compared.
         images: which: "panel" (chosen by the seed, as many of each class), indices of the validation set, a data set or
             loader of your own, or a function of the trainer that returns a batch.
         every_n_epochs: explain at each validation of every n-th epoch, the first and the last one included; at the end
@@ -77,7 +79,7 @@ class Watcher(WatchHooks):
     """
 
     same_images = False  # whether all images are needed in each explanation step
-    default_images, probed = 16, PROBED  # images that are explained by default, and for the start-up report
+    default_images = 16  # images that are explained where their number is not given
 
     @suggest_options
     def __init__(
@@ -104,9 +106,7 @@ class Watcher(WatchHooks):
         max_images = self.default_images if max_images is None else max_images
         self.options = WatchOptions(**common_options(locals()))
         self.n = self.options.count
-        # A callback whose images must stay the same explains less often instead of fewer of them.
-        fixed = self.same_images and not self.automatic
-        self.budget = BudgetController(budget, self.n) if fixed else BudgetController(budget)
+        self.budget = BudgetController(budget, MIN_IMAGES if budget is None else 1, self.same_images)
         self.errors = ErrorPolicy(self.label, on_error)
         self.schedule = Schedule(every_n_epochs, every_n_steps)
         self.journal: RunJournal | None = None
@@ -137,7 +137,7 @@ class Watcher(WatchHooks):
         }
 
     def start_lines(self, session: WatchSession, context: RunContext) -> list[Line]:
-        """Return the callback's own lines of the start-up report; on rank zero."""
+        """Return the callback's own lines of the start-up report, and set `budget.estimate`; on rank zero."""
         return []
 
     def start(self, session: WatchSession, context: RunContext) -> None:
@@ -186,11 +186,22 @@ class Watcher(WatchHooks):
         if context is not None:
             lines += context_lines(context, session.trainer.lightning_module)
             if session.trainer.is_global_zero:
-                start = time.perf_counter()
                 self._guard(session.trainer, lambda: lines.extend(self.start_lines(session, context)))
-                self.budget.estimate = (time.perf_counter() - start) * self.n / min(self.n, self.probed)
             self._guard(session.trainer, lambda: self.start(session, context))
         session.entries.append(StartEntry(self.label, self.settings(), context, lines))
+
+    def _report_streams(self, session: WatchSession, pl_module: L.LightningModule) -> None:
+        """Report once what was found in batches of a stream, for this callback and those that have all their images."""
+        for peer in active_callbacks(session.trainer):
+            collector = session.collectors.get(id(peer.options))
+            if not isinstance(peer, Watcher) or peer._reported or collector is None:
+                continue
+            if peer is self or collector.seen >= collector.n:
+                context = session.attempt(peer.errors, functools.partial(session.context, peer.options, pl_module))
+                if isinstance(context, RunContext):
+                    peer._add_to_start_report(session, context)
+        if session.entries:
+            self._guard(session.trainer, session.write_start_report)
 
     # An explanation step
 
@@ -201,14 +212,12 @@ class Watcher(WatchHooks):
         session, step = session_of(trainer), current_step(trainer)
         if step.stage == "fit" and (step.epoch, step.global_step) == self.schedule.last_step:
             return  # explained before the checkpoint was written from which the training resumed
+        self._report_streams(session, pl_module)
         session.plan(active_callbacks(trainer), step)
         start, size = time.perf_counter(), session.bytes_written
         parts = gather(trainer, session.attempt(self.errors, lambda: self._part(session, pl_module, step)))
         self.schedule.record(step, for_epoch)
         context = session.found_context(self.options)
-        if context is not None and not self._reported:
-            self._add_to_start_report(session, context)
-            self._guard(trainer, session.write_start_report)
         failures = [part for part in parts if isinstance(part, Failure)]
         good = [part for part in parts if part is not None and not isinstance(part, Failure)]
         of_methods = [failure for part in good for failure in method_failures(part)]

@@ -2,8 +2,10 @@
 
     level = ceil(log2(cost / limit))    (1)
 
-cost: expected of the next epoch, first by the time of the start-up report, later by that of the last epoch. Each level
-halves the number of images, down to four; further levels double the time between explanation steps.
+cost: of an explanation step, and limit: its part of the time until the next one. Before the first step the cost is that
+of the start-up report, whose second, warm pass is timed; later that of the last epoch. Each level halves the number of
+images, with a budget down to one, by default down to four; further levels double the time between explanation steps.
+Callbacks whose images must stay the same choose their number before the first step.
 """
 
 import math
@@ -18,9 +20,10 @@ from interpretable_training.callbacks.watching.saved_state import Saved
 from interpretable_training.callbacks.watching.schedule import gather
 from interpretable_training.report.value_readers import read_count
 
-MIN_IMAGES = 4  # with fewer images a callback explains less often instead
+MIN_IMAGES = 4  # by default
 MAX_LEVEL = 64
-DEFAULT_SHARE = 0.2  # of the first epoch, for all callbacks whose number of images is chosen for them
+DEFAULT_SHARE = 0.15  # of an epoch, for all callbacks whose number of images is chosen for them
+AIM = 0.8  # part of the limit for which the first step is planned: what it costs is not known exactly
 FURTHER = 3  # levels at most, by which steps become rarer at once: what one step costs varies
 SLACK = 3  # a level is taken back when the cost is this many times below the budget
 
@@ -50,11 +53,18 @@ class Budget:
 
 
 class BudgetController:
-    """Count seconds and bytes of an epoch, and set how many images a callback explains and how often."""
+    """Count seconds and bytes of an epoch, and set how many images a callback explains and how often.
 
-    def __init__(self, budget: Budget | float | None, fewest: int = MIN_IMAGES) -> None:
+    Args:
+        budget: the highest cost.
+        fewest: images, which are not halved further.
+        fixed: whether the number of images stays that of the first explanation step.
+    """
+
+    def __init__(self, budget: Budget | float | None, fewest: int = 1, fixed: bool = False) -> None:
         self.budget = Budget(budget) if isinstance(budget, (int, float)) else budget
-        self.fewest, self.level = fewest, 0
+        self.fewest, self.fixed, self.level = fewest, fixed, 0
+        self.first = 0  # the level of the first explanation step
         self.estimate = 0.0  # seconds of an explanation step of all images, before the first one
         self.seconds, self.bytes, self.start = 0.0, 0, time.perf_counter()
         self.duration = math.inf
@@ -69,7 +79,7 @@ class BudgetController:
 
     def begin(self, used: float, n: int) -> None:
         """Choose the level of the first explanation step by its expected cost over its limit."""
-        self.level = min(levels(used), self._halvings(n))
+        self.level = self.first = min(levels(used), self._fewest_at(n))
 
     def end_epoch(self) -> None:
         """Set the duration of the epoch."""
@@ -82,13 +92,17 @@ class BudgetController:
 
     def keep(self, n: int) -> int:
         """Return how many of n images are left at this level."""
-        return max(n >> self.level, min(n, self.fewest))
+        return max(n >> min(self.level, self._halvings(n)), min(n, self.fewest))
 
     def stretch(self, n: int) -> int:
         """Return the factor by which explanation steps are rarer at this level."""
         return 2 ** max(0, self.level - self._halvings(n))
 
     def _halvings(self, n: int) -> int:
+        """Return the level beyond which explanation steps become rarer."""
+        return self.first if self.fixed else self._fewest_at(n)
+
+    def _fewest_at(self, n: int) -> int:
         return int(math.log2(n / self.fewest)) if n > self.fewest else 0
 
     def adjust(self, trainer: L.Trainer, n: int) -> str:
@@ -104,7 +118,7 @@ class BudgetController:
         further = max(0, self._halvings(n) - self.level) + FURTHER
         level = min(MAX_LEVEL, self.level + min(levels(most), further))
         if most < 1 / SLACK:
-            level = max(0, self.level - int(math.log2(1 / max(most, 1e-9))))
+            level = max(self._halvings(n) * self.fixed, self.level - int(math.log2(1 / max(most, 1e-9))))
         if level == self.level:
             return ""
         self.level = level
@@ -117,10 +131,11 @@ class BudgetController:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"level": self.level}
+        return {"level": self.level, "first": self.first}
 
     def restore(self, saved: Saved) -> None:
         self.level = min(saved.read("level", read_count, 0), MAX_LEVEL)
+        self.first = min(saved.read("first", read_count, 0), MAX_LEVEL)
 
 
 def levels(used: float) -> int:
@@ -142,23 +157,34 @@ def plan(trainer: L.Trainer, callbacks: Sequence[Any], start: float) -> dict[str
     Returns:
         Label of a callback -> what it leaves out, in words.
     """
-    batches = trainer.num_training_batches
-    done = (trainer.fit_loop.batch_idx + 1) / batches if 0 < batches < math.inf else 1.0
-    epoch = (time.perf_counter() - start) / max(done, 1e-9)
-    automatic = sum(callback.budget.estimate for callback in callbacks if callback.automatic)
+    batch = max(1e-9, time.perf_counter() - start) / max(1, trainer.fit_loop.batch_idx + 1)
+    waits = [batch * batches_between(trainer, callback.schedule) for callback in callbacks]
+    automatic = sum(c.budget.estimate / wait for c, wait in zip(callbacks, waits) if c.automatic)
     used = []
-    for callback in callbacks:
+    for callback, wait in zip(callbacks, waits):
         budget = callback.budget.budget
         limit = None if budget is None else budget.share
-        cost, limit = (automatic, DEFAULT_SHARE) if callback.automatic else (callback.budget.estimate, limit)
-        used.append(cost / (limit * epoch) if limit else 0.0)
+        share, limit = (automatic, DEFAULT_SHARE) if callback.automatic else (callback.budget.estimate / wait, limit)
+        used.append(share / (AIM * limit) if limit else 0.0)
     used = [max(values) for values in zip(*gather(trainer, used))]
     thinned = {}
-    for callback, value in zip(callbacks, used):
+    for callback, value, wait in zip(callbacks, used, waits):
         callback.budget.begin(value, callback.n)
         if callback.budget.level:
             few = f"{callback.budget.keep(callback.n)} of {callback.n} images"
             thinned[callback.label] = (
-                f"explains {few}, as an epoch takes about {epoch:.2g} s; max_images= sets a number"
+                f"explains {few}: all would take about {callback.budget.estimate:.2g} s, each {wait:.2g} s of "
+                "training; max_images= sets a number"
             )
     return thinned
+
+
+def batches_between(trainer: L.Trainer, schedule: Any) -> float:
+    """Return the number of training batches between two explanation steps of a callback."""
+    every = [float(trainer.num_training_batches)]
+    if schedule.every_n_epochs and trainer.enable_validation:
+        every.append(float(trainer.val_check_batch or math.inf))  # None where the clock decides
+    if schedule.every_n_steps:
+        every.append(float(schedule.every_n_steps * trainer.accumulate_grad_batches))
+    least = min(every)
+    return least if least < math.inf else float(max(1, trainer.fit_loop.batch_idx + 1))

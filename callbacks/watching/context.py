@@ -136,13 +136,18 @@ def panel_of_batches(trainer: L.Trainer, batches: list[Any], options: WatchOptio
     return Panel(list(range(size)), ready, source, ready=True, alone=True, prefix="own-")
 
 
-def loader_of(trainer: L.Trainer) -> DataLoader | None:
-    """Return the first loader of the stage that runs; without a validation that of the training."""
+def loaders_of(trainer: L.Trainer) -> tuple[str, Any]:
+    """Return name and loaders of the stage that runs; those of the training without a validation."""
     if trainer.state.fn == "test":
-        return first_loader(trainer.test_dataloaders)
+        return "test", trainer.test_dataloaders
     if trainer.state.fn == "fit" and not trainer.enable_validation:
-        return first_loader(trainer.train_dataloader)
-    return first_loader(trainer.val_dataloaders)
+        return "training", trainer.train_dataloader
+    return "validation", trainer.val_dataloaders
+
+
+def loader_of(trainer: L.Trainer) -> DataLoader | None:
+    """Return the first loader of the stage that runs."""
+    return first_loader(loaders_of(trainer)[1])
 
 
 def datasets(trainer: L.Trainer) -> list[Any]:
@@ -172,7 +177,8 @@ def build_context(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel
     facts = [("output", reading.task.describe(sample))]
     facts += [] if reading.inputs.alone else [("inputs", str(reading.inputs))]
     facts += [("check", doubt) for doubt in doubts(reading.task, sample, first.target, class_names)]
-    facts += [("loaders", text) for text in unwatched_loaders(trainer)]
+    own = not isinstance(options.images, (str, list, tuple))
+    facts += [] if own else [("loaders", text) for text in unwatched_loaders(trainer)]
     return RunContext(
         reading=replace(reading, sample=None),
         panel=panel,
@@ -186,10 +192,16 @@ def build_context(trainer: L.Trainer, pl_module: L.LightningModule, panel: Panel
 
 
 def unwatched_loaders(trainer: L.Trainer) -> list[str]:
-    """Return that images come from the first of several loaders, in words."""
-    loaders = trainer.test_dataloaders if trainer.state.fn == "test" else trainer.val_dataloaders
-    n = len(loaders) if isinstance(loaders, (list, tuple, dict)) else 1
-    return [f"images are from the first of {n}; pass images= for those of another"] if n > 1 else []
+    """Return which of several loaders the images come from, in words."""
+    kind, loaders = loaders_of(trainer)
+    if not isinstance(loaders, (list, tuple, dict)) or len(loaders) < 2:
+        return []
+    named = loaders if isinstance(loaders, dict) else dict(enumerate(loaders))
+    first = first_loader(loaders)
+    watched = next((name for name, part in named.items() if first is not None and first_loader(part) is first), None)
+    place = "the first" if watched in (None, next(iter(named))) else f"number {list(named).index(watched) + 1}"
+    place = f"{watched!r}, {place}" if isinstance(watched, str) else place
+    return [f"images are from {place} of {len(named)} {kind} loaders; pass images= for those of another"]
 
 
 def after_batch_hooks(trainer: L.Trainer, batch: Any, seed: int) -> Any:

@@ -15,6 +15,7 @@ from interpretable_training.tasks.classes import Classification
 from interpretable_training.visual.outlines import draw_outlines
 
 TARGETS = ("pred", "label", "both", "least")
+RANKED = ("classification", "multilabel", "regression")  # tasks that have hardest images
 Views = dict[str, Tensor]  # name -> class of each image (B,)
 
 
@@ -76,7 +77,8 @@ class Explained:
 
     def labels(self, row: int) -> list[int]:
         """Return the true classes of an image."""
-        if self.label is None or (self.label.is_floating_point() and self.label.ndim == 1):
+        numbers = self.label is not None and self.label.is_floating_point() and self.label.ndim == 1
+        if self.label is None or numbers or not self.task.bounded:
             return []
         label = self.label[row]
         return (label > 0.5).nonzero()[:, 0].tolist() if label.ndim else [int(label)] if label >= 0 else []
@@ -118,8 +120,8 @@ class Explained:
 
     def loss(self) -> Tensor | None:
         """Return the loss of each image, (n,)."""
-        kinds = ("classification", "multilabel")
-        return losses(self.logits, self.label) if self.label is not None and self.task.name in kinds else None
+        known = self.label is not None and self.task.name in RANKED
+        return losses(self.logits, self.label, self.task.name == "regression") if known else None  # type: ignore[arg-type]
 
 
 def joined(parts: list[Explained]) -> Explained:
@@ -167,9 +169,14 @@ def check_target(target: str | int) -> None:
         )
 
 
-def losses(logits: Tensor, label: Tensor) -> Tensor | None:
-    """Return the cross-entropy of each image, (B,); the mean over classes where images have several labels."""
+def losses(logits: Tensor, label: Tensor, squared: bool = False) -> Tensor | None:
+    """Return the cross-entropy of each image, (B,); the mean over classes where images have several labels.
+
+    Where it is `squared` the mean squared error of the numbers (B, N) of a regression.
+    """
     logits = logits.float()
+    if squared:
+        return (logits - label).square().mean(1) if label.shape == logits.shape else None
     if label.ndim == 2:
         return nn.functional.binary_cross_entropy_with_logits(logits, label.float(), reduction="none").mean(1)
     if label.is_floating_point() or (len(label) and int(label.max()) >= max(2, logits.shape[1])):

@@ -42,6 +42,7 @@ class HardestImages:
         self.k, self.options = k, options
         self.images: list[HardImage] = []
         self.output: Any = None
+        self.squared = False  # whether the loss is that of a regression
         self.handle: torch.utils.hooks.RemovableHandle | None = None
         self.position = 0  # in this process
         self.batches = 0  # in which the hook was registered
@@ -51,9 +52,10 @@ class HardestImages:
         self.stop()
         self.images, self.position, self.batches = [], 0, 0
 
-    def listen(self, network: nn.Module) -> None:
+    def listen(self, network: nn.Module, squared: bool = False) -> None:
         """Register the hook, before a batch."""
         self.stop()
+        self.squared = squared
         if self.k:
             self.handle = network.register_forward_hook(self.keep_output)
 
@@ -86,7 +88,7 @@ class HardestImages:
         start, self.position = self.position, self.position + n
         if picked.target is None or len(logits) != n:
             return
-        loss = losses(logits, picked.target)
+        loss = losses(logits, picked.target, self.squared)
         if loss is None:
             return
         loss = loss.nan_to_num(nan=float("inf"))

@@ -24,9 +24,23 @@ Line = tuple[str, str]  # name and text
 
 
 def probe(
-    trainer: L.Trainer, context: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int
-) -> list[Line]:
-    """Explain a few images, and return lines about layers, failures and costs."""
+    trainer: L.Trainer,
+    context: RunContext,
+    methods: Mapping[str, Attribution],
+    target: str | int,
+    n: int,
+    pictures: int = 0,
+) -> tuple[list[Line], float]:
+    """Explain a few images, and return lines about layers, failures and costs, and the seconds of an explanation step.
+
+    Args:
+        trainer: the trainer.
+        context: what is explained.
+        methods: name -> method.
+        target: the class that is explained.
+        n: how many images a step explains, further ones included.
+        pictures: how many of them it draws.
+    """
     picked = next(iter(context.batches(trainer, PROBED)))[1]
     n = min(n, context.size(trainer))
     lines = [("layer", text) for text in layers(context, methods, picked)]
@@ -38,11 +52,16 @@ def probe(
     flat = {name: int(degenerate(S).sum()) for name, S in maps}
     lines += [("maps", f"{name}: {k} of {len(explained.ids)} are constant") for name, k in flat.items() if k]
     lines += [("failed", str(why)) for why in explained.errors.values()]
+    size = 0.0
+    if maps and pictures:
+        drawn, one = pictures * (1 + len(maps)), (context, explained.images[:1], maps[0][1][:1])
+        picture_size(*one)  # the first picture is slower
+        start = time.perf_counter()
+        size = picture_size(*one) * pictures * len(maps) / 1e6
+        seconds += (time.perf_counter() - start) * drawn
     cost = f"about {seconds:.2g} s for {n} images"
-    if maps:
-        size = picture_size(context, explained.images[:1], maps[0][1][:1]) * n * len(maps) / 1e6
-        cost += f", {size:.2g} MB of pictures"
-    return [*lines, ("an explanation step", cost)]
+    cost += f", {size:.2g} MB of pictures" if size else ""
+    return [*lines, ("an explanation step", cost)], seconds
 
 
 def layers(context: RunContext, methods: Mapping[str, Attribution], picked: Picked) -> list[str]:

@@ -20,7 +20,7 @@ from torch.utils.data import (
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.state import same_state
 
-from .read import ANNOTATIONS, Picked, describe, pick
+from .read import ANNOTATIONS, Key, LabelKey, Picked, check_keys, describe, pick
 
 Split = Literal["val", "test"]
 BATCH = 32  # images, where the data do not come in batches
@@ -37,10 +37,22 @@ class BatchSource:
         max_images: how many images at most.
         split: of a data module.
         seed: of the choice of images.
+        image_key: see `pick`.
+        label_key: see `pick`.
     """
 
-    def __init__(self, data: Any, max_images: int | None = None, split: Split = "val", seed: int = 0) -> None:
+    def __init__(
+        self,
+        data: Any,
+        max_images: int | None = None,
+        split: Split = "val",
+        seed: int = 0,
+        image_key: Key = None,
+        label_key: LabelKey = None,
+    ) -> None:
         one_of("split", split, "val", "test")
+        check_keys(image_key, label_key)
+        self.keys = image_key, label_key
         if max_images is not None and max_images < 1:
             raise ValueError(f"expected max_images of at least 1, got {max_images}; None takes all.")
         self.mean, self.std = (getattr(data, name, None) for name in ("mean", "std"))
@@ -77,12 +89,12 @@ class BatchSource:
         numbers = [number for number in range(len(self.plan)) if wanted(number)]
         with same_state(self.source.dataset, self.source.collate_fn):
             for number, batch in zip(numbers, again(self.source, [self.plan[number] for number in numbers])):
-                yield number, self.plan[number], pick(batch, strict=True)
+                yield number, self.plan[number], pick(batch, *self.keys, strict=True)
 
     def _stream(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Picked]]:
         seen = 0
         for number, batch in enumerate(self.source):
-            picked = pick(batch, strict=True)
+            picked = pick(batch, *self.keys, strict=True)
             if self.max_images is not None and seen + len(picked.images) > self.max_images:
                 picked = picked.rows(slice(self.max_images - seen))
             indices = list(range(seen, seen + len(picked.images)))

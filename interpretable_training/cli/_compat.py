@@ -9,7 +9,7 @@ from typing import Any
 _OPTION = re.compile(r"(?:Option '(\S+)' is not accepted|does not accept option '(\S+)'|unrecognized arguments: (\S+))")
 _CLASS = re.compile(
     r"(?:Expected a dot import path string: (\S+)|Import path (\S+) does not correspond"
-    r"|given class_path '(\S+)':\s+module '\S+' has no attribute)"
+    r"|given class_path '(\S+)':\s+(?:module '\S+' has no attribute|No module named))"
 )
 _VALUE = re.compile(r"^\s*(?:- )?(Expected (?:a|one of|.*value).*)$", re.MULTILINE)
 _FILE = re.compile(r"File does not exist: '?([^']+)'?")

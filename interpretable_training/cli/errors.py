@@ -79,9 +79,10 @@ def rewrite_parser_error(message: str, options: Iterable[str], classes: Iterable
         return _rewrite_unknown_option(name, place, message, set(options))
     if name := unknown_class(message):
         close = closest(name.rpartition(".")[2], set(classes))
-        return (
-            f"expected the name of a class{place}, got {name!r}; closest: {close}. Others need their full dotted path."
-        )
+        advice = "Others need their full dotted path."
+        if "." in name:
+            advice = "Its module has to be found by Python: evaluate --import MODULE also looks in the working folder."
+        return f"expected the name of a class{place}, got {name!r}; closest: {close}. {advice}"
     if name := missing_file(message):
         near = Path(name).parent
         close = closest(Path(name).name, [path.name for path in near.iterdir()] if near.is_dir() else [])

@@ -10,8 +10,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-import interpretable_training.attribution as attribution
-from interpretable_training.attribution import Attribution
 from interpretable_training.attribution.core.base import name_methods
 from interpretable_training.batches.read import Picked
 from interpretable_training.callbacks.watching.explanation_memo import explain_images
@@ -62,7 +60,7 @@ def explain_pictures(
     """
     import_modules(imports)
     files = find_files(images)
-    chosen = name_methods([method_of(name) for name in methods])
+    chosen = name_methods(list(methods))
     require_writable(output)
     subject = find_subject(model, pretrained, class_names)
     wanted, reading = target_of(target, subject), plain_reading(subject.network, None, subject.multilabel)
@@ -159,22 +157,6 @@ def overlay_names(files: Sequence[Path]) -> list[str]:
     """Return a different name for the overlays of each file."""
     stems = [safe_name(file.stem.lower()) for file in files]
     return [f"{stem}-{stems[:i].count(stem) + 1}" if stem in stems[:i] else stem for i, stem in enumerate(stems)]
-
-
-def method_of(name: str) -> Attribution:
-    """Return a method by the name of its class, ignoring case."""
-    known = {
-        key.lower(): value
-        for key, value in vars(attribution).items()
-        if isinstance(value, type) and issubclass(value, Attribution) and value is not Attribution
-    }
-    if name.lower() not in known:
-        names = [value.__name__ for value in known.values()]
-        raise MistakeError(f"expected the name of a method, got {name!r}; closest: {closest(name, names)}.")
-    try:
-        return known[name.lower()]()
-    except TypeError as error:
-        raise MistakeError(f"expected a method that needs no options, got {name!r}: {error}") from error
 
 
 def target_of(target: str, subject: Subject) -> str | int:

@@ -35,6 +35,7 @@ from interpretable_training.sweeps.metric import FILE
 from ._compat import command_parsers, is_broken_yaml, option_names
 from .errors import rewrite_parser_error
 from .integers import check_integers
+from .saved_configs import join_methods, saved_config_reader, without_imports
 from .yaml_growth import refuse_growth
 
 PLAIN_YAML = get_loader("yaml")
@@ -43,7 +44,11 @@ NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, 
 
 def run(argv: list[str]) -> None:
     """Parse the words after `interpretable-training`, of which the first is the command, and run it."""
-    set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError, ValueError))  # of numbers with too many digits
+    read = load_yaml
+    if argv[0] == "evaluate":
+        argv = join_methods(without_imports(argv))
+        read = saved_config_reader(argv, load_yaml)
+    set_loader("yaml", read, exceptions=(yaml.YAMLError, ValueError))  # of numbers with too many digits
     try:
         of_one_command(argv[0])(
             L.LightningModule,

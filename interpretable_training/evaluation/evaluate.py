@@ -15,6 +15,7 @@ from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output, same_generators, unwrap
 from interpretable_training.attribution.core.ranges import check_normalization, check_ranges
 from interpretable_training.attribution.core.sharded_parameters import is_sharded
+from interpretable_training.batches.read import Key, LabelKey
 from interpretable_training.batches.source import BatchSource, Split
 from interpretable_training.metrics.core.base import Fact, ImageMetric, as_tuple
 from interpretable_training.metrics.network_dissection import UnitIoU
@@ -45,6 +46,8 @@ def evaluate(
     std: Sequence[float] | None = None,
     multilabel: bool | None = None,
     output: Output = None,
+    image_key: Key = None,
+    label_key: LabelKey = None,
     task: str | Task = "auto",
     chunk_size: int | None = None,
     cache: str | Path | None = None,
@@ -83,6 +86,8 @@ def evaluate(
         multilabel: whether targets (B, N) hold a 0 or 1 per class: each positive class of an image is a row, scored by
             its sigmoid; by default what the data module says, else no.
         output: which part of the model's output are the logits.
+        image_key: the images in a batch: name, index or a function of the batch; by default they are found.
+        label_key: the same of the labels; False if there are none.
         task: what the model is for, by name or as a `Task`; "auto" finds it in what the model returns.
         chunk_size: images per pass; by default what suits the device and the image size.
         cache: a folder that keeps what is done; an evaluation with the same folder goes on from there.
@@ -99,7 +104,7 @@ def evaluate(
         )
     with Peers(not is_sharded(model)) as peers:
         torch.default_generator.manual_seed(seed)  # what a loader draws is the same in every process and every time
-        source = BatchSource(data, max_images, split, seed)
+        source = BatchSource(data, max_images, split, seed, image_key, label_key)
         if multilabel is None:
             multilabel = bool(getattr(data, "multilabel", False))
         named = name_methods(methods)
@@ -111,10 +116,16 @@ def evaluate(
         normalization = source.mean if mean is None else mean, source.std if std is None else std
         measured = _adapted(name_metrics(metrics), *normalization, multilabel)
         work = EvaluationRun(model, named, measured, target, multilabel, output, chunk_size, task)
-        facts = {**work.facts(), "images": max_images, "split": split, "seed": seed}
+        facts = {**work.facts(), **key_facts(image_key, label_key), "images": max_images, "split": split, "seed": seed}
         task_named(task)
         parts, complete = work.run(source, Cache(cache, facts, work.passports(), source), progress, peers)
     return table_of(parts, measured, facts, first, list(added), complete, resamples, seed)
+
+
+def key_facts(image_key: Key, label_key: LabelKey) -> dict[str, Fact]:
+    """Return the keys of batches that are given, as text."""
+    keys = {"image_key": image_key, "label_key": label_key}
+    return {name: getattr(key, "__qualname__", str(key)) for name, key in keys.items() if key is not None}
 
 
 def _adapted(metrics: Mapping[str, ImageMetric], mean: Any, std: Any, multilabel: bool) -> dict[str, ImageMetric]:

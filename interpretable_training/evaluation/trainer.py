@@ -36,7 +36,7 @@ class EvaluationTrainer(L.Trainer):
         model: L.LightningModule,
         datamodule: L.LightningDataModule,
         ckpt_path: str | None = None,
-        methods: dict[str, Attribution] | None = None,
+        methods: dict[str, Attribution] | list[str] | None = None,
         metrics: dict[str, ImageMetric] | None = None,
         target: Literal["label", "pred", "least"] = "label",
         split: Split = "val",
@@ -44,6 +44,8 @@ class EvaluationTrainer(L.Trainer):
         reference: str | None = None,
         chunk_size: int | None = None,
         output: str | None = None,
+        image_key: int | str | None = None,
+        label_key: int | str | Literal[False] | None = None,
         seed: int = 0,
     ) -> Table:
         """Measure how good a model's explanations are, and write table, curves and passports.
@@ -52,7 +54,7 @@ class EvaluationTrainer(L.Trainer):
             model: The model.
             datamodule: The images.
             ckpt_path: A checkpoint whose weights the model gets; without one it is measured as it is.
-            methods: name -> method; by default five CAMs.
+            methods: name -> method, or names such as GradCAM; by default five CAMs.
             metrics: name -> metric; by default seven metrics.
             target: Which class is explained and scored.
             split: Which images, "val" or "test".
@@ -61,6 +63,8 @@ class EvaluationTrainer(L.Trainer):
             chunk_size: Images per pass; by default what suits the device and the image size.
             output: Folder for the results; one of an evaluation that was stopped goes on where it was. By default a
                 new one beside the logs.
+            image_key: Name or index of the images in a batch; by default they are found.
+            label_key: The same of the labels; false if there are none.
             seed: Of the choice of images and of the bootstrap.
         """
         if ckpt_path is not None:
@@ -74,7 +78,7 @@ class EvaluationTrainer(L.Trainer):
             "reference": reference,
             "seed": seed,
         }
-        options |= {"chunk_size": chunk_size}
+        options |= {"chunk_size": chunk_size, "image_key": image_key, "label_key": label_key}
         datamodule.trainer = self
         options |= {"methods": methods or _default_methods(), "metrics": metrics or _default_metrics()}
         runner = Runner(model, datamodule, options, folder)

@@ -9,6 +9,8 @@ checks = ParameterRandomization()(model, methods, images)      # sanity checks o
 
 from typing import TYPE_CHECKING, Any
 
+from interpretable_training.attribution.core.components import connected_components
+
 from . import functional as functional
 from .adcc import ADCC, Coherency, Complexity
 from .aopc import AOPC
@@ -21,7 +23,6 @@ from .behavior import (
 )
 from .box_accuracy import BoxAccuracy
 from .confidence import AverageDrop, AverageDropInDeletion, AverageGain, AverageIncrease
-from .core.components import connected_components
 from .curves import Deletion, Insertion, InsertionDeletion
 from .localization import EnergyLocalizationError, LocalizationError, OfficialMetric
 from .network_dissection import UnitIoU, measure_units, unit_thresholds

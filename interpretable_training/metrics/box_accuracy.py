@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from interpretable_training.attribution.core.components import AT_ONCE, find_runs, first_runs, largest_boxes
 from interpretable_training.attribution.core.map_operations import one_of
 
 from .core.base import Fact, joined_numbers, resolve
-from .core.components import AT_ONCE, find_runs, first_runs, largest_boxes
 from .core.contours import contour_boxes, largest_contour_boxes
 from .core.regions import boxes, maps
 from .core.rescoring import ScoredBatch, wide

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from interpretable_training.attribution.core.components import boxes_around, largest_boxes
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.options import check_fields
 from interpretable_training.attribution.core.targets import Target
 
 from .core.base import Fact, ImageMetric, resolve
-from .core.components import boxes_around, largest_boxes
 from .core.regions import REGIONS, Region, area, boxes, iou, maps, regions_for
 from .core.rescoring import ScoredBatch, kind_index, wide
 

@@ -3,7 +3,8 @@
     y[c] = 1 / |M[c]| * sum over (i, j) in M[c] of A[c, i, j]             (1)
     p[c] = 1 / |M[c]| * sum over (i, j) in M[c] of softmax(A)[c, i, j]    (2)
 
-A: logits (C, h, w). M[c]: the pixels that the unchanged image has of class c, as predicted or labeled; or one pixel.
+A: logits (C, h, w). M[c]: the pixels that the unchanged image has of class c, as predicted or labeled; one connected
+part of them; or one pixel.
 Up to the factor 1 / |M|, which scales a map as a whole, (1) is the score of Seg-Grad-CAM, Vinogradova et al., AAAI
 2020, https://arxiv.org/abs/2002.11434.
 """
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from interpretable_training.attribution.core.components import connected_components
 
 from .base import Example, Task
 from .outputs import entry_of
@@ -42,7 +45,7 @@ class Masks:
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """Explain a class over its mask, or at one pixel.
+    """Explain a class over its mask, over one object of it, or at one pixel.
 
     >>> Segmentation(pixel=(8, 8)).scores(torch.zeros(2, 3, 16, 16)).shape
     torch.Size([2, 3])
@@ -50,10 +53,13 @@ class Segmentation(Task):
     Args:
         pixel: row and column of the only pixel that is explained; by default the mask of each class.
         background: class that is explained only where nothing else is predicted; None if there is none.
+        one_object: take one connected part of each mask: the largest, or with `pixel` the one that holds it. Pixels
+            that touch at a corner are connected.
     """
 
     pixel: tuple[int, int] | None = None
     background: int | None = 0
+    one_object: bool = False
     name = "segmentation"
     follows = True
 
@@ -69,23 +75,26 @@ class Segmentation(Task):
         A = self.logits(output).detach()[0]
         C, size = len(A), (int(example.image.shape[-2]), int(example.image.shape[-1]))
         pixels = F.one_hot(A.argmax(0), C).permute(2, 0, 1).bool()
-        if self.pixel is not None:
-            pixels = self._at_pixel(pixels, size)
+        at = None if self.pixel is None else self._cell(pixels, size)
+        if at is not None and not self.one_object:
+            chosen = torch.zeros_like(pixels)
+            chosen[:, at[0], at[1]] = True
+            return Masks(chosen, C, size, [])
         label = labeled_classes(example)
-        if label is None or self.pixel is not None:
-            return Masks(pixels, C, size, [])
-        label = F.interpolate(label[None, None].float(), A.shape[1:], mode="nearest")[0, 0].long().to(A.device)
-        areas = [int((label == c).sum()) for c in range(C)]
-        return Masks(torch.cat([pixels, torch.stack([label == c for c in range(C)])]), C, size, areas)
+        if label is not None:
+            label = F.interpolate(label[None, None].float(), A.shape[1:], mode="nearest")[0, 0].long().to(A.device)
+            pixels = torch.cat([pixels, torch.stack([label == c for c in range(C)])])
+        if self.one_object:
+            pixels = one_component(pixels, at)
+        return Masks(pixels, C, size, [int(mask.sum()) for mask in pixels[C:]])
 
-    def _at_pixel(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    def _cell(self, pixels: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+        """Return row and column of the pixel at the resolution of the logits."""
         assert self.pixel is not None
         (i, j), (H, W) = self.pixel, size
         if not (0 <= i < H and 0 <= j < W):
             raise ValueError(f"expected pixel as row and column inside of {H} x {W}, got {self.pixel}.")
-        chosen = torch.zeros_like(pixels)
-        chosen[:, i * pixels.shape[1] // H, j * pixels.shape[2] // W] = True
-        return chosen
+        return i * pixels.shape[1] // H, j * pixels.shape[2] // W
 
     def scores(self, output: Any, reference: Masks | None = None) -> Tensor:
         return self._over_masks(self.logits(output), reference)  # (1)
@@ -104,7 +113,7 @@ class Segmentation(Task):
 
     def ranking(self, scores: Tensor, reference: Masks | None = None) -> Tensor:
         """Return the areas of the predicted masks; at one pixel the logits."""
-        if reference is None or self.pixel is not None:
+        if reference is None or (self.pixel is not None and not self.one_object):
             return scores
         areas = reference.pixels.flatten(1).sum(1).to(scores)
         areas[reference.labeled :] = -1
@@ -124,9 +133,10 @@ class Segmentation(Task):
         name = super().caption(column, reference, class_names)
         if reference is None:
             return name
-        if self.pixel is not None:
+        if self.pixel is not None and not self.one_object:
             return f"{name} at {self.pixel}"
         area = f"{100 * float(reference.pixels[column].float().mean()):.3g} % of the image"
+        area = f"one object, {area}" if self.one_object else area
         return f"{name}, {area}" + (" (label)" if column >= reference.labeled else "")
 
     def outline(self, column: int, reference: Masks | None = None) -> Tensor | None:
@@ -141,6 +151,21 @@ class Segmentation(Task):
         _, C, h, w = self.logits(output).shape
         note = "" if self.background is None else f"; class {self.background} counts as background"
         return f"logits of {C} classes on {h} x {w} pixels, taken as segmentation{note}"
+
+
+def one_component(masks: Tensor, at: tuple[int, int] | None = None) -> Tensor:
+    """Return the largest connected part of each mask (M, h, w), or the one that holds a pixel; empty where it has none.
+
+    >>> one_component(torch.tensor([[[True, False, True, True]]])).tolist()
+    [[[False, False, True, True]]]
+    """
+    numbers = connected_components(masks, 8)
+    if at is None:
+        areas = [n[m].bincount(minlength=2) for n, m in zip(numbers, masks)]
+        chosen = torch.stack([area.argmax() for area in areas])
+    else:
+        chosen = numbers[:, at[0], at[1]]
+    return masks & (numbers == chosen[:, None, None])
 
 
 def labeled_classes(example: Example) -> Tensor | None:

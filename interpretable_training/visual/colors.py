@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 
-from .overlay import denormalize
+from .overlay import denormalize, in_thirds
 
 SLACK = 0.02  # distance of pictures from [0, 1] after JPEG, resizing and rounding
 HOLDERS = (
@@ -61,15 +61,15 @@ class Colors:
     def pictures(self, images: Tensor) -> Tensor:
         """Return images (B, C, ...) as pictures (B, 3, H, W) in [0, 1] on the CPU.
 
-        A volume shows its middle slice, a signal a line for each channel. Images with neither one nor three channels
-        show the mean of their channels.
+        A volume shows three slices side by side, a video three frames, those in the middle of each third; a signal a
+        line for each channel. Images with neither one nor three channels show the mean of their channels.
         """
         images = images.detach().float().cpu()
         if images.ndim == 3:
             return torch.stack([_draw_signal(signal) for signal in images])
-        if images.ndim == 5:  # of a video (B, T, C, H, W) the middle frame
-            frames = images.shape[1] not in (1, 3) and images.shape[2] in (1, 3)
-            images = images[:, images.shape[1] // 2] if frames else images[:, :, images.shape[2] // 2]
+        if images.ndim == 5:
+            frames = images.shape[1] not in (1, 3) and images.shape[2] in (1, 3)  # a video (B, T, C, H, W)
+            images = in_thirds(images, 1 if frames else 2)
         if images.ndim != 4:
             raise ValueError(
                 f"expected images (B, C, H, W), volumes (B, C, D, H, W), signals (B, C, T), got {tuple(images.shape)}."

@@ -23,6 +23,17 @@ def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     return (images * s + m).clamp(0, 1)
 
 
+def in_thirds(stack: Tensor, dim: int) -> Tensor:
+    """Return the slices in the middle of each third of a dimension side by side; all where these are fewer than three.
+
+    >>> in_thirds(torch.arange(6.0).reshape(6, 1, 1), 0)
+    tensor([[1., 3., 5.]])
+    """
+    D = stack.shape[dim]
+    shown = sorted({(2 * third + 1) * D // 6 for third in range(3)})
+    return torch.cat([stack.select(dim, i) for i in shown], -1)
+
+
 @functools.cache
 def color_table() -> Tensor:
     """Return the colors of the levels, from dark to bright: (256, 3) in [0, 1]."""
@@ -34,11 +45,11 @@ def color_table() -> Tensor:
 def on_picture(saliency: Tensor, pictures: Tensor) -> Tensor:
     """Return maps (B, *spatial) as planes (B, H, W) for pictures (B, C, H, W).
 
-    A volume shows its middle slice, as its picture does. The time of a signal runs from left to right.
+    A volume shows three slices side by side, as its picture does. The time of a signal runs from left to right.
     """
     S = saliency.detach().float().cpu()
     if S.ndim == 4:
-        return S[:, S.shape[1] // 2]
+        return in_thirds(S, 1)
     if S.ndim == 2:
         return F.interpolate(S[:, None], pictures.shape[3], mode="area").expand(-1, pictures.shape[2], -1)
     return S

@@ -11,12 +11,13 @@ from torch import Tensor
 GAP = 3  # pixels between pictures
 INK, PAPER = (40, 40, 46), (255, 255, 255)
 LONGEST = 200  # characters of a text that are drawn
+LINES = 3  # of a caption
 
 
 def draw_sheet(
     rows: Mapping[str, Tensor], captions: Sequence[str] | None = None, side: int = 112, blocks: int = 1
 ) -> Image.Image:
-    """Draw one row per name; texts that are too long are clipped.
+    """Draw one row per name; captions take up to three lines, and texts that are too long are clipped.
 
     >>> draw_sheet({"gradcam": (saliency * 255).byte()[..., None].expand(-1, -1, -1, 3)}, side=64).size
     (319, 70)
@@ -36,7 +37,8 @@ def draw_sheet(
     names = [readable(name, font) for name in rows]
     margin = round(min(2 * side, max(map(font.getlength, names)) + 3 * GAP))
     line = sum(font.getmetrics()) + GAP
-    tops = 0 if captions is None else line
+    texts = [wrapped(readable(caption, font), font, side) for caption in captions or ()]
+    tops = line * max(map(len, texts), default=0)
     across, height = side + GAP, round(max(extent(pictures, side)[1] for pictures in rows.values())) + GAP
     lines = -(-len(rows) // blocks)
     width = margin + len(next(iter(rows.values()))) * across
@@ -49,9 +51,8 @@ def draw_sheet(
         for column, picture in enumerate(fitted(pictures, side)):
             x, y = left + margin + column * across, top
             sheet.paste(picture, (x + (side - picture.width) // 2, y + (height - GAP - picture.height) // 2))
-            if captions is not None and top == tops + GAP:
-                text = clip(readable(captions[column], font), font, side)
-                draw.text((x + side / 2, GAP), text, INK, font, anchor="ma")
+            for number, text in enumerate(texts[column] if texts and top == tops + GAP else ()):
+                draw.text((x + side / 2, GAP + number * line), text, INK, font, anchor="ma")
     return sheet
 
 
@@ -92,6 +93,18 @@ def readable(text: str, font: ImageFont.FreeTypeFont) -> str:
     """Return the text on one line, with a question mark for each character that the font cannot show."""
     line = " ".join(text[:LONGEST].split())
     return "".join(character if drawable(character, font) else "?" for character in line)
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """Return the words of a text in lines of a width, as many as `LINES` at most; each line is clipped."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1] or len(lines) == LINES:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [clip(line, font, width) for line in lines]
 
 
 def clip(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:

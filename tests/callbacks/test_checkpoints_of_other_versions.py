@@ -142,7 +142,7 @@ def test_an_unchanged_state_is_restored_without_a_warning(written, recwarn):
     assert [str(w.message) for w in recwarn if "goes on from" in str(w.message)] == []
 
 
-@pytest.mark.parametrize(("level", "images"), [(3, 4), (-2, 16), (10**30, 16), (2**40, 4)])
+@pytest.mark.parametrize(("level", "images"), [(3, 2), (-2, 16), (10**30, 16), (2**40, 1)])
 def test_a_level_of_thrift_is_never_out_of_range(level, images):
     metrics = InterpretabilityMetrics(metrics=AverageDrop(), max_images=16, budget=0.1)
     state = {**metrics.state_dict(), "budget": {"level": level}}

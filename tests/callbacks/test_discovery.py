@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from support.watched import Memory, Module, fit, pictures, record, small_network
+from support.watched import Memory, Module, fit, loader, pictures, record, small_network
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import transforms
@@ -188,3 +188,26 @@ def test_colors_that_have_to_be_guessed_are_said_in_the_caption(tmp_path):
     assert dict(record(tmp_path).of("run")[0]["probe"])["colors"] == "not found: each image on its own scale"
     captions = [caption for _, caption in logger.pictures[0][2]["xai/gradcam"]]
     assert all("colors guessed" in caption for caption in captions)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"clean": 9, "noisy": 6}, "images are from 'clean', the first of 2 validation loaders"),
+        ([9, 6, 3], "images are from the first of 3 validation loaders"),
+        (9, None),
+    ],
+)
+def test_start_report_names_the_watched_of_several_loaders(tmp_path, given, words):
+    val = loader(given) if isinstance(given, int) else given
+    val = {name: loader(n) for name, n in val.items()} if isinstance(val, dict) else val
+    val = [loader(n) for n in val] if isinstance(val, list) else val
+    fit(tmp_path, [ExplanationLogger(max_images=2)], val=val, max_epochs=1)
+    line = dict(record(tmp_path).of("run")[0]["probe"]).get("loaders")
+    assert line is None if words is None else line == f"{words}; pass images= for those of another"
+
+
+def test_start_report_names_no_loaders_for_images_of_the_user(tmp_path):
+    mine = ExplanationLogger(max_images=2, images=loader(3))
+    fit(tmp_path, [mine], val=[loader(), loader()], max_epochs=1)
+    assert "loaders" not in dict(record(tmp_path).of("run")[0]["probe"])

@@ -116,14 +116,15 @@ def test_each_level_halves_a_cost_until_it_is_within_the_limit(used, level):
 
 
 def test_budget_halves_images_then_steps_and_restores_them():
-    thrift = BudgetController(Budget(share=0.1))
+    thrift = BudgetController(Budget(share=0.1), 4)
     assert spends(thrift, 0.2, 4) == [(True, 8, 1), (True, 4, 1), (True, 4, 2), (True, 4, 4)]
     assert spends(thrift, 0.05) == [(False, 4, 4)]  # within the budget
     assert spends(thrift, 0.02) == [(True, 4, 1)]  # two levels back: a fifth of the limit
     assert spends(thrift, 0.01) == [(True, 16, 1)]
-    assert spends(BudgetController(0.1), 1.5) == [(True, 4, 4)]  # at once
+    assert spends(BudgetController(0.1, 4), 1.5) == [(True, 4, 4)]  # at once
+    assert spends(BudgetController(0.1), 1.5) == [(True, 1, 1)]
     assert spends(BudgetController(None), 9.0) == [(False, 16, 1)]
-    assert spends(BudgetController(0.1, 16), 0.2) == [(True, 16, 2)]  # whose images must stay the same
+    assert spends(BudgetController(0.1, fixed=True), 0.2) == [(True, 16, 2)]  # whose images must stay the same
     with pytest.raises(ValueError, match="expected share of a budget above 0, got 0"):
         Budget(share=0)
 
@@ -135,8 +136,8 @@ def test_a_callback_that_costs_too_much_says_what_it_leaves_out(tmp_path):
     ]
     fit(tmp_path, watching, max_epochs=6)
     panels = record(tmp_path).of("maps")
-    assert [len(line["rows"]) for line in panels] == [4, 4]  # planned before the first step
+    assert [len(line["rows"]) for line in panels] == [1, 1]  # planned before the first step
     assert [line["epoch"] for line in panels] == [0, 5]
     assert looks(tmp_path, "ExplanationDrift") == [(0, 4), (5, 24)]
     dropped = record(tmp_path).of("dropped")
-    assert "explains 4 of 8 images, as an epoch takes about" in dropped[0]["what"]
+    assert "explains 1 of 8 images: all would take about" in dropped[0]["what"]

@@ -35,6 +35,14 @@ def streamed():
     return DataLoader(Stream(), batch_size=4)
 
 
+def test_streams_have_one_report_for_all_callbacks(tmp_path):
+    watching = [ExplanationLogger(max_images=4), ExplanationLogger(GradCAM("0"), max_images=3), ExplanationDrift()]
+    fit(tmp_path, watching, val=streamed(), max_epochs=2)
+    reports = [dict(line["probe"]) for line in record(tmp_path).of("run")]
+    assert [len(report) > 2 for report in reports] == [False, True, True]  # the last has more images than the stream
+    assert {name.split(":")[0] for name in reports[1] if ":" in name} == {"ExplanationLogger", "ExplanationLogger 2"}
+
+
 ENDS = [(e, BATCHES * (e + 1)) for e in range(7)]
 CASES = {
     "each epoch": ({}, {}, ENDS[:3]),

@@ -40,9 +40,10 @@ def test_volumes(tmp_path):
     network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), *pool)
     volumes = torch.rand(12, 1, 6, 20, 24, generator=torch.Generator().manual_seed(0))
     watched(network, volumes, tmp_path)
-    drawn_and_told(tmp_path, (24, 20))
+    drawn_and_told(tmp_path, (72, 20))
     shown = pil_to_tensor(Image.open(tmp_path / "explanations" / "images" / "0.png").convert("L"))[0]
-    assert (shown.float() / 255 - volumes[0, 0, 3]).abs().max() < 0.01  # the middle slice
+    for i, part in zip((1, 3, 5), shown.float().div(255).split(24, 1)):
+        assert (part - volumes[0, 0, i]).abs().max() < 0.01
 
 
 def drawn_and_told(folder, size):
@@ -74,9 +75,11 @@ def test_the_map_of_a_signal_lies_behind_its_time():
     assert bright.tolist() == [False] * 6 + [True] * 3 + [False] * 3
 
 
-def test_the_map_of_a_volume_is_its_middle_slice():
-    pictures, S = torch.ones(1, 3, 4, 4), torch.rand(1, 5, 4, 4)
-    assert torch.equal(overlay(pictures, S, scale=(0, 1)), overlay(pictures, S[:, 2], scale=(0, 1)))
+def test_the_map_of_a_volume_lies_on_its_slices():
+    pictures, S = torch.ones(1, 3, 4, 12), torch.rand(1, 5, 4, 4)
+    drawn = overlay(pictures, S, scale=(0, 1))
+    for i, part in zip((0, 2, 4), drawn.split(4, 2)):
+        assert torch.equal(part, overlay(pictures[..., :4], S[:, i], scale=(0, 1)))
 
 
 @pytest.mark.parametrize("shape", [(2, 40, 30), (1, 1, 2), (1, 3, 5000)])

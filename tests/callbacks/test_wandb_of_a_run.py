@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from support.watched import fit
 
@@ -32,7 +33,9 @@ def whole(tmp_path_factory):
         InterpretabilityMetrics(GradCAM(), [AverageDrop(), AverageGain()], max_images=6, on_error="raise"),
         ExplanationDrift(max_images=2, on_error="raise"),
     ]
-    fit(folder, watching, logger=WandbLogger(save_dir=folder))
+    best = ModelCheckpoint(monitor="xai/gradcam/average_gain", mode="max")
+    logger = WandbLogger(save_dir=folder, log_model=True)
+    fit(folder, [*watching, best], logger=logger, enable_checkpointing=True)
     wandb.finish()
     wandb.teardown()
     patch.undo()
@@ -55,6 +58,21 @@ def test_run_tables_show_the_best_value_of_each_metric(whole):
         assert run.summary[f"best/{key}"] == pytest.approx(best(values))
 
 
+def artifacts_of(run, kind):
+    """The artifacts of a type."""
+    logged = [record.artifact for record in run.records] + [r.request.log_artifact.artifact for r in run.records]
+    return [artifact for artifact in logged if artifact.type == kind]
+
+
+def test_model_artifacts_of_lightning_hold_the_monitored_faithfulness(whole):
+    """The score of Lightning's own artifact, which is left as it is, is the value that the checkpoint monitors."""
+    run, _ = whole
+    (model,) = artifacts_of(run, "model")
+    facts = json.loads(model.metadata)
+    assert facts["ModelCheckpoint"]["monitor"] == "xai/gradcam/average_gain"
+    assert facts["score"] == pytest.approx(run.summary["best/xai/gradcam/average_gain"])
+
+
 def test_the_report_is_in_the_run_and_an_artifact(whole):
     run, folder = whole
     (page,) = folder.rglob("report.html")
@@ -62,11 +80,7 @@ def test_the_report_is_in_the_run_and_an_artifact(whole):
     assert row["trainer/global_step"] == max(r["trainer/global_step"] for r in run.rows)
     shown = (run.folder / "files" / row["xai/report"]["path"]).read_text()
     assert shown == page.read_text()
-    artifacts = [record for record in run.records if "report" in str(record.request.log_artifact.artifact.type)]
-    artifacts += [record for record in run.records if record.artifact.type == "report"]
-    (artifact,) = [
-        record.artifact if record.artifact.name else record.request.log_artifact.artifact for record in artifacts
-    ]
+    (artifact,) = artifacts_of(run, "report")
     assert [(entry.path, entry.size) for entry in artifact.manifest.contents] == [("report.html", page.stat().st_size)]
     facts = json.loads(artifact.metadata)
     assert facts["run"] in shown

@@ -104,7 +104,7 @@ def test_timm_model_has_random_weights_by_default(pictures, capsys):
     [
         (
             ["--images", "pictures", "--methods", "GradCM"],
-            "expected the name of a method, got 'GradCM'; closest: ['GradCAM",
+            "expected the name of a method, such as 'GradCAM', got 'GradCM'; closest: ['GradCAM",
         ),
         (
             ["--images", "pictues"],

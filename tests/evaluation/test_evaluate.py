@@ -417,6 +417,18 @@ def test_output_picks_the_logits(run, network):
         run(methods, AverageDrop(), Pair(network))
 
 
+def test_keys_pick_images_and_labels_of_any_batch(network, images, target):
+    batch = {"left": images, "right": images + 1, "kind": target, "number": torch.arange(len(target))}
+    options = {"methods": "GradCAM", "metrics": AverageDrop(), "progress": False}
+    with pytest.raises(TypeError, match="expected a batch"):
+        evaluate(network, data=[batch], **options)
+    plain = evaluate(network, data=[(images + 1, target)], **options)
+    for keys in ({"image_key": "right", "label_key": "kind"}, {"image_key": lambda b: b["right"], "label_key": "kind"}):
+        keyed = evaluate(network, data=[batch], **options, **keys)
+        assert torch.equal(keyed.values["gradcam"]["average_drop"], plain.values["gradcam"]["average_drop"])
+    assert keyed.facts["label_key"] == "kind"
+
+
 @pytest.mark.parametrize("shape", [(3, 9, 5), (3, 8, 8)])
 def test_images_of_any_shape(run, target, shape):
     found = run(metrics=[AverageDrop(), Insertion(3)], data=(torch.rand(5, *shape).double(), target))

@@ -168,7 +168,7 @@ MISTAKES = {
         "Expected a typing.Literal['trapezoid', 'mean']. Got value: trapez at 'metrics.auc'."
     ),
     "--target=labels": "labels",
-    "--maximages=3": "got 'maximages'; closest: ['max_images']",
+    "--maximages=3": "got 'maximages'; closest: ['max_images'",
     "--max_images=0": "expected max_images as a whole number of at least 1",
 }
 LATE_MISTAKES = {  # seen once model and data are there

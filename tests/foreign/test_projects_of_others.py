@@ -24,7 +24,7 @@ from interpretable_training.testing import verify_observer
 pytestmark = pytest.mark.slow
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 NAMES = ("transformers-vit", "transformers-convnext", "timm-mixup-ema", "timm-compiled", "smp-unet", "lightly-simclr")
-NAMES += ("torchmetrics", "two-optimizers")
+NAMES += ("torchmetrics", "two-optimizers", "transformers-segformer", "torchvision-detection", "image-and-table")
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "log_every_n_steps": 1}
 NEEDS = {"transformers": "transformers", "smp": "segmentation_models_pytorch", "lightly": "lightly"}
 

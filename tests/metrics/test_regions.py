@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interpretable_training.metrics.core.components import (
+from interpretable_training.attribution.core.components import (
     boxes_around,
     connected_components,
     find_runs,

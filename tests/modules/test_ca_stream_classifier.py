@@ -266,3 +266,12 @@ def test_training_learns_where_to_look(tmp_path):
     after = quiet_trainer(tmp_path).validate(module, data, verbose=False)[0]
     assert after["val/loss"] < 0.5 * before["val/loss"]
     assert after["val/gap_accuracy"] == before["val/gap_accuracy"]
+
+
+def test_pairs_dicts_and_lists_of_dicts_are_read_alike(tmp_path):
+    items = [{"pixel_values": image, "labels": label} for image, label in loader().dataset]
+    module, losses = CAStreamClassifier(backbone(), 3), []
+    for data in (loader(), DataLoader(items, 4), DataLoader(items, 4, collate_fn=list)):
+        (numbers,) = quiet_trainer(tmp_path).validate(module, data, verbose=False)
+        losses.append(numbers["val/loss"])
+    assert losses[0] == losses[1] == losses[2]

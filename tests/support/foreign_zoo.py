@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from .foreign_tasks import as_boxes, as_masks, as_tables, detecting_class, segformer, with_table_class
+
 CLASSES = 3
 
 
@@ -209,6 +211,9 @@ def projects(pl):
         "lightly-simclr": Project(SimCLR),
         "torchmetrics": Project(lambda: WithMetrics(small())),
         "two-optimizers": Project(lambda: TwoOptimizers(small())),
+        "transformers-segformer": Project(lambda: HuggingFace(segformer()), lambda: loaders(as_masks, 64)),
+        "torchvision-detection": Project(detecting_class(pl), lambda: loaders(as_boxes, 64)),
+        "image-and-table": Project(lambda: with_table_class(Classifying)(small()), lambda: loaders(as_tables)),
     }
 
 

@@ -147,8 +147,10 @@ def test_mean_and_std_of_bytes_do_not_make_white_pictures():
     assert find_colors((255 * X) / 255, data=SimpleNamespace(mean=(0.0,) * 3, std=(1.0,) * 3)).mean is not None
 
 
-def test_frame_in_the_middle_of_a_video_is_shown():
-    video = torch.zeros(1, 8, 3, 4, 4)
-    video[:, 4] = 1
-    assert Colors(None, None, "").pictures(video).min() == 1
-    assert Colors(None, None, "").pictures(video.transpose(1, 2)).min() == 1
+@pytest.mark.parametrize(("frames", "shown"), [(2, [0, 1]), (8, [1, 4, 6])])
+def test_frames_of_each_third_of_a_video_are_shown(frames, shown):
+    video = torch.arange(frames)[None, :, None, None, None].expand(1, -1, 3, 4, 4) / 8
+    for given in (video, video.transpose(1, 2)):
+        picture = Colors(None, None, "").pictures(given)
+        assert picture.shape == (1, 3, 4, 4 * len(shown))
+        assert (8 * picture[0, 0, 0, ::4]).tolist() == shown

@@ -71,6 +71,26 @@ def test_one_pixel_and_one_logit():
     assert Segmentation().scores(torch.ones(2, 1, 4, 4)).tolist() == [[-1, 1], [-1, 1]]
 
 
+STRIPES = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 1], [2, 0, 1, 1]])  # class 1 twice: 2 and 4 pixels
+
+
+@pytest.mark.parametrize(("pixel", "area"), [(None, 4), ((1, 1), 2), ((2, 3), 4), ((0, 3), 0)])
+def test_one_object_is_a_connected_part_of_the_mask(pixel, area):
+    A = torch.nn.functional.one_hot(STRIPES, 3).permute(2, 0, 1)[None].float()
+    A[0, 1, 0, 0] = A[0, 1, 1, 1] = 3  # the smaller object
+    task = Segmentation(one_object=True, pixel=pixel)
+    reference = masks(task, target=STRIPES[None], output=A)
+    assert int(reference.pixels[1].sum()) == area
+    assert torch.equal(reference.pixels[:3], reference.pixels[3:])  # labels are the prediction
+    scores = task.scores(A, reference)
+    assert float(scores[0, 1]) == {4: 1, 2: 3, 0: 0}[area]
+    best = int(task.ranking(scores, reference).argmax())
+    assert best == (1 if area else 0)  # the background where the pixel has it
+    if area:
+        assert task.label(reference, Example(IMAGE)) == 4
+        assert task.caption(1, reference) == f"class 1, one object, {100 * area / 16:.3g} % of the image"
+
+
 def test_outline_has_the_size_of_the_image():
     outline = Segmentation().outline(1, masks())
     assert outline.shape == (4, 4)

@@ -136,3 +136,14 @@ def test_backbone_without_gradients_says_so(tmp_path):
     watching = [ExplanationLogger({"eigencam": EigenCAM()}, max_images=2, on_error="raise")]
     fit(tmp_path, watching, TaskModule(Probe()), data, data, max_epochs=1, logger=logger)
     assert "xai/eigencam" in {name for _, _, images in logger.pictures for name in images}
+
+
+def test_hardest_images_of_a_regression_by_squared_errors(tmp_path):
+    data, module = data_of("regression"), TaskModule(network_of("regression"))
+    fit(tmp_path, [ExplanationLogger(max_images=2, hardest=2, on_error="raise")], module, data, data, max_epochs=1)
+    images, targets = data.dataset.tensors
+    errors = (module.network.eval()(images).detach() - targets).square().mean(1)
+    (line,) = [line for line in record(tmp_path).of("maps") if line["group"] == "hardest"]
+    assert [int(row["id"]) for row in line["rows"]] == errors.topk(2).indices.tolist()
+    assert [row["loss"] for row in line["rows"]] == pytest.approx(errors.topk(2).values.tolist(), rel=1e-4)
+    assert {row["label"] for row in line["rows"]} == {None}  # numbers are no classes

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from interpretable_training.visual import draw_sheet
-from interpretable_training.visual.sheet import clip, readable, type_face
+from interpretable_training.visual.sheet import clip, readable, type_face, wrapped
 
 FACE = type_face(12)
 
@@ -50,6 +50,18 @@ def test_sheet_captions_stay_within_their_columns():
         assert changed[:, 1].min() >= margin + 93
         assert changed[:, 1].max() < margin + 93 + 90
         assert changed[:, 0].max() < empty.shape[0] - 90  # above the pictures
+
+
+def test_captions_break_between_words_and_end_after_three_lines():
+    assert wrapped("cat 0.93 (dog)", FACE, 200) == ["cat 0.93 (dog)"]
+    text = "star at 30,6 to 58,34 (1 of 5) 0.53 (triangle)"
+    lines = wrapped(text, FACE, 112)
+    assert len(lines) == 3
+    assert " ".join(lines[:2]) == text[: len(" ".join(lines[:2]))]
+    assert all(FACE.getlength(line) <= 112 for line in lines)
+    assert draw_sheet({"a": gray(9, 1)}, [text]).height == draw_sheet({"a": gray(9, 1)}, ["x y z"]).height + 2 * (
+        draw_sheet({"a": gray(9, 1)}, ["x"]).height - draw_sheet({"a": gray(9, 1)}).height
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,10 @@ def method_named(name: str) -> Any:
     if name.lower() not in kinds:
         closest = [kinds[key] for key in difflib.get_close_matches(name.lower(), kinds, 3)]
         raise ValueError(f"expected the name of a method, such as 'GradCAM', got {name!r}; closest: {closest}.")
-    return getattr(room, kinds[name.lower()])()
+    try:
+        return getattr(room, kinds[name.lower()])()
+    except TypeError as error:
+        raise ValueError(f"expected the name of a method that needs no options, got {name!r}: {error}") from error
 
 
 def check_fields(instance: Any) -> None:

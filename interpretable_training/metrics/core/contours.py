@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .components import Runs, find_runs, first_runs
+from interpretable_training.attribution.core.components import Runs, find_runs, first_runs
 
 
 def contour_boxes(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from interpretable_training.attribution.core.base import full
+from interpretable_training.attribution.core.components import boxes_around
 
-from .components import boxes_around
 from .inputs import check_mask, padded_boxes
 from .rescoring import ScoredBatch
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .inputs import shape_of
-
 AT_ONCE = 2**21  # pixels, so that what is looked at several times stays in the cache
 
 
@@ -63,7 +61,8 @@ def connected_components(mask: Tensor, connectivity: int = 4) -> Tensor:
              [1, 0, 0]]])
     """
     if not isinstance(mask, Tensor) or mask.ndim != 3:
-        raise ValueError(f"expected mask (N, H, W) as a tensor, got {shape_of(mask)}.")
+        got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"expected mask (N, H, W) as a tensor, got {got}.")
     labels = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
     for i, single in enumerate(mask.bool()):
         runs = find_runs(single[None], connectivity)

@@ -4,7 +4,8 @@
     shift      = 1/2 sum over pixels of |S / sum S - S' / sum S'|   (2)
 
 S: map of an image, of its magnitudes in (2). S': of the same image and class at an earlier explanation step. (2) is the
-share of the map's mass that has to move, from 0 to 1.
+share of the map's mass that has to move, from 0 to 1. The stabilization point is the first explanation step after which
+the mean of (2) to the previous step stays within a tenth; see `report/map_distance.py`.
 """
 
 from collections.abc import Sequence
@@ -32,9 +33,10 @@ from interpretable_training.callbacks.watching.options import (
     suggest_options,
 )
 from interpretable_training.callbacks.watching.saved_state import Saved, map_stack
-from interpretable_training.callbacks.watching.schedule import ExplanationStep
+from interpretable_training.callbacks.watching.schedule import ExplanationStep, current_step
 from interpretable_training.callbacks.watching.session import WatchSession
 from interpretable_training.callbacks.watching.startup_report import Line, probe
+from interpretable_training.report.map_distance import stabilization_point
 from interpretable_training.report.value_readers import (
     list_of,
     mapping_of,
@@ -54,7 +56,8 @@ class ExplanationDrift(Watcher):
     """Log `xai/<method>/similarity_<reference>` and `xai/<method>/shift_<reference>`, means over a panel of images.
 
     References are the `previous` explanation step, the `first` one and the one with the `best` monitored value so far.
-    The first maps are compared with themselves.
+    The first maps are compared with themselves. When the training ends, `xai/<method>/stabilization_step` is the first
+    optimizer step after which the maps stay within a tenth of their mass; absent where they still change.
 
     >>> ExplanationDrift(max_images=8, monitor="val/accuracy", mode="max").settings()["monitor"]
     'val/accuracy'
@@ -109,6 +112,7 @@ class ExplanationDrift(Watcher):
         self.maps: dict[str, Maps] = {}  # by reference
         self.best: float | None = None
         self.history: list[dict[str, Any]] = []
+        self.began = 0  # the entry of the history from which the images are the same
         self.numbers: dict[str, dict[str, dict[str, Tensor]]] = {}  # method -> reference -> kind -> (n,), the latest
 
     def settings(self) -> dict[str, Any]:
@@ -132,6 +136,7 @@ class ExplanationDrift(Watcher):
         previous = {name: S for name, S in self.maps.get("previous", {}).items() if name in now}
         if explained.ids != self.ids or any(now[name].shape != S.shape for name, S in previous.items()):
             self.maps, self.ids = {}, explained.ids  # other images: nothing to compare with
+            self.began = len(self.history)
         for reference in ("first", "previous"):
             self.maps[reference] = now | self.maps.get(reference, {})
         rows = {
@@ -180,16 +185,30 @@ class ExplanationDrift(Watcher):
         if better:
             self.best, self.maps["best"] = float(value), self.maps["previous"]
 
+    def stabilization_steps(self) -> dict[str, float]:
+        """Return the logged name -> optimizer step of the stabilization point, of the methods that have one."""
+        history, steps = self.history[self.began :], {}
+        for name in self.methods:
+            shifts = [entry["values"].get(f"xai/{name}/shift_previous") for entry in history[1:]]
+            point = stabilization_point(shifts)
+            if point is not None:
+                steps[f"xai/{name}/stabilization_step"] = float(history[point]["step"])
+        return steps
+
     def finish(self, session: WatchSession) -> None:
         if self.history:
+            step = current_step(session.trainer)
+            if steps := self.stabilization_steps():
+                session.write("values", step, callback=self.label, values=steps)
+                session.send(steps, step)
             picture, trainer = draw_drift(self.history, list(self.methods)), session.trainer
             images = {"xai/drift": ([picture], ["explanations compared with earlier ones"])}
-            step, epoch = logger_adapters.logged_step(trainer), self.history[-1]["epoch"]
-            logger_adapters.log_images(trainer, images, step, epoch, file_type="png")
+            epoch = self.history[-1]["epoch"]
+            logger_adapters.log_images(trainer, images, step.logged, epoch, file_type="png")
 
     def state_dict(self) -> dict[str, Any]:
         maps = {ref: {name: S.half() for name, S in maps.items()} for ref, maps in self.maps.items()}
-        state = {"maps": maps, "ids": self.ids, "best": self.best, "history": self.history}
+        state = {"maps": maps, "ids": self.ids, "best": self.best, "history": self.history, "began": self.began}
         return {**super().state_dict(), **state}
 
     def restore(self, saved: Saved) -> None:
@@ -198,6 +217,7 @@ class ExplanationDrift(Watcher):
         self.maps = saved.read("maps", self._read_maps, {})
         self.best = saved.read("best", optional(read_number), None)
         self.history = saved.read("history", list_of(history_entry), [])
+        self.began = saved.read("began", read_count, 0)
 
     def _read_maps(self, value: Any) -> dict[str, Maps]:
         """Return the maps of a checkpoint, which belong to the images and to each other."""

@@ -113,6 +113,9 @@ def pair_table(comparison: Comparison) -> parts.Part:
     for row in comparison.pairs:
         low, high = (f"{row[key]:+.3g}" for key in ("low", "high"))
         numbers = [parts.round_for_page(row[key], 4) for key in (*SIDES, "difference")]
-        p = "<0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-        rows.append([row["name"], row["images"], *numbers, f"[{low}, {high}]", p, row["direction"]])
+        rows.append([row["name"], row["images"], *numbers, f"[{low}, {high}]", _p_value(row["p"]), row["direction"]])
     return {"head": ["", "images", *SIDES, "difference", "95 % interval", "p", "direction"], "rows": rows}
+
+
+def _p_value(p: float | None) -> str | None:
+    return None if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -82,7 +82,7 @@ def stabilization_point(drift: Sequence[float | None], delta: float = DELTA) -> 
     point = None
     for t in reversed(range(len(drift))):  # whose map changes by drift[t], that is D[t + 1], until the next step
         change = drift[t]
-        if change is None or change > delta:
+        if change is None or not change <= delta:  # NaN neither
             break
         point = t
     return point

@@ -120,9 +120,24 @@ def test_drift_against_each_reference(tmp_path):
 
 def test_maps_that_stay_the_same_do_not_drift(tmp_path):
     fit(tmp_path, [ExplanationDrift(Given(), max_images=4, on_error="raise")])
-    for values in of_callback(tmp_path, "ExplanationDrift"):
+    *steps, last = of_callback(tmp_path, "ExplanationDrift")
+    for values in steps:
         assert {round(v, 6) for k, v in values.items() if "similarity" in k} == {1}
         assert {v for k, v in values.items() if "shift" in k} == {0}
+    first = record(tmp_path).of("drift")[0]["step"]
+    assert {k: v for k, v in last.items() if "xai/given" in k} == {"xai/given/stabilization_step": first}
+
+
+def test_stabilization_step_is_the_first_with_small_later_shifts():
+    watcher = ExplanationDrift({"settles": GradCAM(), "moves": GradCAM()})
+    shifts = {"settles": [0, 0.5, 0.3, 0.04, 0.02], "moves": [0, 0, 0, 0, float("nan")]}
+    watcher.history = [
+        {"epoch": i, "step": 10 * (i + 1), "values": {f"xai/{name}/shift_previous": s[i] for name, s in shifts.items()}}
+        for i in range(5)
+    ]
+    assert watcher.stabilization_steps() == {"xai/settles/stabilization_step": 30}
+    watcher.began = 3  # other images from here on
+    assert watcher.stabilization_steps() == {"xai/settles/stabilization_step": 40}
 
 
 def test_a_process_that_fails_once_takes_no_reference_away():

@@ -65,7 +65,7 @@ def test_images_are_ranked_by_the_share_that_moved(two):
 
 def test_numbers_of_the_same_images_are_paired(two):
     pairs = {row["name"]: row for row in compare_runs(*two).pairs}
-    assert pairs["gradcam/moved"]["after"] == 0.25
+    assert (pairs["gradcam/moved"]["after"], pairs["gradcam/moved"]["p"]) == (0.25, None)
     assert (pairs["loss"]["difference"], pairs["loss"]["low"], pairs["loss"]["high"]) == (0.25, 0.25, 0.25)
     assert pairs["correct predictions"]["difference"] == -0.5
     assert pairs["probability of the explained class"]["difference"] == 0

@@ -215,7 +215,9 @@ class Watcher(WatchHooks):
         self._report_streams(session, pl_module)
         session.plan(active_callbacks(trainer), step)
         start, size = time.perf_counter(), session.bytes_written
-        parts = gather(trainer, session.attempt(self.errors, lambda: self._part(session, pl_module, step)))
+        with session.show_progress(self.label):
+            part = session.attempt(self.errors, lambda: self._part(session, pl_module, step))
+        parts = gather(trainer, part)
         self.schedule.record(step, for_epoch)
         context = session.found_context(self.options)
         failures = [part for part in parts if isinstance(part, Failure)]

@@ -7,6 +7,7 @@ and in each explanation step the session computes the maps of a method on a batc
 import math
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from interpretable_training.callbacks.watching.options import WatchOptions
 from interpretable_training.callbacks.watching.run_journal import RunJournal, run_folder
 from interpretable_training.callbacks.watching.schedule import ExplanationStep, current_step
 from interpretable_training.callbacks.watching.startup_report import Line, merge_lines, number_names
+from interpretable_training.callbacks.watching.step_progress import StepProgress, step_progress
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class WatchSession:
         self.best: dict[str, float] = {}  # of the numbers of a fit, sent with the report
         self.validated_in: int | None = None  # the epoch of the last validation
         self.seconds = 0.0  # of all callbacks in this epoch
+        self.progress: StepProgress | None = None  # of the explanation step that runs
 
     def open(self, runs: Sequence[RunJournal | None], address: dict[str, str] | None) -> None:
         """Open the journal of the run, on all ranks, which agree on the folder.
@@ -140,6 +143,8 @@ class WatchSession:
         for number, (ids, picked) in enumerate(context.batches(self.trainer, n)):
             key = id(context.panel), id(context.network), weight_versions(context.network), number, len(ids)
             yield ids, picked, explain_batch(context, ids, picked, methods, target, self.memo.batch(step, key))
+            if self.progress is not None:
+                self.progress.advance(len(ids))
 
     def explain(self, context: RunContext, methods: Mapping[str, Attribution], target: str | int, n: int) -> Explained:
         """Explain this process's images among the first `n` of the panel.
@@ -183,6 +188,15 @@ class WatchSession:
         """Wait until the loggers have taken what was sent, for a limited time; raise one of their errors."""
         if self.trainer in SENDERS:
             SENDERS[self.trainer].drain()
+
+    @contextmanager
+    def show_progress(self, label: str) -> Iterator[None]:
+        """Show in the Trainer's bar that a callback explains."""
+        with step_progress(self.trainer, label) as self.progress:
+            try:
+                yield
+            finally:
+                self.progress = None
 
     def attempt(self, policy: ErrorPolicy, work: Callable[[], Any]) -> Any:
         """Return the result of `work`, or its Failure, which is not counted yet."""

@@ -17,9 +17,10 @@ test: $(VENV)/.tests  ## run the default tests
 test-all: $(VENV)/.tests  ## run all tests, the slow ones too
 	$(BIN)/python -m pytest -m ""
 
-lint: $(VENV)/.lints  ## check format, style and types
+lint: $(VENV)/.lints  ## check format, style, spelling and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell *.md llms.txt docs benchmarks interpretable_training callbacks recipes configs
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
 	cd build/installed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml interpretable_training
@@ -75,6 +76,6 @@ $(VENV)/.docs: $(VENV)/.runs
 	@touch $@
 
 $(VENV)/.lints: $(VENV)/.tests
-	@echo "Installing ruff and mypy into $(VENV) (once)"
+	@echo "Installing ruff, codespell and mypy into $(VENV) (once)"
 	$(BIN)/python -m pip install --quiet --editable ".[lint]"
 	@touch $@

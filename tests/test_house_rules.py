@@ -85,7 +85,11 @@ def test_own_inheritance_is_at_most_two_deep():
 
 def test_every_folder_with_code_or_data_is_a_listed_package():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    files = [*FILES, *(ROOT / "configs").rglob("*.*"), *(ROOT / "interpretable_training" / "report" / "static").iterdir()]
+    files = [
+        *FILES,
+        *(ROOT / "configs").rglob("*.*"),
+        *(ROOT / "interpretable_training" / "report" / "static").iterdir(),
+    ]
     folders = {path.parent.relative_to(ROOT) for path in files if "__pycache__" not in path.parts}
     names = {".".join(folder.parts) for folder in folders}
     assert listed == {name if name.startswith("interpretable") else f"interpretable_training.{name}" for name in names}

@@ -63,9 +63,12 @@ def test_every_callback_is_on_a_page():
 
 
 @pytest.mark.parametrize("room", [attribution, metrics], ids=lambda room: room.__name__.rpartition(".")[2])
-def test_the_readme_names_every_method_and_metric(room):
+def test_pages_name_every_method_and_metric_and_their_number(room):
     """A table that misses one is how pages grow old."""
-    readme = (pages.ROOT / "README.md").read_text()
+    name = {"attribution": "methods"}.get(room.__name__.rpartition(".")[2], room.__name__.rpartition(".")[2])
+    page, readme = (pages.ROOT / "docs" / f"{name}.md").read_text(), (pages.ROOT / "README.md").read_text()
     kinds = [n for n in room.__all__ if n[0].isupper() and isinstance(getattr(room, n), type)]
     other = {"Attribution", "GradientCAM", "Baselines", "Table", "SanityTable", "Restricted"}
-    assert [name for name in kinds if name not in other and f"`{name}`" not in readme] == []
+    kinds = [kind for kind in kinds if kind not in other]
+    assert [kind for kind in kinds if f"`{kind}`" not in page] == []
+    assert f"[{len(kinds)} {name}](docs/{name}.md)" in readme

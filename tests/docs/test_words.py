@@ -62,5 +62,9 @@ def test_all_pages_together_are_short():
     assert sum(numbers.values()) <= MOST_WORDS, numbers
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_words_are_counted_in_text_and_tables():
     assert number_of_words("# One two\n\n| `three` | 4 |\n|---|---|\n\n```python\nfive\n```\n") == 3

@@ -45,8 +45,8 @@ log = logging.getLogger("lightning.pytorch.alarms")  # shown where Lightning's o
 RING = 0.1  # of the image's height and width at each side
 MEANINGS = {
     "alike": "maps of different images look alike",
-    "outside": "the model looks outside of the object",
-    "border": "the model looks at the border of the image",
+    "outside": "maps lie outside of the object",
+    "border": "maps concentrate on the border of the image",
     "drift": "explanations change much between two explanation steps",
 }
 

@@ -1,4 +1,4 @@
-"""Log where the model looks, epoch by epoch: overlays of a fixed panel of images and of those with the largest loss."""
+"""Log saliency maps, epoch by epoch: overlays of a fixed panel of images and of those with the largest loss."""
 
 from collections.abc import Sequence
 from typing import Any, Literal

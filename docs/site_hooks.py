@@ -1,7 +1,8 @@
 """What the site has beyond the pages as they are.
 
 Links to files outside of docs/, which lead there in the repository, become the names of these files. A comment
-`<!-- reference: PACKAGE -->` becomes the docstrings of what the package exports, module by module.
+`<!-- reference: PACKAGE -->` becomes the docstrings of what the package exports, module by module. Names with hyphens in
+tables, such as Grad-CAM, stay on one line.
 """
 
 import importlib
@@ -10,6 +11,8 @@ import re
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
 REFERENCE = re.compile(r"<!-- reference: (\S+) -->")
+CELL = re.compile(r"<t[dh]\b.*?</t[dh]>", re.DOTALL)
+HYPHENATED = re.compile(r"(<[^>]*>)|[\w+./-]{1,24}\w-\w[\w+./-]{0,24}")  # or a tag, which is left as it is
 
 
 def on_page_markdown(markdown, page, **_):
@@ -17,6 +20,16 @@ def on_page_markdown(markdown, page, **_):
     folder = posixpath.dirname(page.file.src_uri)
     markdown = LINK.sub(lambda link: shown(link, folder), markdown)
     return REFERENCE.sub(lambda found: reference(found[1]), markdown)
+
+
+def on_page_content(html, **_):
+    """Called by mkdocs with the HTML of a page."""
+    return CELL.sub(lambda cell: HYPHENATED.sub(whole, cell[0]), html)
+
+
+def whole(match):
+    """A word that does not break, or a tag as it is."""
+    return match[1] or f'<span class="whole">{match[0]}</span>'
 
 
 def shown(link, folder):

@@ -1,8 +1,8 @@
 """What the site has beyond the pages as they are.
 
 Links to files outside of docs/, which lead there in the repository, become the names of these files. A comment
-`<!-- reference: PACKAGE -->` becomes the docstrings of what the package exports, module by module. Names with hyphens in
-tables, such as Grad-CAM, stay on one line.
+`<!-- reference: PACKAGE -->` becomes the docstrings of what the package exports, module by module. Names with hyphens
+in tables, such as Grad-CAM, stay on one line.
 """
 
 import importlib

@@ -91,7 +91,7 @@ def test_alarm_is_given_when_a_value_rises_above_the_threshold(tmp_path, caplog)
     assert values == [0, 1, 1, 0, 1, 1]
     assert [line["epoch"] for line in record(tmp_path).of("alarm")] == [1, 4]
     assert len(logger.alerts) == 2
-    warned = [printed for printed in caplog.messages if "looks at the border" in printed]
+    warned = [printed for printed in caplog.messages if "concentrate on the border" in printed]
     assert len(warned) == 2
     assert "border 1.00, threshold 0.5" in warned[0]
 

@@ -187,7 +187,8 @@ class ExplanationDrift(Watcher):
 
     def stabilization_steps(self) -> dict[str, float]:
         """Return the logged name -> optimizer step of the stabilization point, of the methods that have one."""
-        history, steps = self.history[self.began :], {}
+        history = self.history[self.began :]
+        steps: dict[str, float] = {}
         for name in self.methods:
             shifts = [entry["values"].get(f"xai/{name}/shift_previous") for entry in history[1:]]
             point = stabilization_point(shifts)

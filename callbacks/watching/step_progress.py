@@ -12,7 +12,9 @@ class StepProgress:
 
     def __init__(self, trainer: L.Trainer, label: str) -> None:
         self.label, self.images = label, 0
-        self.owner, self.bar, self.before = trainer.progress_bar_callback, None, ""
+        self.owner: Any = trainer.progress_bar_callback
+        self.bar: Any = None
+        self.before = ""
         with suppress(Exception):  # bars of other packages may lack anything
             bar = getattr(self.owner, f"{_stage(trainer)}_progress_bar")
             self.before = bar.desc if hasattr(bar, "set_description_str") else bar.description
@@ -27,13 +29,13 @@ class StepProgress:
 
     def show(self, text: str) -> None:
         """Show a description; a bar that takes none is left as it is."""
-        bar: Any = self.bar
+        bar = self.bar
         with suppress(Exception):
             if hasattr(bar, "set_description_str"):  # tqdm
                 bar.set_description_str(text if text == self.before else f"{text}: ")
             elif bar is not None:  # rich
                 bar.description = text
-                self.owner.refresh()  # type: ignore[union-attr]
+                self.owner.refresh()
 
 
 def _stage(trainer: L.Trainer) -> str:

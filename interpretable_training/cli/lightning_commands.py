@@ -2,7 +2,7 @@
 
 import os
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +44,7 @@ NAMED = (L.LightningModule, L.LightningDataModule, Callback, Logger, Optimizer, 
 
 def run(argv: list[str]) -> None:
     """Parse the words after `interpretable-training`, of which the first is the command, and run it."""
-    read = load_yaml
+    read: Callable[[str], Any] = load_yaml
     if argv[0] == "evaluate":
         argv = join_methods(without_imports(argv))
         read = saved_config_reader(argv, load_yaml)

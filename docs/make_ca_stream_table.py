@@ -29,6 +29,21 @@ mobilenetv3_small_050 mobilenetv4_conv_small lcnet_050 ghostnet_100 rexnet_100 d
 darknet53 cspdarknet53 repvgg_a0 gernet_s mobileone_s0 ese_vovnet19b_dw hgnetv2_b0 selecsls42b edgenext_xx_small
 fastvit_t8 repvit_m0_9 starnet_s1 inception_next_atto poolformer_s12 rdnet_tiny
 """
+TOKENS = """
+vit_tiny_patch16_224 vit_small_patch32_224 vit_tiny_r_s16_p8_224 vit_base_patch32_clip_224 vit_small_patch16_dinov3
+vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2 deit_tiny_patch16_224 deit3_small_patch16_224
+eva02_tiny_patch14_224
+vit_base_patch16_siglip_224 vit_medium_patch16_gap_240 vit_relpos_small_patch16_224 vit_srelpos_small_patch16_224
+vit_pwee_patch16_reg1_gap_256 vit_little_patch16_reg4_gap_256 flexivit_small beit_base_patch16_224 cait_xxs24_224
+xcit_nano_12_p16_224 convit_tiny swin_tiny_patch4_window7_224 swin_s3_tiny_224 swinv2_tiny_window8_256
+swinv2_cr_tiny_224
+mambaout_femto pvt_v2_b0 twins_pcpvt_small twins_svt_small mvitv2_tiny davit_tiny focalnet_tiny_srf gcvit_xxtiny
+maxvit_tiny_tf_224 visformer_tiny nextvit_small tiny_vit_5m_224 vitamin_small_224
+"""
+REFUSED = """
+deit_tiny_distilled_patch16_224 nest_tiny pit_ti_224 crossvit_tiny_240 volo_d1_224 efficientformer_l1 levit_128s
+hiera_tiny_224 naflexvit_base_patch16_gap
+"""
 COSTS = """# What CA-Stream costs, and where it attaches
 
 Made by `python docs/make_ca_stream_table.py`.
@@ -53,6 +68,19 @@ reads 7 x 7 cells, each of which gets the query.
 
 | network | stages | channels | learned parameters | added | Same |
 |---|---|---|---|---|---|
+"""
+
+
+TRANSFORMERS = """
+## Transformers and other networks of tokens
+
+Made in the same way, at the size of the network. "Same" is no where the network pools by a class token or by attention.
+
+| network | stages | channels | learned parameters | added | Same |
+|---|---|---|---|---|---|
+"""
+REFUSALS = """
+Refused with a sentence that says what to pass, `head=` for most: {names}.
 """
 
 
@@ -81,7 +109,8 @@ def try_out(name: str) -> str:
     torch.manual_seed(0)
     backbone = timm.create_model(name, pretrained=False, num_classes=10)
     net = CAStream(backbone).train()
-    side = min(160, backbone.pretrained_cfg["input_size"][-1])
+    side = backbone.pretrained_cfg["input_size"][-1]
+    side = side if name in TOKENS.split() else min(160, side)
     images, target = torch.randn(2, 3, side, side), torch.tensor([1, 2])
     frozen, last = net.checksums(), net.stream.blocks[-1].out.weight
     before = last.detach().clone()
@@ -98,7 +127,7 @@ def try_out(name: str) -> str:
     learned = sum(p.numel() for p in net.stream.parameters())
     total = sum(p.numel() for p in backbone.parameters())
     stages = " ".join(f"`{stage}`" for stage in net.stages)
-    channels, same = " ".join(map(str, dims)), "yes" if pools_by_average(net, images) else "no"
+    channels, same = " ".join(map(str, dims)), "yes" if net.pooling == "gap" and pools_by_average(net, images) else "no"
     return f"| {name} | {stages} | {channels} | {learned:,} | {learned / total:.1%} | {same} |"
 
 
@@ -109,10 +138,21 @@ def pools_by_average(net: CAStream, images: torch.Tensor) -> bool:
     return torch.allclose(net.head(net.backbone, maps[-1].mean((2, 3))), gap, rtol=1e-3, atol=1e-4)
 
 
+def is_refused(name: str) -> bool:
+    """Whether no stream attaches without help."""
+    try:
+        CAStream(timm.create_model(name, pretrained=False, num_classes=10))
+    except ValueError:
+        return True
+    return False
+
+
 def table() -> str:
     """The whole page."""
-    costs, networks = "\n".join(map(cost, THESIS)), "\n".join(map(try_out, MODELS.split()))
-    return f"{COSTS}{costs}\n{NETWORKS}{networks}\n"
+    costs = "\n".join(map(cost, THESIS))
+    networks, tokens = ("\n".join(map(try_out, names.split())) for names in (MODELS, TOKENS))
+    refused = REFUSALS.format(names=", ".join(filter(is_refused, REFUSED.split())))
+    return f"{COSTS}{costs}\n{NETWORKS}{networks}\n{TRANSFORMERS}{tokens}\n{refused}"
 
 
 if __name__ == "__main__":

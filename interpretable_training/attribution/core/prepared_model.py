@@ -134,7 +134,7 @@ class PreparedModel:
     def score_in(self, output: Any, target: Resolved, score: Score = "logit") -> Tensor:
         """Return the explained score in the output of the module, (B,); `target` is resolved."""
         if isinstance(self.output, OutputScores) and not callable(target):
-            return self.output.score(output, target, score)
+            return self.output.score(output, target, score, self.span)
         if not callable(target):
             return score_of(pick_logits(output, self.output), target, score, self.span)
         return check_scores(target(output), output, self.rows[0])

@@ -19,7 +19,7 @@ from interpretable_training.attribution.core.prepared_model import (
     prepare_model,
     unwrap,
 )
-from interpretable_training.attribution.core.scoring import folding_of
+from interpretable_training.attribution.core.scoring import Scoring, folding_of
 from interpretable_training.batches.read import Picked
 from interpretable_training.batches.source import BatchSource, annotations_of
 from interpretable_training.metrics.core.base import Fact, ImageMetric, described
@@ -53,7 +53,7 @@ class EvaluationRun:
     ) -> None:
         self.model, self.methods, self.metrics, self.target = model, methods, metrics, target
         self.multilabel, self.output, self.chunk_size = multilabel, output, chunk_size
-        self.task, self.reading = task, reading
+        self.task, self.reading, self.scoring = task, reading, Scoring()
 
     def facts(self) -> dict[str, Fact]:
         """Return what decides the numbers, besides the metrics."""
@@ -134,7 +134,7 @@ class EvaluationRun:
         if self.reading.together:
             return self._measure_together(number, ids, picked, check, explained, sample)
         parts: list[Any] = []
-        with prepare_model(self.reading.network, self.reading.output) as prepared:
+        with prepare_model(self.reading.network, self.reading.output, scoring=self.scoring) as prepared:
             for i in range(len(ids)):
                 row = picked.rows(slice(i, i + 1))
                 shared = None if explained is None else rows_of_maps(explained, i)
@@ -182,7 +182,7 @@ class EvaluationRun:
             target = classes
         elif self.target == "label" and explained is None:
             target = "pred"  # what the task explains by default
-        with prepare_model(self.reading.network, self.reading.of_batches) as prepared:
+        with prepare_model(self.reading.network, self.reading.of_batches, scoring=self.scoring) as prepared:
             sample = sample if len(images) == len(picked.images) else None
             return self._measure_prepared(prepared, number, ids, images, target, located, check, explained, sample)
 

@@ -51,7 +51,7 @@ class FoldedLayer:
         m, v, g, t = (tensor if tensor is None else tensor.to(dtype) for tensor in self.norm)
         s = (v + self.eps).rsqrt() if g is None else g * (v + self.eps).rsqrt()
         b = -s * m if self.b is None else s * (self.b.to(dtype) - m)
-        self.weight = _scaled(self.W.to(dtype), s, self.transposed).to(self.W)  # (1)
+        self.weight = _scaled(self.W, s.to(self.W), self.transposed)  # (1)
         self.bias = (b if t is None else b + t).to(self.W)  # (1)
 
     def __call__(self, func: Any, x: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor:

@@ -142,7 +142,11 @@ class PreparedModel:
 
 @contextmanager
 def prepare_model(
-    model: nn.Module, output: Output = None, keep_mode: bool = False, create_graph: bool = False
+    model: nn.Module,
+    output: Output = None,
+    keep_mode: bool = False,
+    create_graph: bool = False,
+    scoring: Scoring | None = None,
 ) -> Iterator[PreparedModel]:
     """Yield the prepared model, which returns logits; restore `model` afterwards.
 
@@ -150,6 +154,7 @@ def prepare_model(
         output: which part of the model's output are the logits: a key, an index, an attribute or a callable.
         keep_mode: leave dropout and batch norm in the mode they are in instead of eval mode.
         create_graph: keep the parameters in the graph, for a loss on the map.
+        scoring: that of earlier calls with the same weights.
     """
     module = unwrap(model)
     with ExitStack() as stack:
@@ -164,7 +169,7 @@ def prepare_model(
         autocast = tuple((d, torch.get_autocast_dtype(d)) for d in DEVICES if torch.is_autocast_enabled(d))
         for device, _ in autocast:
             stack.enter_context(torch.autocast(device, enabled=False))
-        yield PreparedModel(module, output, create_graph, autocast, state=state)
+        yield PreparedModel(module, output, create_graph, autocast, state=state, scoring=scoring or Scoring())
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -7,7 +7,8 @@ nothing else does. g, t: weight and bias of the batch norm. Weights of convoluti
 
 The module stays as it is: while it runs, a mode of torch replaces both functions. Pairs are found by the tensors that a
 pass hands from one function to the other, and checked in each later pass; one that differs runs again without the mode.
-What is folded depends on the network alone, never on measured time, so that a run gives the same numbers each time.
+What is folded depends on the network and the passes alone, never on measured time: the same calls give the same
+numbers each time.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from .sharded_parameters import is_sharded
 WIDE = (torch.float32, torch.float64)
 # Time on a CPU in units of what writing one number by a batch norm takes; see benchmarks/bench_scoring.py.
 CALL = 50_000  # of a function that the mode replaces or passes on
+SETUP = 16  # of a number in a weight that is folded and packed
 WEIGHT = 1.5  # of a number in a weight that is packed once instead of in each pass
 NAMED = 5  # batch norms in a fact
 TOLERANCE = 1e-4  # of the largest number of an output
@@ -51,10 +53,9 @@ class Plan:
     refused: str | None = None
     checked: bool = False  # whether a folded pass was compared with a plain one
 
-    def pays(self, images: Tensor) -> bool:
-        """Whether folding saves more time than the mode takes, which each function pays for."""
-        saved = self.elements * images.numel() + WEIGHT * self.weights
-        return self.refused is None and saved > CALL * self.calls
+    def saves(self, images: Tensor) -> float:
+        """Return the time that folding saves in a pass, without what the mode takes, which each function pays for."""
+        return self.elements * images.numel() + WEIGHT * self.weights - CALL * self.calls
 
     def unfolded(self) -> list[str]:
         """Return the names of batch norms that run as they are."""
@@ -74,15 +75,19 @@ def folding_of(module: nn.Module) -> str | None:
     return f"{folded}; not {names}{reason}" if others else folded
 
 
-# A memo: the plan depends on the structure of the network alone, and costs one pass.
+# A memo: the plan depends on the structure of the network alone.
 _plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
 
 
 @dataclass
 class Scoring:
-    """The fast passes of one prepared model."""
+    """The fast passes of one prepared model, or of several of the same weights.
+
+    Layers are folded once passes without them have missed what folding takes.
+    """
 
     layers: dict[int, FoldedLayer] | None = None  # by the id of their weights; None: not built yet
+    missed: float = 0.0  # time that folding would have saved so far
     refused: list[str] = field(default_factory=list)  # errors of channels last
 
     def run(self, module: nn.Module, run: Run, images: Tensor, alone: bool = True) -> Any:
@@ -104,10 +109,12 @@ class Scoring:
         if torch.is_grad_enabled() or not alone or images.dtype not in WIDE or images.device.type != "cpu":
             return run(images)
         plan = _plans.get(module)
-        if plan is not None and not plan.pays(images):
+        if plan is None:
+            return run(images) if _forbids(module) else self._watch(module, run, images)
+        due, saved = self.missed > SETUP * plan.weights, plan.saves(images)
+        self.missed += max(saved, 0.0)
+        if plan.refused is not None or saved <= 0 or not due:
             return run(images)
-        if plan is None or not plan.checked:
-            return run(images) if _forbids(module) else _first(module, run, images)
         if self.layers is None:
             self.layers = {} if _forbids(module) else folded_layers(plan, module)
         if not self.layers:
@@ -116,7 +123,20 @@ class Scoring:
         output = mode.output_of(run, images)
         if mode.differs:
             plan.refused = "its passes differ from each other"
-            return run(images)
+        elif not plan.checked:
+            plan.checked, plain = True, run(images)
+            plan.refused = None if equal_to_rounding(plain, output) else "its output differs"
+        return output if plan.refused is None else run(images)
+
+    def _watch(self, module: nn.Module, run: Run, images: Tensor) -> Any:
+        """Return the output of a pass, and make the plan of the network."""
+        watch = Watch(module)
+        with watch:
+            output = run(images)
+        layers, tensors = watch.layers, named_tensors(module)
+        weights = sum(tensors[name].numel() for name, layer in layers.items() if layer.function is torch.conv2d)
+        plan = Plan(layers, watch.norms, watch.calls, watch.elements / images.numel(), weights)
+        self.missed, _plans[module] = max(plan.saves(images), 0.0), plan  # as if the plan had been known
         return output
 
 
@@ -129,25 +149,6 @@ def _forbids(module: nn.Module) -> bool:
         or any(sharded(type(m)) or (m.training and not isinstance(m, nn.RNNBase)) for m in modules)
         or any(is_lazy(p) for p in module.parameters())
     )
-
-
-def _first(module: nn.Module, run: Run, images: Tensor) -> Any:
-    """Return the output of a pass; make the plan of the network, and compare a folded pass with it if that pays."""
-    watch = Watch(module)
-    with watch:
-        plain = run(images)
-    layers, tensors = watch.layers, named_tensors(module)
-    weights = sum(tensors[name].numel() for name, layer in layers.items() if layer.function is torch.conv2d)
-    plan = _plans[module] = Plan(layers, watch.norms, watch.calls, watch.elements / images.numel(), weights)
-    if not plan.pays(images):
-        return plain
-    plan.checked = True
-    mode = Folding(folded_layers(plan, module))
-    output = mode.output_of(run, images)
-    if mode.differs or not equal_to_rounding(plain, output):
-        plan.refused = "its passes differ from each other" if mode.differs else "its output differs"
-        return plain
-    return output
 
 
 def folded_layers(plan: Plan, module: nn.Module) -> dict[int, FoldedLayer]:

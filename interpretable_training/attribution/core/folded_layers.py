@@ -33,8 +33,11 @@ class FoldedLayer:
         self.mean, self.eps = None if norm is None else tensors[norm.mean], 0.0 if norm is None else norm.eps
         self.W, self.b = tensors[weight], None if layer.bias is None else tensors[layer.bias]
         self.packs = packs and layer.function is torch.conv2d and self.W.dtype == torch.float32
-        self.transposed, self.packed, self.packed_for = layer.function in TRANSPOSED, None, None
+        self.transposed = layer.function in TRANSPOSED
+        self.packed: Tensor | None = None
         self.norm = None if norm is None else [None if name is None else tensors[name] for name in norm[:4]]
+        self.weight: Tensor = self.W
+        self.bias: Tensor | None = self.b
         self.sources = [tensor for tensor in (self.W, self.b, *(self.norm or ())) if tensor is not None]
         self.versions: list[int] = []
 
@@ -49,6 +52,8 @@ class FoldedLayer:
             return
         dtype = wide(self.W)
         m, v, g, t = (tensor if tensor is None else tensor.to(dtype) for tensor in self.norm)
+        assert isinstance(m, Tensor)
+        assert isinstance(v, Tensor)
         s = (v + self.eps).rsqrt() if g is None else g * (v + self.eps).rsqrt()
         b = -s * m if self.b is None else s * (self.b.to(dtype) - m)
         self.weight = _scaled(self.W, s.to(self.W), self.transposed)  # (1)
@@ -68,10 +73,11 @@ class FoldedLayer:
         """Return the output of a convolution with packed weights."""
         if isinstance(padding, str):
             return torch.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-        pairs = [[n, n] if isinstance(n, int) else list(n) for n in (padding, stride, dilation)]
+        places = ([n, n] if isinstance(n, int) else list(n) for n in (padding, stride, dilation))
+        pads, strides, dilations = places
         if self.packed is None:
-            self.packed = pack_weight(self.weight, *pairs, groups, x.shape)
-        return packed_convolution(x, self.packed, self.bias, *pairs, groups)
+            self.packed = pack_weight(self.weight, pads, strides, dilations, groups, x.shape)
+        return packed_convolution(x, self.packed, self.bias, pads, strides, dilations, groups)
 
 
 def _suits_packing(x: Tensor, W: Tensor) -> bool:

@@ -143,10 +143,12 @@ class Scoring:
 def _forbids(module: nn.Module) -> bool:
     """Whether the module must run as it is: sharded or lazy parameters, hooks on every module, layers in train mode."""
     modules = list(module.modules())
+    kinds: set[Any] = {type(m) for m in modules}
     return (
         global_hooks()
         or is_sharded(module)
-        or any(sharded(type(m)) or (m.training and not isinstance(m, nn.RNNBase)) for m in modules)
+        or any(map(sharded, kinds))
+        or any(m.training and not isinstance(m, nn.RNNBase) for m in modules)
         or any(is_lazy(p) for p in module.parameters())
     )
 

@@ -120,8 +120,7 @@ def evaluate(
         facts = {**work.facts(), **key_facts(image_key, label_key), "images": max_images, "split": split, "seed": seed}
         task_named(task)
         parts, complete = work.run(source, Cache(cache, facts, work.passports(), source), progress, peers)
-    facts |= work.speedups()
-    return table_of(parts, measured, facts, first, list(added), complete, resamples, seed)
+    return table_of(parts, measured, facts | work.speedups(), first, list(added), complete, resamples, seed)
 
 
 def key_facts(image_key: Key, label_key: LabelKey) -> dict[str, Fact]:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all lint format bench docs dist wheel-check clean
+.PHONY: help demo test test-all lint format bench bench-gpu docs dist wheel-check clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 14
@@ -31,6 +31,9 @@ format: $(VENV)/.lints  ## bring the code into shape
 
 bench: $(VENV)/.tests  ## run the benchmarks against the peers (nothing else should run meanwhile)
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+bench-gpu: $(VENV)/.tests  ## measure on a GPU in less than eight minutes; ends with a sentence without one
+	$(BIN)/python benchmarks/bench_gpu.py
 
 docs: $(VENV)/.docs  ## build the pages of docs/ as a site in build/site, which works without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -242,3 +242,37 @@ def test_callbacks_import_no_modules_and_no_recipes():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert [name for name in names if name.startswith(barred)] == [], path
+
+
+READ = {"item", "cpu", "numpy", "tolist"}  # methods of tensors that wait for the device
+LAYER = "capture(prepared, images, [name], gradient=False).A[name].cpu()"
+READ_IN_LOOPS = {
+    ("interpretable_training/attribution/core/ranges.py", "value.tolist()"),  # options, before anything runs
+    ("interpretable_training/metrics/core/regions.py", "row.tolist()"),  # annotations in lists
+    ("interpretable_training/metrics/network_dissection.py", LAYER),  # activations of a layer, once per batch
+    ("interpretable_training/models/ca_stream.py", "s.tolist()"),  # of an export
+}
+
+
+def loops(tree):
+    """Yield what runs in each turn of the loops and comprehensions of a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.For, ast.While)):
+            yield from node.body
+        elif isinstance(node, (ast.ListComp, ast.GeneratorExp, ast.SetComp)):
+            yield node.elt
+        elif isinstance(node, ast.DictComp):
+            yield node.value
+
+
+def test_loops_do_not_wait_for_the_device():
+    rooms = ("attribution", "metrics", "models", "regularization", "tasks")
+    found = {
+        (relative(path), ast.unparse(call))
+        for path in FILES
+        if path.relative_to(ROOT).parts[1] in rooms
+        for body in loops(ast.parse(path.read_text()))
+        for call in ast.walk(body)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in READ
+    }
+    assert found == READ_IN_LOOPS

@@ -60,3 +60,12 @@ def test_source_distribution_holds_what_a_build_and_tests_need(tmp_path):
     needed |= {"tests/test_packaging.py", "docs/architecture.md"}
     assert needed <= names
     assert [name for name in names if name.endswith((".pyc", ".png~")) or "__pycache__" in name] == []
+
+
+@pytest.mark.slow
+def test_callbacks_import_no_package_that_lightning_does_not():
+    """Only modules of this package are added, so that a training starts as fast as with Lightning alone."""
+    code = "import sys, lightning; before = set(sys.modules); import interpretable_training.callbacks; "
+    code += "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["interpretable_training"]

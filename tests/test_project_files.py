@@ -1,7 +1,9 @@
 """Files for those who host the repository: they parse, and name commands, files and versions that exist."""
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -118,3 +120,19 @@ def test_script_of_interpreters_knows_this_one_and_the_lower_bounds(monkeypatch)
     assert all(Path(path).exists() for path in interpreters.find_interpreters().values())
     assert set(interpreters.find_interpreters()) <= {f"3.{minor}" for minor in interpreters.MINORS}
     monkeypatch.delitem(sys.modules, "interpreters")
+
+
+def test_benchmark_of_gpus_ends_well_without_one():
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench_gpu.py")]
+    done = subprocess.run(command, env=hidden, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("No GPU: ")
+
+
+@pytest.mark.slow
+def test_benchmark_of_gpus_measures_each_row():
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench_gpu.py"), "--device", "cpu"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    rows = [line.split("|") for line in lines if line.startswith("| ")][1:]
+    assert len(rows) == 15, rows
+    assert all(cells[2].strip().endswith(" ms") for cells in rows)

@@ -13,7 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from interpretable_training.attribution.core.prepared_model import same_generators
+from interpretable_training.attribution.core.generators import same_generators
 from interpretable_training.attribution.core.state import same_state
 from interpretable_training.attribution.core.state_undo import dotted
 from interpretable_training.batches.read import pick

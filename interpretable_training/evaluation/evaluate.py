@@ -11,8 +11,9 @@ from torchmetrics import Metric, MetricCollection
 
 from interpretable_training.attribution import FakeCAM, RandomMap
 from interpretable_training.attribution.core.base import Attribution, Methods, name_methods, of_package
+from interpretable_training.attribution.core.generators import same_generators
 from interpretable_training.attribution.core.map_operations import one_of
-from interpretable_training.attribution.core.prepared_model import Output, same_generators, unwrap
+from interpretable_training.attribution.core.prepared_model import Output, unwrap
 from interpretable_training.attribution.core.ranges import check_normalization, check_ranges
 from interpretable_training.attribution.core.sharded_parameters import is_sharded
 from interpretable_training.batches.read import Key, LabelKey
@@ -119,7 +120,7 @@ def evaluate(
         facts = {**work.facts(), **key_facts(image_key, label_key), "images": max_images, "split": split, "seed": seed}
         task_named(task)
         parts, complete = work.run(source, Cache(cache, facts, work.passports(), source), progress, peers)
-    return table_of(parts, measured, facts, first, list(added), complete, resamples, seed)
+    return table_of(parts, measured, facts | work.speedups(), first, list(added), complete, resamples, seed)
 
 
 def key_facts(image_key: Key, label_key: LabelKey) -> dict[str, Fact]:

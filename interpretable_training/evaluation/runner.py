@@ -11,7 +11,15 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from interpretable_training.attribution import degenerate
 from interpretable_training.attribution.core.base import Attribution, full
 from interpretable_training.attribution.core.checksum import checksum
-from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model, unwrap
+from interpretable_training.attribution.core.prepared_model import (
+    DEVICES,
+    Output,
+    PreparedModel,
+    prepare,
+    prepare_model,
+    unwrap,
+)
+from interpretable_training.attribution.core.scoring import Scoring, folding_of
 from interpretable_training.batches.read import Picked
 from interpretable_training.batches.source import BatchSource, annotations_of
 from interpretable_training.metrics.core.base import Fact, ImageMetric, described
@@ -45,7 +53,7 @@ class EvaluationRun:
     ) -> None:
         self.model, self.methods, self.metrics, self.target = model, methods, metrics, target
         self.multilabel, self.output, self.chunk_size = multilabel, output, chunk_size
-        self.task, self.reading = task, reading
+        self.task, self.reading, self.scoring = task, reading, Scoring()
 
     def facts(self) -> dict[str, Fact]:
         """Return what decides the numbers, besides the metrics."""
@@ -56,10 +64,16 @@ class EvaluationRun:
         model: dict[str, Fact] = {
             "model": type(module).__name__,
             "weights": checksum(*module.parameters(), *module.buffers()),
+            "precision": precision_of(module),
             "output": output,
         }
         task = self.task if isinstance(self.task, str) else repr(self.task)
         return {**model, "target": self.target, "multilabel": self.multilabel, "task": task, **methods}
+
+    def speedups(self) -> dict[str, Fact]:
+        """Return facts of the passes that do not decide the numbers, known after the run."""
+        folding = folding_of(unwrap(self.model if self.reading is None else self.reading.network))
+        return {} if folding is None else {"batch norms": folding}
 
     def passports(self) -> dict[str, dict[str, Fact]]:
         return {name: metric.passport() for name, metric in self.metrics.items()}
@@ -120,7 +134,7 @@ class EvaluationRun:
         if self.reading.together:
             return self._measure_together(number, ids, picked, check, explained, sample)
         parts: list[Any] = []
-        with prepare_model(self.reading.network, self.reading.output) as prepared:
+        with prepare_model(self.reading.network, self.reading.output, scoring=self.scoring) as prepared:
             for i in range(len(ids)):
                 row = picked.rows(slice(i, i + 1))
                 shared = None if explained is None else rows_of_maps(explained, i)
@@ -168,7 +182,7 @@ class EvaluationRun:
             target = classes
         elif self.target == "label" and explained is None:
             target = "pred"  # what the task explains by default
-        with prepare_model(self.reading.network, self.reading.of_batches) as prepared:
+        with prepare_model(self.reading.network, self.reading.of_batches, scoring=self.scoring) as prepared:
             sample = sample if len(images) == len(picked.images) else None
             return self._measure_prepared(prepared, number, ids, images, target, located, check, explained, sample)
 
@@ -242,6 +256,13 @@ class EvaluationRun:
             return ids, images, target, of_class(annotations, target)
         row, label = (target.cpu() > 0.5).nonzero(as_tuple=True)
         return ids[row], images[row.to(images.device)], label, of_class(rows_of(annotations, row), label)
+
+
+def precision_of(module: nn.Module) -> str:
+    """Return the fact in which precision a module runs."""
+    kinds = dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point())
+    casts = [str(torch.get_autocast_dtype(d)).removeprefix("torch.") for d in DEVICES if torch.is_autocast_enabled(d)]
+    return " and ".join(kinds or ["float32"]) + (f", autocast to {casts[0]}" if casts else "")
 
 
 def scaling(method: Attribution) -> str:

@@ -13,13 +13,8 @@ from torch import Tensor, nn
 from interpretable_training.attribution import GradCAM
 from interpretable_training.attribution.core.base import Attribution, explain_prepared, full
 from interpretable_training.attribution.core.batching import in_chunks
-from interpretable_training.attribution.core.prepared_model import (
-    Output,
-    PreparedModel,
-    prepare,
-    prepare_model,
-    same_generators,
-)
+from interpretable_training.attribution.core.generators import same_generators
+from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model
 from interpretable_training.attribution.core.ranges import check_ranges
 from interpretable_training.batches.read import Key
 from interpretable_training.batches.source import BatchSource, Split

@@ -19,15 +19,10 @@ from interpretable_training.attribution.core.auto_layer import choose_layer
 from interpretable_training.attribution.core.base import full
 from interpretable_training.attribution.core.capture import capture
 from interpretable_training.attribution.core.checksum import checksum
+from interpretable_training.attribution.core.generators import same_generators
 from interpretable_training.attribution.core.map_operations import one_of, resize
 from interpretable_training.attribution.core.precision import on_device
-from interpretable_training.attribution.core.prepared_model import (
-    Output,
-    prepare,
-    prepare_model,
-    same_generators,
-    unwrap,
-)
+from interpretable_training.attribution.core.prepared_model import Output, prepare, prepare_model, unwrap
 from interpretable_training.attribution.core.ranges import Range, check_ranges
 from interpretable_training.attribution.core.targets import as_classes
 from interpretable_training.batches.source import BatchSource, Split

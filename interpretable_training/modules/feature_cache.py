@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from interpretable_training.attribution.core.prepared_model import same_generators
+from interpretable_training.attribution.core.generators import same_generators
 from interpretable_training.batches.read import pick
 from interpretable_training.models import CAStream
 

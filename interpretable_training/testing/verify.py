@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from interpretable_training.attribution.core.prepared_model import same_generators
+from interpretable_training.attribution.core.generators import same_generators
 from interpretable_training.files import files_below
 
 from .observer_report import OPTIONAL, Difference, ObserverReport

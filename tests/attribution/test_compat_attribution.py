@@ -85,3 +85,25 @@ def test_compiled_modules_are_recognized():
     assert _compat.is_compiled(torch.compile(net, backend="eager")), "torch renamed _orig_mod of compiled modules"
     net.compile(backend="eager")
     assert _compat.is_compiled(net), "torch renamed _compiled_call_impl of modules that are compiled in place"
+
+
+def test_hooks_are_found():
+    layer = nn.Linear(2, 2)
+    assert not _compat.hooks_of(layer)
+    assert not _compat.global_hooks()
+    handles = [layer.register_forward_hook(lambda *_: None)]
+    assert _compat.hooks_of(layer), "nn.Module no longer keeps forward hooks in _forward_hooks"
+    handles += [nn.modules.module.register_module_forward_hook(lambda *_: None)]
+    assert _compat.global_hooks(), "torch no longer keeps hooks of all modules in _global_forward_hooks"
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.skipif(not _compat.packs_weights(), reason="this build of torch packs no weights")
+def test_packed_convolution_equals_the_ordinary_one():
+    conv, x = nn.Conv2d(4, 6, 3, 2, 1, groups=2), torch.randn(2, 4, 9, 9).contiguous(memory_format=torch.channels_last)
+    places = [1, 1], [2, 2], [1, 1]
+    with torch.no_grad():
+        packed = _compat.pack_weight(conv.weight, *places, 2, x.shape)
+        y = _compat.packed_convolution(x, packed, conv.bias, *places, 2)
+        torch.testing.assert_close(y, conv(x), msg="torch.ops.mkldnn._convolution_pointwise changed")

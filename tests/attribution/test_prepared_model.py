@@ -26,7 +26,7 @@ def test_run_fast_equals_forward_in_any_layout():
         with prepare_model(net) as prepared, torch.no_grad():
             assert_close(prepared.run_fast(images), net(images))
             assert_close(prepared.run_fast(images), net(images))
-            assert bool(prepared.refused) == refuses
+            assert bool(prepared.scoring.refused) == refuses
 
 
 def test_run_fast_raises_errors_of_the_model():

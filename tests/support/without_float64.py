@@ -1,4 +1,7 @@
-"""A pretended device without float64, as MPS is: its tensors hold real values of the CPU."""
+"""A pretended device without float64, as MPS is: its tensors hold real values of the CPU.
+
+As on a real device, functions of tensors on both raise, and so do random numbers from a generator of the CPU.
+"""
 
 import torch
 from torch import nn
@@ -67,10 +70,24 @@ def inner(tensor):
     return tensor.inner if isinstance(tensor, OnDevice) else tensor
 
 
+def refuse_mixed(func, args, leaves):
+    """Raise what torch raises for tensors of two devices; numbers and indices may be on the CPU."""
+    others = [t for t in leaves if isinstance(t, torch.Tensor) and not isinstance(t, OnDevice)]
+    if "index" in func.__name__ and isinstance(args[0], OnDevice):
+        others = [t for t in args[2:3] if isinstance(t, torch.Tensor) and not isinstance(t, OnDevice)]
+    if any(t.ndim for t in others):
+        raise RuntimeError(f"Expected all tensors to be on the same device, got {DEVICE} and cpu ({func})")
+
+
 def run(func, args, kwargs):
-    wanted, ours = kwargs.get("device"), any(isinstance(t, OnDevice) for t in tree_leaves((args, kwargs)))
+    leaves = tree_leaves((args, kwargs))
+    wanted, ours = kwargs.get("device"), any(isinstance(t, OnDevice) for t in leaves)
     there = torch.device(wanted).type == DEVICE.type if wanted is not None else ours
     there = isinstance(args[0], OnDevice) if func is MOVES[1] else there
+    if ours and func not in MOVES:
+        refuse_mixed(func, args, leaves)
+    if there and any(isinstance(leaf, torch.Generator) for leaf in leaves):
+        raise RuntimeError(f"Expected a '{DEVICE.type}' device type for generator but found 'cpu' ({func})")
     if wanted is not None and there:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     out = func(*tree_map(inner, args), **tree_map(inner, kwargs))

@@ -48,3 +48,36 @@ def is_compiled(module: nn.Module) -> bool:
 def at_end_of_backward(function: Callable[[], None]) -> None:
     """Call a function at the end of the backward pass that is running; torch has no public way to do this."""
     torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
+def hooks_of(module: nn.Module) -> bool:
+    """Whether forward hooks of the module, before or after it, may read what it is given or returns."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def global_hooks() -> bool:
+    """Whether hooks run around the forward of every module."""
+    return bool(torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks)
+
+
+def packs_weights() -> bool:
+    """Whether this build of torch runs convolutions with packed weights on the CPU."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def pack_weight(
+    W: Tensor, padding: list[int], stride: list[int], dilation: list[int], groups: int, size: torch.Size
+) -> Tensor:
+    """Return the weight of a convolution in the layout that the CPU prefers for inputs of a size."""
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(W, padding, stride, dilation, groups, list(size))
+    return packed
+
+
+def packed_convolution(
+    x: Tensor, W: Tensor, b: Tensor | None, padding: list[int], stride: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """Return `torch.conv2d` of a packed weight."""
+    output: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
+        x, W, b, padding, stride, dilation, groups, "none", [], ""
+    )
+    return output

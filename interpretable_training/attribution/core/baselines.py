@@ -11,7 +11,8 @@ from .auto_layer import choose_layer
 from .base import full
 from .batching import in_chunks
 from .capture import capture
-from .prepared_model import Output, PreparedModel, prepare, prepare_model, same_generators
+from .generators import same_generators
+from .prepared_model import Output, PreparedModel, prepare, prepare_model
 from .targets import Resolved, take
 
 

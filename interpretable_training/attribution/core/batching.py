@@ -21,6 +21,7 @@ def in_chunks(run: Callable[[slice], None], total: int, chunk_size: int | None, 
     if chunk_size is None:
         pixels = PIXELS.get(images.device.type, PIXELS_ELSEWHERE)
         chunk_size = max(1, pixels // math.prod(images.shape[2:]))
+        chunk_size = math.ceil(total / math.ceil(total / chunk_size)) if total else 1  # all about equally large
     if chunk_size < 1:
         raise ValueError(f"expected chunk_size of at least 1, got {chunk_size}.")
     start, halved = 0, False

@@ -23,8 +23,10 @@ def input_gradient(
     """Return the gradient of the score with respect to the images, (B, C, ...)."""
     with torch.enable_grad(), gates(rule, scope, prepared.module) as mode:
         x = images.detach().requires_grad_()
+        fast = mode is None and not prepared.create_graph
         with mode or nullcontext():
-            y = prepared.score(x, target, score)
+            output = prepared.run_fast(x) if fast else prepared.run(x)
+            y = prepared.score_in(output, target, score)
         if not y.requires_grad:
             refuse_no_grad_inside(prepared, images)
         return gradients(y, {"x": x}, create_graph=prepared.create_graph)["x"]

@@ -147,10 +147,11 @@ class ClassSpan:
             )
 
 
-def in_range(target: Tensor, N: int) -> None:
-    """Raise an error for classes that a model with N logits does not have."""
-    span = ClassSpan()
-    span.read(target)
+def in_range(target: Tensor, N: int, span: ClassSpan | None = None) -> None:
+    """Raise an error for classes that a model with N logits does not have; a `span` of them saves reading them."""
+    if span is None or span.high < 0:
+        span = ClassSpan()
+        span.read(target)
     span.check(N)
 
 
@@ -161,10 +162,7 @@ def score_of(logits: Tensor, target: Tensor, score: Score = "logit", span: Class
     """
     if len(logits) != len(target):
         raise ValueError(f"expected one row of logits per target, got {len(logits)} rows for {len(target)} targets.")
-    if span is None or span.high < 0:
-        in_range(target, logits.shape[1])
-    else:
-        span.check(logits.shape[1])
+    in_range(target, logits.shape[1], span)
     if score != "logit" and logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # probabilities near 1 have few bits left in half precision
     if logits.shape[1] == 1:
@@ -205,12 +203,12 @@ class OutputScores(ABC):
     def dense(self, output: Any) -> int | None:
         """Return the channels of an output that is itself a grid, which has no last layer to explain; None else."""
 
-    def score(self, output: Any, target: Tensor, score: Score) -> Tensor:
-        """Return the explained score of each image, (n,)."""
+    def score(self, output: Any, target: Tensor, score: Score, span: ClassSpan | None = None) -> Tensor:
+        """Return the explained score of each image, (n,); `span` is that of the classes."""
         values = self(output) if score == "logit" else self.prob(output)
         if score in ("logprob", "loss"):
             values = values.clamp(min=torch.finfo(values.dtype).tiny).log() * (1 if score == "logprob" else -1)
-        in_range(target, max(values.shape[1], 2))
+        in_range(target, max(values.shape[1], 2), span)
         return values.gather(1, target[:, None])[:, 0]
 
 

@@ -21,16 +21,10 @@ from torch import Tensor, nn
 
 from interpretable_training.attribution.core._compat import buffers_in, parameters_in
 from interpretable_training.attribution.core.base import Methods, explain, name_methods
+from interpretable_training.attribution.core.generators import same_generators
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.options import check_fields
-from interpretable_training.attribution.core.prepared_model import (
-    Output,
-    PreparedModel,
-    prepare,
-    prepare_model,
-    same_generators,
-    unwrap,
-)
+from interpretable_training.attribution.core.prepared_model import Output, PreparedModel, prepare, prepare_model, unwrap
 from interpretable_training.attribution.core.sharded_parameters import refuse_sharded
 from interpretable_training.attribution.core.targets import Target
 

@@ -1,0 +1,201 @@
+"""Run a network many times without graph, faster and equal to rounding.
+
+    BN(W * x + b) = (s W) * x + s (b - m) + t,    s = g / sqrt(v + eps)    (1)
+
+W, b: of a convolution or linear layer. m, v: running mean and variance of the batch norm that gets its output, and
+nothing else does. g, t: weight and bias of the batch norm. Weights of convolutions are also packed once for the CPU.
+
+The module stays as it is: while it runs, a mode of torch replaces both functions. Pairs are found by the tensors that a
+pass hands from one function to the other, and checked in each later pass; one that differs runs again without the mode.
+What is folded depends on the network and the passes alone, never on measured time: the same calls give the same
+numbers each time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ._compat import global_hooks, hooks_of, packs_weights
+from .folded_layers import FoldedLayer, Folding
+from .layer_pairs import Linear, Watch, named_tensors
+from .named_globals import sharded
+from .sharded_parameters import is_sharded
+
+WIDE = (torch.float32, torch.float64)
+# Time on a CPU in units of what writing one number by a batch norm takes; see benchmarks/bench_scoring.py.
+CALL = 50_000  # of a function that the mode replaces or passes on
+SETUP = 16  # of a number in a weight that is folded and packed
+WEIGHT = 1.5  # of a number in a weight that is packed once instead of in each pass
+NAMED = 5  # batch norms in a fact
+TOLERANCE = 1e-4  # of the largest number of an output
+Run = Callable[[Tensor], Any]
+
+
+@dataclass
+class Plan:
+    """What a network allows, and what folding saves.
+
+    layers: by the names of their weights. norms: names of all batch norms. calls: functions of a pass. elements:
+    numbers that foldable batch norms write, for each number of the images. weights: numbers in the weights of
+    convolutions. refused: why nothing is folded.
+    """
+
+    layers: dict[str, Linear]
+    norms: set[str]
+    calls: int
+    elements: float
+    weights: int
+    refused: str | None = None
+    checked: bool = False  # whether a folded pass was compared with a plain one
+
+    def saves(self, images: Tensor) -> float:
+        """Return the time that folding saves in a pass, without what the mode takes, which each function pays for."""
+        return self.elements * images.numel() + WEIGHT * self.weights - CALL * self.calls
+
+    def unfolded(self) -> list[str]:
+        """Return the names of batch norms that run as they are."""
+        folded = set() if self.refused else {layer.norm.mean for layer in self.layers.values() if layer.norm}
+        return sorted(name.removesuffix(".running_mean") for name in self.norms - folded)
+
+
+def folding_of(module: nn.Module) -> str | None:
+    """Return how many batch norms fast passes fold, and the names of others; None if no pass was large enough."""
+    plan = _plans.get(module)
+    if plan is None or not plan.checked or not plan.norms:
+        return None
+    others = plan.unfolded()
+    reason = f", because {plan.refused}" if plan.refused else ""
+    names = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
+    folded = f"{len(plan.norms) - len(others)} of {len(plan.norms)} folded"
+    return f"{folded}; not {names}{reason}" if others else folded
+
+
+# A memo: the plan depends on the structure of the network alone.
+_plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
+
+
+@dataclass
+class Scoring:
+    """The fast passes of one prepared model, or of several of the same weights.
+
+    Layers are folded once passes without them have missed what folding takes.
+    """
+
+    layers: dict[int, FoldedLayer] | None = None  # by the id of their weights; None: not built yet
+    missed: float = 0.0  # time that folding would have saved so far
+    refused: list[str] = field(default_factory=list)  # errors of channels last
+
+    def run(self, module: nn.Module, run: Run, images: Tensor, alone: bool = True) -> Any:
+        """Return `run(images)` up to rounding, for passes without graph.
+
+        Args:
+            alone: whether `run` takes any number of images and runs without autocast.
+        """
+        if images.ndim == 4 and images.device.type == "cpu" and not self.refused:
+            try:
+                return self._run(module, run, images.contiguous(memory_format=torch.channels_last), alone)
+            except RuntimeError as error:
+                if "view size is not compatible" not in str(error):  # raised by `view` in this layout
+                    raise
+                self.refused.append(str(error))
+        return self._run(module, run, images, alone)
+
+    def _run(self, module: nn.Module, run: Run, images: Tensor, alone: bool) -> Any:
+        if torch.is_grad_enabled() or not alone or images.dtype not in WIDE or images.device.type != "cpu":
+            return run(images)
+        plan = _plans.get(module)
+        if plan is None:
+            return run(images) if _forbids(module) else self._watch(module, run, images)
+        due, saved = self.missed > SETUP * plan.weights, plan.saves(images)
+        self.missed += max(saved, 0.0)
+        if plan.refused is not None or saved <= 0 or not due:
+            return run(images)
+        if self.layers is None:
+            self.layers = {} if _forbids(module) else folded_layers(plan, module)
+        if not self.layers:
+            return run(images)
+        mode = Folding(self.layers)
+        output = mode.output_of(run, images)
+        if mode.differs:
+            plan.refused = "its passes differ from each other"
+        elif not plan.checked:
+            plan.checked, plain = True, run(images)
+            plan.refused = None if equal_to_rounding(plain, output) else "its output differs"
+        return output if plan.refused is None else run(images)
+
+    def _watch(self, module: nn.Module, run: Run, images: Tensor) -> Any:
+        """Return the output of a pass, and make the plan of the network."""
+        watch = Watch(module)
+        with watch:
+            output = run(images)
+        layers, tensors = watch.layers, named_tensors(module)
+        weights = sum(tensors[name].numel() for name, layer in layers.items() if layer.function is torch.conv2d)
+        plan = Plan(layers, watch.norms, watch.calls, watch.elements / images.numel(), weights)
+        self.missed, _plans[module] = max(plan.saves(images), 0.0), plan  # as if the plan had been known
+        return output
+
+
+def _forbids(module: nn.Module) -> bool:
+    """Whether the module must run as it is: sharded or lazy parameters, hooks on every module, layers in train mode."""
+    modules = list(module.modules())
+    kinds: set[Any] = {type(m) for m in modules}
+    return (
+        global_hooks()
+        or is_sharded(module)
+        or any(map(sharded, kinds))
+        or any(m.training and not isinstance(m, nn.RNNBase) for m in modules)
+        or any(is_lazy(p) for p in module.parameters())
+    )
+
+
+def folded_layers(plan: Plan, module: nn.Module) -> dict[int, FoldedLayer]:
+    """Return the layers of a plan that make a difference, by the id of their weights."""
+    tensors, packs = named_tensors(module), packs_weights()
+    layers = {}
+    for weight, layer in plan.layers.items():
+        names = [name for name in (weight, layer.bias, *(layer.norm or ())[:4]) if name is not None]
+        if any(not _is_plain(tensors.get(str(name))) for name in names) or _is_read(module, weight, layer):
+            continue
+        folded = FoldedLayer(layer, weight, tensors, packs)
+        if folded.norm is not None or folded.packs:
+            layers[id(tensors[weight])] = folded
+    return layers
+
+
+def _is_plain(tensor: Tensor | None) -> bool:
+    """Whether a tensor holds numbers of at least 32 bits by itself: not quantized, wrapped or half."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in WIDE and tensor.layout == torch.strided  # type: ignore[union-attr]
+
+
+def _is_read(module: nn.Module, weight: str, layer: Linear) -> bool:
+    """Whether hooks of the user may read what the layer hands to its batch norm."""
+    owners = [weight] if layer.norm is None else [weight, layer.norm.mean]
+    return any(hooks_of(module.get_submodule(name.rpartition(".")[0])) for name in owners)
+
+
+def equal_to_rounding(a: Any, b: Any) -> bool:
+    """Whether two outputs of a network hold the same numbers up to rounding; False if they hold none."""
+    first, second = list(_tensors(a)), list(_tensors(b))
+    if not first or [t.shape for t in first] != [t.shape for t in second]:
+        return False
+    for x, y in zip(first, second):
+        largest = x.abs().nan_to_num(0, 0, 0).amax() if x.numel() and x.is_floating_point() else 0.0
+        if not torch.allclose(x, y, rtol=0, atol=TOLERANCE * float(largest), equal_nan=True):
+            return False
+    return True
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors in an output: in containers, or attributes of an object."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (dict, list, tuple)):
+        for value in output.values() if isinstance(output, dict) else output:
+            yield from _tensors(value)
+    elif hasattr(output, "__dict__"):
+        yield from _tensors(list(vars(output).values()))

@@ -128,13 +128,11 @@ def test_a_checkpoint_is_measured_as_it_is_in_python(folder, made):
         recipe = shortcut(image_size=16, n_train=12, max_epochs=1, seed=5)
         recipe.trainer.strategy.connect(recipe.module)
         recipe.trainer.save_checkpoint("made.ckpt")
-        module = recipe.module
     else:
         main(["fit", "--config", CONFIG, *TINY, *QUIET, "--seed_everything=5", "--trainer.max_epochs=1"])
         next(folder.glob("runs/**/*.ckpt")).rename("made.ckpt")
-        module = Classifier.load_from_checkpoint("made.ckpt")
     table = run("--ckpt_path", "made.ckpt")
-    agree(table, expected_of(module))
+    agree(table, expected_of(Classifier.load_from_checkpoint("made.ckpt")))
     assert table["mine", "insertion"]["mean"] != run(output="untrained")["mine", "insertion"]["mean"]
 
 

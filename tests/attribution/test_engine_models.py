@@ -169,13 +169,13 @@ def fitting(method, shape):
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n not in OF_ATTENTION])
 @pytest.mark.parametrize(("dims", "size"), [(1, (32,)), (2, (24, 16)), (3, (8, 8, 12))])
-@pytest.mark.parametrize("channels", [1, 3, 11])
-def test_signals_images_and_volumes_of_any_channels(name, dims, size, channels):
-    torch.manual_seed(0)
-    method = fitting(METHODS[name], (channels, *size))
-    maps = method(ToyCNN(channels, dims).eval(), toy_images(1, channels, size), 1)
-    assert maps.shape == (1, *size)
-    assert maps.isfinite().all()
+def test_signals_images_and_volumes_of_any_channels(name, dims, size):
+    for channels in (1, 3, 11):
+        torch.manual_seed(0)
+        method = fitting(METHODS[name], (channels, *size))
+        maps = method(ToyCNN(channels, dims).eval(), toy_images(1, channels, size), 1)
+        assert maps.shape == (1, *size)
+        assert maps.isfinite().all()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -32,13 +32,11 @@ class TrainsWithAuxiliaryLogits(nn.Module):
         return (logits, logits) if self.training else logits
 
 
-@pytest.mark.parametrize("output", [0, -1, True, 1.5, "zz", "data"])
-@pytest.mark.parametrize("name", OF_IMAGES)
-def test_output_of_a_tensor_is_refused(name, output, net):
-    if name in BLIND:
-        pytest.skip("reads no logits")
-    with pytest.raises(TypeError, match=r"expected .*output="):
-        OF_IMAGES[name](TrainsWithAuxiliaryLogits(net), X, None, output=output)
+@pytest.mark.parametrize("name", [name for name in OF_IMAGES if name not in BLIND])  # these read no logits
+def test_output_of_a_tensor_is_refused(name, net):
+    for output in (0, -1, True, 1.5, "zz", "data"):
+        with pytest.raises(TypeError, match=r"expected .*output="):
+            OF_IMAGES[name](TrainsWithAuxiliaryLogits(net), X, None, output=output)
 
 
 @pytest.mark.parametrize("output", [5, "zz", lambda o: o[0][:1], lambda o: "x"])
@@ -60,15 +58,13 @@ def test_logits_of_another_number_of_rows_are_refused(function):
         Gradient()(function(lambda x: x.flatten(1)[:1]), X)
 
 
-@pytest.mark.parametrize(
-    "target", [-1, [0, -1], torch.tensor([-1, 0]), 4, 10**6, "", 1j, 2**63, b"1", {0: 1}, [[], []]]
-)
 @pytest.mark.parametrize("name", OF_IMAGES)
-def test_targets_that_are_no_class_are_refused(name, target, net):
-    if name in BLIND and isinstance(target, int) and 0 < target < 2**63:
-        pytest.skip("does not know the number of classes")
-    with pytest.raises((TypeError, ValueError), match=r"^expected"):
-        OF_IMAGES[name](net, X, target)
+def test_targets_that_are_no_class_are_refused(name, net):
+    for target in (-1, [0, -1], torch.tensor([-1, 0]), 4, 10**6, "", 1j, 2**63, b"1", {0: 1}, [[], []]):
+        if name in BLIND and isinstance(target, int) and 0 < target < 2**63:
+            continue  # does not know the number of classes
+        with pytest.raises((TypeError, ValueError), match=r"^expected"):
+            OF_IMAGES[name](net, X, target)
 
 
 @pytest.mark.parametrize(

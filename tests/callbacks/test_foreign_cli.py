@@ -12,6 +12,7 @@ from typing import get_args
 import lightning as L
 import pytest
 import yaml
+from support.families import few
 
 from interpretable_training import callbacks
 from interpretable_training.attribution import GradCAM
@@ -22,6 +23,7 @@ from interpretable_training.regularization import GuidedGradientRegularizer, Swa
 PROJECT = Path(__file__).parents[1] / "support" / "foreign_options.py"
 ROOM = "interpretable_training"
 REGULARIZER = f"{ROOM}.regularization.GuidedGradientRegularizer"
+FAST = ["ExplanationLogger", "BackgroundSwap"]  # from words in the default suite; each takes half a second
 PUBLIC = [name for name in callbacks.__all__ if issubclass(getattr(callbacks, name), L.Callback)]
 
 TEST = {"stages": 1, "similarity": ["ssim"]}
@@ -114,7 +116,7 @@ QUIET = ["--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enabl
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory, request):
     """Return the callbacks that each command builds in the other project, in one process."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(PROJECT, folder / "project.py")
@@ -122,7 +124,8 @@ def built(tmp_path_factory):
     ours = {"class_path": f"{ROOM}.callbacks.ExplanationLogger", "init_args": {"max_images": 3}}
     (folder / "watch.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [ours]}}))
     model = ["--model=Classifier"]
-    commands = {(name, "words"): [*QUIET, *model, *words_of(name)] for name in PUBLIC}
+    named = PUBLIC if request.config.option.markexpr != "not slow" else FAST
+    commands = {(name, "words"): [*QUIET, *model, *words_of(name)] for name in named}
     (folder / "all.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [*map(yaml_of, PUBLIC)]}}))
     one, two, every = (f"--config={folder / name}.yaml" for name in ("model", "watch", "all"))
     commands["all", "YAML"] = [*QUIET, *model, every]
@@ -137,9 +140,12 @@ def built(tmp_path_factory):
     return dict(zip(commands, json.loads((folder / "results.json").read_text())))
 
 
-@pytest.mark.parametrize("way", ["words", "YAML"])
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_option_reaches_the_callback(built, name, way):
+WAYS = [(name, way) for way in ("YAML", "words") for name in PUBLIC]
+
+
+@pytest.mark.parametrize("case", few(WAYS, *[case for case in WAYS if "YAML" in case or case[0] in FAST]), ids="-".join)
+def test_every_option_reaches_the_callback(built, case):
+    name, way = case
     expected = {option: OBJECTS.get(option, value) for option, (_, value) in values_of(name).items()}
     result = built[name if way == "words" else "all", way]
     assert result != "refused"

@@ -196,7 +196,8 @@ def test_folder_of_another_evaluation_is_refused_unless_empty(folder, mistake):
     assert "insertion: steps: 4 there, 5 here" in message
 
 
-@pytest.mark.parametrize("precision", few(["bf16-mixed", "bf16-true"], "bf16-true"))
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_a_trainer_of_half_precision_measures_the_same_images(folder, precision):
     exact, half = run(), run(f"--trainer.precision={precision}", output="half")
     for method in ("mine", "layercam", "fakecam", "random"):

@@ -371,8 +371,8 @@ def script():
     [
         ("resnet18", (56, 56, 28, 14, 7), (64, 64, 128, 256, 512, 512)),
         ("resnet50", (56, 56, 28, 14, 7), (64, 256, 512, 1024, 2048, 2048)),
-        ("convnext_small", (56, 28, 14, 7), (96, 192, 384, 768, 768)),
-        ("convnext_base", (56, 28, 14, 7), (128, 256, 512, 1024, 1024)),
+        pytest.param("convnext_small", (56, 28, 14, 7), (96, 192, 384, 768, 768), marks=pytest.mark.slow),
+        pytest.param("convnext_base", (56, 28, 14, 7), (128, 256, 512, 1024, 1024), marks=pytest.mark.slow),
     ],
 )
 def test_stream_operations_equal_the_formula(script, name, sides, channels):

@@ -48,7 +48,9 @@ def found(folder, callback, **options):
     ("callback", "moment"),
     [
         (InBatches, "after step 0 (epoch 0, batch 1) in on_validation_batch_end 0"),
-        (AfterBatches, "after step 0 (epoch 0, batch 1) in on_validation_epoch_end"),
+        pytest.param(
+            AfterBatches, "after step 0 (epoch 0, batch 1) in on_validation_epoch_end", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_peer_gradcam_in_an_accumulation_changes_the_weights(tmp_path, callback, moment):

@@ -117,6 +117,7 @@ def test_arguments_reach_the_stream(backbone):
     assert (module.network.stream.blocks[0].heads, module.network.stream.blocks[0].key is None) == (2, False)
 
 
+@pytest.mark.slow
 def test_it_ends_with_a_table_and_a_picture(backbone, tmp_path):
     recipe = ca_stream(image_size=32, n_train=24, batch_size=8, max_epochs=1, output=str(tmp_path / "runs"))
     recipe.trainer.fit(recipe.module, recipe.data)

@@ -62,6 +62,7 @@ def test_report_has_behavior_and_maps(data, tmp_path):
         assert name in report
 
 
+@pytest.mark.slow
 def test_found_cues_are_erased_from_training_images(tmp_path, monkeypatch):
     recipe = repair(output=str(tmp_path), **SMALL)
     stub = SimpleNamespace(erase=lambda images: ErasedSquares(images, {0: (20, 30, 28, 38)}))

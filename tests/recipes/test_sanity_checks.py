@@ -48,6 +48,7 @@ def test_all_checks_of_all_methods(small, tmp_path):
     torch.testing.assert_close(small.module.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_bias_readers_are_checked_with_a_shift_in_a_bias(small, monkeypatch):
     chosen = {"gradient": Gradient(), "fullgrad": FullGrad(), "tgrad": TGrad()}
     monkeypatch.setattr(sys.modules[sanity_checks.__module__], "checked_methods", lambda: chosen)

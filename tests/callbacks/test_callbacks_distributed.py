@@ -186,7 +186,7 @@ def test_the_first_process_writes_alone(results):
             if "xai/seconds" not in line.get("values", {})
         )
         assert {*events.values()} == {1}, name
-        assert len(list((folder / name).glob("*.html"))) == 1
+        assert len(list((folder / name).rglob("report.html"))) == 1
 
 
 @pytest.mark.slow

@@ -43,9 +43,9 @@ def keys_of(folder):
 
 
 def readme_example():
-    """The block of the README under "Watch"."""
+    """The block of the README under "Three lines"."""
     text = (ROOT / "README.md").read_text()
-    return re.search(r"## Watch\n.*?```python\n(.*?)```", text, re.DOTALL)[1]
+    return re.search(r"## Three lines\n.*?```python\n(.*?)```", text, re.DOTALL)[1]
 
 
 @pytest.mark.slow

@@ -98,8 +98,12 @@ MORE = {
 
 @pytest.fixture(autouse=True)
 def files_stay(monkeypatch, tmp_path):
+    keep_files(monkeypatch, tmp_path)
+
+
+def keep_files(monkeypatch, folder):
     """Let `verify_observer` write below the folder of the test, for `check_that_all_looked`."""
-    keep = SimpleNamespace(TemporaryDirectory=lambda: nullcontext(tmp_path))
+    keep = SimpleNamespace(TemporaryDirectory=lambda: nullcontext(folder))
     monkeypatch.setattr("interpretable_training.testing.verify.tempfile", keep)
 
 
@@ -165,6 +169,7 @@ def work(rank, port, folder):
         options = {"devices": 2, "strategy": strategy, "val_check_interval": 2, "accumulate_grad_batches": 2}
         return trainers(folder, **options)(callbacks)
 
+    keep_files(pytest.MonkeyPatch(), folder)
     reports = [verify_observer(make_trainer, Small, loaders, callbacks) for callbacks in (everyone, Spoils)]
     with open(f"{folder}/{rank}.pkl", "wb") as file:
         pickle.dump(reports, file)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from .feature_grids import Grid, find_grid
 from .prepared_model import PreparedModel
-from .targets import Resolved
+from .targets import Resolved, check_scores
 from .token_shapes import TokenShapes
 
 SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -151,7 +151,7 @@ def rows_read(prepared: PreparedModel, images: Tensor, target: Resolved) -> list
     one = images[:1]
     with torch.enable_grad(), AttentionRecorder(1, followed=True) as recorder:
         output = prepared.run(one)
-        y = target(output) if callable(target) else prepared.logits_in(output)
+        y = check_scores(target(output), output, 1, False) if callable(target) else prepared.logits_in(output)
     if recorder.last is None or not y.requires_grad:
         return []
     out, dim = recorder.last

@@ -179,7 +179,7 @@ def test_the_first_process_writes_alone(results):
     for name in GOOD:
         found = record(folder / name)
         assert found.missing == []
-        assert len(found.of("run")) == {"even": 2, "stream": 5, "stream of one": 5}.get(name, 1)
+        assert len(found.of("run")) == {"even": 2, "stream": 2, "stream of one": 2}.get(name, 1)
         events = Counter(
             (line["kind"], line["step"], line["stage"], line.get("callback"), line.get("group"), line.get("method"))
             for line in found.of("values", "maps", "drift")

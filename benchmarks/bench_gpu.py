@@ -10,6 +10,7 @@ import copy
 import statistics
 import sys
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ class Bench:
         metrics = [AverageDrop(), Insertion(20), Deletion(20)]
         for kind in AUTOCAST:
             with self.autocast(kind):
-                run = lambda: evaluate(net, [GradCAM("layer4")], metrics, (images, target), progress=False)  # noqa: E731
+                run = partial(evaluate, net, [GradCAM("layer4")], metrics, (images, target), progress=False)
                 self.row(f"evaluate, 3 methods, 3 metrics, ResNet-18, {kind}", run, None, len(images))
 
     def steps(self):

@@ -120,8 +120,9 @@ class Explained:
 
     def loss(self) -> Tensor | None:
         """Return the loss of each image, (n,)."""
-        known = self.label is not None and self.task.name in RANKED
-        return losses(self.logits, self.label, self.task.name == "regression") if known else None  # type: ignore[arg-type]
+        if self.label is None or self.task.name not in RANKED:
+            return None
+        return losses(self.logits, self.label, self.task.name == "regression")
 
 
 def joined(parts: list[Explained]) -> Explained:

@@ -192,11 +192,11 @@ class WatchSession:
     @contextmanager
     def show_progress(self, label: str) -> Iterator[None]:
         """Show in the Trainer's bar that a callback explains."""
-        with step_progress(self.trainer, label) as self.progress:
-            try:
+        try:
+            with step_progress(self.trainer, label) as self.progress:
                 yield
-            finally:
-                self.progress = None
+        finally:
+            self.progress = None
 
     def attempt(self, policy: ErrorPolicy, work: Callable[[], Any]) -> Any:
         """Return the result of `work`, or its Failure, which is not counted yet."""

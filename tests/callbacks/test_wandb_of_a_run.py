@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
+from support.wandb_reader import Run
 from support.watched import fit
 
 from interpretable_training.attribution import GradCAM
@@ -19,8 +20,6 @@ from interpretable_training.metrics import AverageDrop, AverageGain
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of three epochs with a prefix, read back once."""
-    from support.wandb_reader import Run
-
     folder, patch = tmp_path_factory.mktemp("wandb"), pytest.MonkeyPatch()
     for name in ("DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):
         patch.setenv(f"WANDB_{name}", str(folder))

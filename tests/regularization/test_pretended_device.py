@@ -1,4 +1,4 @@
-"""What trains runs on a device and gives what it gives on the CPU; functions of tensors on both would raise."""
+"""Regularizers and CA-Stream give the same on a device as on the CPU; functions of tensors on both would raise."""
 
 import copy
 

@@ -14,7 +14,7 @@ from .precision import wide
 MULTIPLICATIONS = 2**23  # of a convolution, about; measured on a CPU
 
 
-class OtherPass(Exception):  # noqa: N818  never an error of the user
+class OtherPassError(Exception):
     """Signal: a pass hands a tensor from one function to another than the watched pass did."""
 
 
@@ -112,7 +112,7 @@ class Folding(TorchFunctionMode):
         try:
             with self:
                 output = run(images)
-        except OtherPass:
+        except OtherPassError:
             return None
         self.differs = self.differs or self.unread > 0
         return output
@@ -155,7 +155,7 @@ class Folding(TorchFunctionMode):
         output: Tensor = given["input"].detach()  # another tensor: using that of the layer once more is noticed
         return output
 
-    def other(self) -> OtherPass:
+    def other(self) -> OtherPassError:
         """Return the signal that ends the pass, which the network may catch."""
         self.differs = True
-        return OtherPass()
+        return OtherPassError()

@@ -11,7 +11,7 @@ What is folded depends on the network and the passes alone, never on measured ti
 numbers each time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,6 +25,7 @@ from .folded_layers import FoldedLayer, Folding
 from .layer_pairs import Linear, Watch, named_tensors
 from .named_globals import sharded
 from .sharded_parameters import is_sharded
+from .targets import tensors_in
 
 WIDE = (torch.float32, torch.float64)
 # Time on a CPU in units of what writing one number by a batch norm takes; see benchmarks/bench_scoring.py.
@@ -38,7 +39,7 @@ Run = Callable[[Tensor], Any]
 
 @dataclass
 class Plan:
-    """What a network allows, and what folding saves.
+    """Layers that a network lets fold, and the time that folding saves.
 
     layers: by the names of their weights. norms: names of all batch norms. calls: functions of a pass. elements:
     numbers that foldable batch norms write, for each number of the images. weights: numbers in the weights of
@@ -169,7 +170,9 @@ def folded_layers(plan: Plan, module: nn.Module) -> dict[int, FoldedLayer]:
 
 def _is_plain(tensor: Tensor | None) -> bool:
     """Whether a tensor holds numbers of at least 32 bits by itself: not quantized, wrapped or half."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in WIDE and tensor.layout == torch.strided  # type: ignore[union-attr]
+    if tensor is None or type(tensor) not in (Tensor, nn.Parameter):
+        return False
+    return tensor.dtype in WIDE and tensor.layout == torch.strided
 
 
 def _is_read(module: nn.Module, weight: str, layer: Linear) -> bool:
@@ -180,7 +183,7 @@ def _is_read(module: nn.Module, weight: str, layer: Linear) -> bool:
 
 def equal_to_rounding(a: Any, b: Any) -> bool:
     """Whether two outputs of a network hold the same numbers up to rounding; False if they hold none."""
-    first, second = list(_tensors(a)), list(_tensors(b))
+    first, second = list(tensors_in(a)), list(tensors_in(b))
     if not first or [t.shape for t in first] != [t.shape for t in second]:
         return False
     for x, y in zip(first, second):
@@ -188,14 +191,3 @@ def equal_to_rounding(a: Any, b: Any) -> bool:
         if not torch.allclose(x, y, rtol=0, atol=TOLERANCE * float(largest), equal_nan=True):
             return False
     return True
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors in an output: in containers, or attributes of an object."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (dict, list, tuple)):
-        for value in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(value)
-    elif hasattr(output, "__dict__"):
-        yield from _tensors(list(vars(output).values()))

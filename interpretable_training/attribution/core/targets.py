@@ -232,7 +232,7 @@ def check_scores(scores: Any, output: Any, rows: int, gradient: bool = True) -> 
         raise ValueError(f"expected a target callable that returns one score per image, ({rows},), got {got}.")
     if not scores.is_floating_point():
         raise TypeError(f"expected a target callable that returns floating point scores, got {scores.dtype}.")
-    tensors = list(_tensors(output))
+    tensors = list(tensors_in(output))
     if tensors and scores.device != tensors[0].device:
         raise ValueError(f"expected a target callable with scores on {tensors[0].device}, got some on {scores.device}.")
     if gradient and torch.is_grad_enabled() and not scores.requires_grad and any(t.requires_grad for t in tensors):
@@ -243,9 +243,12 @@ def check_scores(scores: Any, output: Any, rows: int, gradient: bool = True) -> 
     return scores
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an output: in containers, and in attributes of an object that is no container."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (dict, tuple, list)):
         for value in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(value)
+            yield from tensors_in(value) if isinstance(value, (Tensor, dict, tuple, list)) else ()
+    elif hasattr(output, "__dict__"):
+        yield from tensors_in(vars(output))

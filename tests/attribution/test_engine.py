@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from interpretable_training.attribution import AblationCAM, GradCAM, Gradient, IntegratedGradients, ScoreCAM, explain
-from interpretable_training.attribution.core.batching import in_chunks
+from interpretable_training.attribution.core.batching import PIXELS, in_chunks
 
 
 class Spy(torch.autograd.Function):
@@ -239,6 +239,16 @@ def test_chunks_cover_all_rows_and_are_halved_once():
 
         in_chunks(run, total, size, torch.zeros(1, 3, 8, 8))
         assert rows == list(range(total)), f"{total} rows in chunks of {size}, memory for {most}"
+
+
+def test_chunks_are_about_equally_large_by_default(monkeypatch):
+    monkeypatch.setitem(PIXELS, "cpu", 4 * 64)  # four images of 8 x 8
+    for total, expected in ((9, [3, 3, 3]), (8, [4, 4]), (5, [3, 2]), (0, [])):
+        sizes = []
+        in_chunks(
+            lambda chunk, sizes=sizes: sizes.append(chunk.stop - chunk.start), total, None, torch.zeros(1, 3, 8, 8)
+        )
+        assert sizes == expected
 
 
 @pytest.mark.parametrize("chunk_size", [6, 32])

@@ -1,5 +1,7 @@
 """Folded passes equal plain ones, for many families of networks; where folding is not exact they run plain."""
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,9 @@ from torch.testing import assert_close
 
 from interpretable_training.attribution import Gradient, ScoreCAM
 from interpretable_training.attribution.core import scoring
+from interpretable_training.attribution.core._compat import packs_weights
+from interpretable_training.attribution.core.folded_layers import FoldedLayer
+from interpretable_training.attribution.core.layer_pairs import Linear
 from interpretable_training.attribution.core.prepared_model import prepare_model
 from interpretable_training.models import TinyCNN
 
@@ -237,3 +242,23 @@ def test_gradients_of_fast_passes_equal_plain_ones():
     x = images.clone().requires_grad_()
     gradient = torch.autograd.grad(net(x)[:, 1].sum(), x)[0]
     assert_close(Gradient(reduce="signed_sum")(net, images, 1), gradient.sum(1))
+
+
+@pytest.mark.skipif(not packs_weights(), reason="this build of torch does not pack weights")
+def test_packed_weights_follow_their_parameter():
+    conv = nn.Conv2d(64, 64, 3, padding=1)  # large enough to be packed
+    layer = FoldedLayer(Linear(torch.conv2d, "bias"), "weight", dict(conv.named_parameters()), packs=True)
+    images = torch.randn(1, 64, 16, 16).contiguous(memory_format=torch.channels_last)
+    for _ in range(2):
+        layer.update()
+        with torch.no_grad():
+            assert_close(layer(torch.conv2d, images, (1, 1), {}), conv(images))
+            assert layer.packed is not None
+            conv.weight.mul_(2)
+
+
+def test_outputs_in_objects_are_compared():
+    one, two = (SimpleNamespace(logits=torch.full((2, 3), value), classes=3) for value in (1.0, 2.0))
+    assert scoring.equal_to_rounding(one, one)
+    assert not scoring.equal_to_rounding(one, two)
+    assert not scoring.equal_to_rounding(SimpleNamespace(name="none"), SimpleNamespace(name="none"))

@@ -4,11 +4,12 @@ import csv
 
 import lightning as L
 import pytest
+import yaml
 from lightning.pytorch.cli import LightningCLI
 from support.foreign_project import Data, TupleModule
 
 from interpretable_training.cli import main
-from interpretable_training.cli.saved_configs import join_methods
+from interpretable_training.cli.saved_configs import join_methods, saved_config_reader
 
 PROJECT = "support.foreign_project"
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -63,3 +64,13 @@ def test_missing_modules_are_named_with_the_option(files, capsys):
 def test_several_methods_become_one_list():
     assert join_methods(["a", "--methods", "X", "Y", "-c", "f"]) == ["a", "-c", "f", "--methods=[X,Y]"]
     assert join_methods(["--methods={a: X}", "b"]) == ["--methods={a: X}", "b"]
+
+
+def test_arguments_of_one_class_get_its_name():
+    text = "# lightning.pytorch==2.6.6\nmodel: {width: 8}\ndata: {class_path: my.Data}\noptimizer: null\n"
+    read = saved_config_reader(["evaluate", "--model=my.Net"], yaml.safe_load)
+    assert read(text) == {
+        "model": {"class_path": "my.Net", "init_args": {"width": 8}},
+        "data": {"class_path": "my.Data"},
+    }
+    assert read("model: {width: 8}") == {"model": {"width": 8}}  # no saved file

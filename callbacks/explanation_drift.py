@@ -9,6 +9,7 @@ the mean of (2) to the previous step stays within a tenth; see `report/map_dista
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -198,13 +199,13 @@ class ExplanationDrift(Watcher):
 
     def finish(self, session: WatchSession) -> None:
         if self.history:
-            step = current_step(session.trainer)
+            epoch, trainer = self.history[-1]["epoch"], session.trainer
+            step = replace(current_step(trainer), epoch=epoch)  # at the end the trainer counts one more
             if steps := self.stabilization_steps():
                 session.write("values", step, callback=self.label, values=steps)
                 session.send(steps, step)
-            picture, trainer = draw_drift(self.history, list(self.methods)), session.trainer
+            picture = draw_drift(self.history, list(self.methods))
             images = {"xai/drift": ([picture], ["explanations compared with earlier ones"])}
-            epoch = self.history[-1]["epoch"]
             logger_adapters.log_images(trainer, images, step.logged, epoch, file_type="png")
 
     def state_dict(self) -> dict[str, Any]:

@@ -126,6 +126,8 @@ def test_maps_that_stay_the_same_do_not_drift(tmp_path):
         assert {v for k, v in values.items() if "shift" in k} == {0}
     first = record(tmp_path).of("drift")[0]["step"]
     assert {k: v for k, v in last.items() if "xai/given" in k} == {"xai/given/stabilization_step": first}
+    epochs = [line["epoch"] for line in record(tmp_path).of("values")]
+    assert epochs[-1] == epochs[-2]  # none that was not trained
 
 
 def test_stabilization_step_is_the_first_with_small_later_shifts():

@@ -9,7 +9,7 @@
 
 A: activation of each class's cues in each image (n, C), see cues. d: see salient_squares. T: stability of the clusters.
 
-A cluster is a shortcut if its purity is at least 0.9, its coverage at least 0.4 and its reliance at least 0.04; once
+A cluster is a shortcut if its purity is at least 0.9, its coverage at least 0.4 and its reliance at least 0.1; once
 one is, purity 0.8, coverage 0.15 and reliance 0.01 make the others shortcuts too. Content is compared in squares of an
 eighth of the image by colors, contrasts and features of the finest layer, so that objects whose size, color or pose
 varies hardly recur. A detail or a texture that every object of a class has counts as a shortcut too: look at the
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .clusters import Clustering, choose_clustering, k_means
 
-FIRST = (0.9, 0.4, 0.04)  # purity, coverage and reliance of the first shortcut of a network
+FIRST = (0.9, 0.4, 0.1)  # purity, coverage and reliance of the first shortcut of a network
 OTHER = (0.8, 0.15, 0.01)  # and of the others
 FULL = 0.1  # reliance above which the score does not rise
 MOST = 24  # clusters

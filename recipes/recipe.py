@@ -1,5 +1,8 @@
 """Results of recipe functions: an experiment that trains, or a study that measures."""
 
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +14,7 @@ from interpretable_training.attribution import explain
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.batches.read import pick
 from interpretable_training.evaluation.trainer import EvaluationTrainer
-from interpretable_training.files import save_picture
+from interpretable_training.files import save_picture, write_whole
 from interpretable_training.metrics import Table
 from interpretable_training.visual import denormalize, draw_sheet, overlay
 
@@ -72,3 +75,20 @@ class EvaluationRecipe(NamedTuple):
         maps = explain(methods or self.options["methods"], self.module, images.to(device), target.to(device))
         rows |= {name: overlay(pictures, saliency) for name, saliency in maps.items()}
         save_picture(draw_sheet(rows, blocks=blocks), path)
+
+
+def stored_numbers(file: Path, compute: Callable[[], Any]) -> Any:
+    """Return what a JSON file holds; where there is none, compute and print it, and write the file.
+
+    Args:
+        file: File of one cell of a table, so that a long table goes on where it stopped.
+        compute: Function that returns numbers.
+    """
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        numbers = compute()
+        write_whole(file, json.dumps(numbers))
+        plain = {key: round(value, 2) for key, value in numbers.items() if isinstance(value, float)}
+        sys.stdout.write(f"{file.stem} {plain}\n")
+        sys.stdout.flush()
+    return json.loads(file.read_text())

@@ -9,7 +9,6 @@ backgrounds. It writes a table of means over seeds with 95 % intervals, and a pi
 table. Each training leaves its numbers in the folder: a table that was interrupted goes on where it stopped.
 """
 
-import json
 import statistics
 import time
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from interpretable_training.attribution import GradCAM
 from interpretable_training.callbacks import ExplanationLogger, TrainingCurves
 from interpretable_training.files import aligned, whole_file, write_whole
 from interpretable_training.modules import Classifier
-from interpretable_training.recipes.recipe import Recipe
+from interpretable_training.recipes.recipe import Recipe, stored_numbers
 from interpretable_training.recipes.remedies import (
     Kind,
     Remedy,
@@ -138,12 +137,7 @@ class RepairTable:
     def numbers(self, name: str, share: float, seed: int) -> dict[str, float]:
         """Return the numbers of one training, from its file where it has been done."""
         file = Path(self.folder) / f"{self.data}-{name}-{share:g}-{seed}.json"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            numbers = self.train(name, share, seed)
-            write_whole(file, json.dumps(numbers))
-            print(file.stem, {key: round(value, 2) for key, value in numbers.items()}, flush=True)  # noqa: T201
-        return json.loads(file.read_text())
+        return stored_numbers(file, lambda: self.train(name, share, seed))
 
     def train(self, name: str, share: float, seed: int) -> dict[str, float]:
         """Train one row with one seed, and measure it."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from interpretable_training.attribution.core.components import connected_components
 
 from . import functional as functional
-from .adcc import ADCC, Coherency, Complexity
+from .adcc import ADCC, ARCC, Coherency, Complexity
 from .aopc import AOPC
 from .behavior import (
     BackgroundAccuracy,
@@ -28,6 +28,7 @@ from .localization import EnergyLocalizationError, LocalizationError, OfficialMe
 from .network_dissection import UnitIoU, measure_units, unit_thresholds
 from .pointing import EnergyPointingGame, PixelF1, PointingGame
 from .px_ap import PxAP
+from .region_effects import Infidelity, SingleDeletion
 from .road import ROAD
 from .saliency_metric import SaliencyMetric
 from .sanity.checks import SanityTable
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADCC",
     "AOPC",
+    "ARCC",
     "ROAD",
     "AverageDrop",
     "AverageDropInDeletion",
@@ -56,6 +58,7 @@ __all__ = [
     "Deletion",
     "EnergyLocalizationError",
     "EnergyPointingGame",
+    "Infidelity",
     "InputInvariance",
     "Insertion",
     "InsertionDeletion",
@@ -72,6 +75,7 @@ __all__ = [
     "Restricted",
     "SaliencyMetric",
     "SanityTable",
+    "SingleDeletion",
     "Table",
     "TopReplacedAccuracy",
     "UnitIoU",

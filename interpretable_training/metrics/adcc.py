@@ -4,9 +4,11 @@
     Complexity = sum over pixels of S / (H W)                                     (2)
     ADCC       = 3 / (1 / Coherency + 1 / (1 - Complexity) + 1 / (1 - Drop))      (3)
     Drop       = relu(p(x) - p(mask(x, S))) / p(x)                                (4)
+    ARCC       = 3 / (1 / Coherency + 1 / (1 - Complexity) + 1 / min(max(2 ROAD, 0), 1))    (5)
 
-S(x): the map of x. corr: Pearson correlation over pixels. p: probability of the class. (3) is 0 if a term is not
-above 0. Constant maps have no correlation: two equal ones count as 1, anything else as 0.
+(5): Domeniconi et al., 2026, https://arxiv.org/abs/2605.14641. ROAD: see `road`, here from -1/2 to 1/2.
+S(x): the map of x. corr: Pearson correlation over pixels. p: probability of the class. (3) and (5) are
+0 if a term is not above 0. Constant maps have no correlation: two equal ones count as 1, anything else as 0.
 """
 
 from collections.abc import Sequence
@@ -21,10 +23,11 @@ from interpretable_training.attribution.core.targets import Target
 
 from . import functional
 from .confidence import ConfidenceMetric
-from .core.base import Fact, ImageMetric, again_by, as_tuple
+from .core.base import Fact, ImageMetric, RescoringMetric, again_by, as_tuple
 from .core.masking import Masking, Space
 from .core.rescoring import ScoredBatch
 from .core.similarity import pearson
+from .road import Removal
 
 
 class Complexity(ImageMetric):
@@ -186,3 +189,57 @@ class ADCC(ConfidenceMetric):
     def harmonic(self, parts: Tensor) -> Tensor:
         """Return (3) of coherency, complexity and drop (..., 3)."""
         return functional.adcc(*parts.unbind(-1))  # (3)
+
+
+class ARCC(RescoringMetric):
+    """Harmonic mean of coherency, 1 - complexity and twice ROAD, from 0 to 1 (5).
+
+    >>> from interpretable_training.attribution import GradCAM
+    >>> metric = ARCC(GradCAM(), percentages=(50,))
+    >>> metric.measure(model=network, images=images, saliency=saliency, target=target).shape
+    torch.Size([4])
+
+    Args:
+        attribution: the method that made the maps, to explain again; `evaluate` knows it.
+        percentages: see `ROAD`.
+        score: see `ROAD`.
+        noise: see `ROAD`.
+        seed: see `ROAD`.
+        space: see `Coherency`.
+        mean: see `Coherency`.
+        std: see `Coherency`.
+        chunk_size: images per pass; by default what suits the device and the image size.
+    """
+
+    higher_is_better = True
+    formula = "3 / (1 / coherency + 1 / (1 - complexity) + 1 / min(max(2 road, 0), 1))"
+    unit = "fraction"
+    bounds = (0.0, 1.0)
+
+    def __init__(
+        self,
+        attribution: Attribution | None = None,
+        percentages: Sequence[float] = (20, 40, 60, 80),
+        score: Literal["prob", "accuracy", "sigmoid"] = "prob",
+        noise: float = 0.01,
+        seed: int = 0,
+        space: Space = "normalized",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        chunk_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        one_of("score", score, "prob", "accuracy", "sigmoid")
+        self.attribution, self.score, self.chunk_size = attribution, score, chunk_size
+        self.removal = Removal(tuple(percentages), noise, seed)
+        self.masking = Masking(space, as_tuple(mean), as_tuple(std))
+        super().__init__(**kwargs)
+
+    def options(self) -> dict[str, Fact]:
+        again = {"explained_again_by": again_by(self.attribution)}
+        return {"score": self.score, **self.removal.facts(), **self.masking.facts(), **again}
+
+    def values(self, scored: ScoredBatch) -> Tensor:
+        kept = (coherency(scored, self.masking) + 1) / 2
+        road = (2 * self.removal.value(scored, self.score)).clamp(0, 1)
+        return functional.adcc(kept, functional.complexity(scored.saliency), 1 - road)  # (5)

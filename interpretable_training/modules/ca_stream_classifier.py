@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 from torchmetrics import MetricCollection
 
-from interpretable_training.batches.read import pick
 from interpretable_training.models import CAStream, build_network
 from interpretable_training.models.ca_stream import StreamOutput
 
@@ -65,6 +64,8 @@ class CAStreamClassifier(Classifier):
         loss: See `Classifier`.
         optimizer: Function from parameters to an optimizer.
         scheduler: See `Classifier`.
+        image_key: See `Classifier`.
+        label_key: See `Classifier`.
     """
 
     network: CAStream
@@ -85,11 +86,14 @@ class CAStreamClassifier(Classifier):
         loss: nn.Module | None = None,
         optimizer: OptimizerCallable = thesis_optimizer,
         scheduler: SchedulerCallable | None = thesis_scheduler,
+        image_key: int | str | None = None,
+        label_key: int | str | None = None,
     ) -> None:
         refuse_names_of_objects(network=network, loss=loss)
         check_num_classes(num_classes)
         built = build_stream(network, num_classes, pretrained, network_kwargs, weights, stream)
-        super().__init__(built, num_classes, multilabel=multilabel, loss=loss, optimizer=optimizer, scheduler=scheduler)
+        options: dict[str, Any] = {"multilabel": multilabel, "image_key": image_key, "label_key": label_key}
+        super().__init__(built, num_classes, loss=loss, optimizer=optimizer, scheduler=scheduler, **options)
         if built.class_specific and multilabel:
             raise ValueError(
                 "expected class_specific=False with multilabel=True, got both: one image has one first query, that of "
@@ -116,7 +120,7 @@ class CAStreamClassifier(Classifier):
         return self.network(images, target)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, target = pick(batch, strict=True).pair()
+        images, target = self.read(batch).pair()
         self.image_shape = tuple(images.shape[1:])
         if self.network.class_specific:
             check_range(target, self.num_classes)
@@ -134,7 +138,7 @@ class CAStreamClassifier(Classifier):
 
     def compare(self, batch: Any, batch_idx: int, metrics: MetricCollection, gap_metrics: MetricCollection) -> None:
         """Log the metrics of the stream and of average pooling, and entropy and coverage of the attention."""
-        picked = pick(batch, strict=True)
+        picked = self.read(batch)
         images, target = picked.pair()
         self.image_shape = tuple(images.shape[1:])
         seen = self.network.forward_with_gap(images) if self.cache is None else self.pool_cached(images)
@@ -184,7 +188,7 @@ class CAStreamClassifier(Classifier):
     def on_train_start(self) -> None:
         self.first_epoch = self.trainer.current_epoch
         if self.cache is not None:
-            refuse_random_views(self.trainer.train_dataloader)
+            refuse_random_views(self.trainer.train_dataloader, self.read)
 
     def on_fit_start(self) -> None:
         self.checksums = self.network.checksums()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
-from interpretable_training.batches.read import pick
+from interpretable_training.batches.read import Picked, check_keys, pick
 from interpretable_training.metrics import WorstGroupAccuracy
 from interpretable_training.models import build_network
 from interpretable_training.regularization import GuidanceLoss, SwapBackgrounds
@@ -64,6 +64,9 @@ class Classifier(PlainModule):
         swap: Swap of backgrounds between training images, as the callback `BackgroundSwap` does it.
         guidance: Loss of explanations outside of annotated regions, which the callback `ExplanationGuidance` adds to
             that of training.
+        image_key: Name or index of the images in a batch, "outer.inner" of those in another entry; by default they are
+            found.
+        label_key: The same of the labels.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class Classifier(PlainModule):
         warmup_steps: int = 0,
         swap: SwapBackgrounds | None = None,
         guidance: GuidanceLoss | None = None,
+        image_key: int | str | None = None,
+        label_key: int | str | None = None,
     ) -> None:
         super().__init__()
         refuse_names_of_objects(guidance=guidance)
@@ -99,6 +104,8 @@ class Classifier(PlainModule):
                 f"expected network as a name beside pretrained or network_kwargs, got {type(network).__name__}; "
                 "give these arguments to the network itself."
             )
+        check_keys(image_key, label_key)
+        self.image_key, self.label_key = image_key, label_key
         self.network, self.num_classes, self.multilabel = network, num_classes, multilabel
         self.loss = loss or (nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss())
         if warmup_steps < 0:
@@ -117,9 +124,10 @@ class Classifier(PlainModule):
     def configure_callbacks(self) -> list[L.Callback]:
         from interpretable_training.callbacks import BackgroundSwap, ExplanationGuidance  # on request: slow to import
 
-        callbacks: list[L.Callback] = [] if self.swap is None else [BackgroundSwap(self.swap)]
+        callbacks: list[L.Callback] = [] if self.swap is None else [BackgroundSwap(self.swap, self.image_key)]
         if self.guidance is not None:
-            callbacks.append(ExplanationGuidance(**vars(self.guidance), network="network"))
+            keys = {"image_key": self.image_key, "label_key": self.label_key}
+            callbacks.append(ExplanationGuidance(**vars(self.guidance), network="network", **keys))
         return callbacks
 
     def forward(self, images: Tensor) -> Tensor:
@@ -133,9 +141,13 @@ class Classifier(PlainModule):
         shape = None if self.image_shape is None else list(self.image_shape)
         checkpoint[PICTURES] = {"module": type(self).__name__, "image_shape": shape, **facts}
 
+    def read(self, batch: Any) -> Picked:
+        """Return the images and labels of a batch; raise where several tensors could be meant."""
+        return pick(batch, self.image_key, self.label_key, strict=True)
+
     def step(self, batch: Any, batch_idx: int, metrics: MetricCollection) -> Tensor:
         """Return the loss of a batch; log it and the metrics."""
-        picked = pick(batch, strict=True)
+        picked = self.read(batch)
         images, target = picked.pair()
         self.image_shape = tuple(images.shape[1:])
         logits = self(images)
@@ -177,7 +189,7 @@ class Classifier(PlainModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the probability of each class (B, num_classes); batches may be images alone."""
-        logits = self(pick(batch, strict=True).images)
+        logits = self(self.read(batch).images)
         return logits.sigmoid() if self.multilabel else logits.softmax(dim=1)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from interpretable_training.attribution.core.generators import same_generators
-from interpretable_training.batches.read import pick
+from interpretable_training.batches.read import Picked
 from interpretable_training.models import CAStream
 
 KEY_BYTES = 16
@@ -59,7 +60,7 @@ class FeatureCache:
         rows = [self.rows[key] for key in keys]
         columns = [[part.row(column, i) for part, i in rows] for column in range(len(rows[0][0].shapes))]
         gap, *maps = (torch.stack(column).to(images.device) for column in columns)
-        return gap if gap.numel() else None, [F.to(self.network.stream.query.dtype) for F in maps]
+        return gap if gap.numel() else None, [F.to(learned_dtype(self.network)) for F in maps]
 
     def reset(self) -> None:
         """Forget the number of misses, and read what other processes have written since."""
@@ -101,14 +102,25 @@ class FeatureCache:
         self._read(path)
 
 
-def refuse_random_views(loader: Any) -> None:
-    """Raise ValueError if the first item of a loader's data set has other pixels when it is read again."""
+def learned_dtype(network: CAStream) -> torch.dtype:
+    """Return the type of what is trained; some probes train their head alone."""
+    parts = [part for part in (network.stream, network.probe) if part is not None]
+    return next(parameter.dtype for part in parts for parameter in part.parameters())
+
+
+def refuse_random_views(loader: Any, read: Callable[[Any], Picked]) -> None:
+    """Raise ValueError if the first item of a loader's data set has other pixels when it is read again.
+
+    Args:
+        loader: Of training images.
+        read: Function that reads a batch.
+    """
     dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or not len(dataset):
         return
     collate = getattr(loader, "collate_fn", None) or default_collate
     with same_generators():
-        one, other = (pick(collate([dataset[0]]), strict=True).pair()[0] for _ in range(2))
+        one, other = (read(collate([dataset[0]])).pair()[0] for _ in range(2))
     if not torch.equal(one, other):
         raise ValueError(
             "expected the same pixels whenever an image is read with cache_features, got two views of the first image; "

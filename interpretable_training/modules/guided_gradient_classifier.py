@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from interpretable_training.batches.read import pick
 from interpretable_training.regularization import GuidedGradientRegularizer, both_gradients
 from interpretable_training.regularization.errors import cosine
 from interpretable_training.regularization.monitoring import (
@@ -65,7 +64,7 @@ class GuidedGradientClassifier(Classifier):
         self.reported = False
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images, target = pick(batch, strict=True).pair()
+        images, target = self.read(batch).pair()
         self.image_shape = tuple(images.shape[1:])
         criterion = partial(self.criterion, batch_idx=batch_idx)
         options: dict[str, Any] = {"step": self.global_step, "scale": grad_scale(attached_trainer(self))}
@@ -79,7 +78,7 @@ class GuidedGradientClassifier(Classifier):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        images, target = pick(batch, strict=True).pair()
+        images, target = self.read(batch).pair()
         self.image_shape = tuple(images.shape[1:])
         options: dict[str, Any] = {"at": self.regularizer.at, "scope": self.regularizer.scope}
         d, d2 = both_gradients(self.network, images, target, partial(self.criterion, batch_idx=batch_idx), **options)

@@ -39,7 +39,7 @@ NO_NORMALIZATION = [
     (5, 5),
 ]
 MASKING = ["AverageDrop", "AverageIncrease", "AverageGain", "AverageDropInDeletion", "Coherency", "ADCC"]
-MASKING += ["Insertion", "Deletion", "InsertionDeletion", "AOPC"]
+MASKING += ["Insertion", "Deletion", "InsertionDeletion", "AOPC", "ARCC", "Infidelity", "SingleDeletion"]
 NUMBERS = [
     *[("AOPC", "patch", v) for v in [*NO_COUNT, None]],
     *[("AOPC", "steps", v) for v in [*NO_COUNT, None]],
@@ -49,6 +49,9 @@ NUMBERS = [
     *[("MaxSensitivity", "radius", v) for v in NO_SIZE],
     *[("MaxSensitivity", "n", v) for v in NO_COUNT],
     *[("ROAD", "noise", v) for v in NO_SIZE],
+    *[("Infidelity", "n", v) for v in NO_COUNT],
+    *[("Infidelity", "side", v) for v in [0, *NO_SHARE]],
+    *[("SingleDeletion", "patches", v) for v in NO_COUNT],
     *[("ROAD", "percentages", v) for v in [(), (NAN,), (0,), (100,), "abc", ("a",)]],
     *[("LocalizationError", "threshold", v) for v in NO_SHARE],
     *[("EnergyLocalizationError", "energy", v) for v in [0, *NO_SHARE]],

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from interpretable_training.models import TinyCNN
-from interpretable_training.modules import Classifier
+from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
 
 
 def pairs(n=8, classes=3):
@@ -50,6 +50,22 @@ def test_pairs_and_dicts_train_alike(tmp_path):
         losses.append(trainer.callback_metrics["val/loss"])
     assert set(trainer.callback_metrics) == {"train/loss", "train/accuracy", "val/loss", "val/accuracy"}
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("kind", [Classifier, CAStreamClassifier, GuidedGradientClassifier])
+def test_keys_choose_images_and_labels(tmp_path, kind):
+    items = [{"before": torch.zeros_like(x), "after": x, "kind": y, "place": 0} for x, y in pairs()]
+    module = kind(TinyCNN(3, width=4), 3, image_key="after", label_key="kind")
+    trainer = quiet_trainer(tmp_path)
+    trainer.fit(module, DataLoader(items, batch_size=4), DataLoader(items, batch_size=4))
+    plain = kind(module.network, 3)
+    seen = [
+        quiet_trainer(tmp_path).validate(net, DataLoader(data, batch_size=4), verbose=False)[0]
+        for net, data in ((module, items), (plain, pairs()))
+    ]
+    assert seen[0]["val/loss"] == seen[1]["val/loss"]
+    with pytest.raises(TypeError, match="image_key"):
+        kind(TinyCNN(3, width=4), 3, image_key=True)
 
 
 def test_top_five_is_logged_from_ten_classes_on(tmp_path):

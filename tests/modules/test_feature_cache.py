@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from support.trainers import quiet_trainer
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset
 
-from interpretable_training.models import CAStream, TinyCNN, TinyViT
+from interpretable_training.models import CAStream, Probe, TinyCNN, TinyViT
+from interpretable_training.models.probe import Pooling
 from interpretable_training.modules import CAStreamClassifier
 from interpretable_training.modules.feature_cache import FeatureCache
 
@@ -57,6 +59,17 @@ def test_interrupted_write_continues(tmp_path):
     again = FeatureCache(net, tmp_path)
     assert_close(again(pictures())[1], cached, rtol=0, atol=0)
     assert again.misses == 0
+
+
+@pytest.mark.parametrize("kind", get_args(Pooling))
+def test_probes_of_all_kinds_train_from_the_cache(tmp_path, kind):
+    net = Probe(backbone(), 3, kind)
+    torch.manual_seed(0)
+    options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "reference_batch": None, "scheduler": None}
+    module = CAStreamClassifier(net, 3, cache_features=True, cache_folder=str(tmp_path / "cache"), **options)
+    before = net.probe.weight.detach().clone()
+    quiet_trainer(tmp_path, max_epochs=2).fit(module, loader(shuffle=False), loader(shuffle=False))
+    assert not torch.equal(net.probe.weight, before)
 
 
 def test_another_backbone_or_data_set_is_noticed(tmp_path):
@@ -169,6 +182,7 @@ def test_metrics_of_own_pooling_are_named_by_it(tmp_path):
 
 SCRIPT = """
 import sys
+from typing import get_args
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, DistributedSampler

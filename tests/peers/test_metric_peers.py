@@ -13,13 +13,15 @@ from support.metric_fixtures import curves  # noqa: F401 (a fixture)
 from torch import nn
 from torch.testing import assert_close
 
-from interpretable_training.attribution import InputXGradient
+from interpretable_training.attribution import InputXGradient, normalize
 from interpretable_training.metrics import (
     AOPC,
+    ARCC,
     ROAD,
     AverageDrop,
     AverageIncrease,
     Deletion,
+    Infidelity,
     Insertion,
     MaxSensitivity,
 )
@@ -185,6 +187,36 @@ def test_road_equals_pytorch_grad_cam(noiseless, facts, percentages):
     ours = ROAD(percentages, noise=0.0).measure(**facts)
     assert theirs.abs().max() > 1e-3
     assert_close(ours.float(), 100 * theirs, rtol=0, atol=1e-3)
+
+
+def test_arcc_equals_pytorch_grad_cam(noiseless, facts):
+    """Of a method that gives each image the same map, so that coherency is known; the peer explains by a function."""
+    arcc = pytest.importorskip("pytorch_grad_cam.metrics.arcc")
+    method = InputXGradient()
+    explain = lambda input_tensor, targets: normalize(method(facts["model"], input_tensor, TARGET)).numpy()  # noqa: E731
+    peer = arcc.ARCC(base_method=explain)
+    softmax = [lambda output, c=c: output.softmax(-1)[c] for c in TARGET.tolist()]
+    S = torch.from_numpy(explain(facts["images"], None))
+    theirs = peer(facts["images"], S.numpy(), softmax, facts["model"])
+    ours = ARCC(method, noise=0.0).measure(**{**facts, "saliency": S})
+    assert (ours > 0.05).any()
+    assert_close(ours.float(), torch.as_tensor(theirs).float(), rtol=0, atol=1e-4)
+
+
+def test_infidelity_equals_captum(facts):
+    captum = pytest.importorskip("captum.metrics")
+    metric = Infidelity(n=20, score="prob")
+    R = metric.regions(facts["images"].shape[2:])
+
+    def remove(inputs, *_):
+        """captum asks for all perturbations at once, those of an image one after the other."""
+        which = R.repeat(len(inputs) // len(R), 1, 1)[:, None].to(inputs)
+        return which.expand_as(inputs), inputs * (1 - which)
+
+    S = facts["saliency"][:, None].expand_as(facts["images"]) / facts["images"].shape[1]
+    options = {"target": TARGET, "n_perturb_samples": 20, "normalize": True}
+    theirs = captum.infidelity(lambda x: facts["model"](x).softmax(1), remove, facts["images"], S, **options)
+    assert_close(metric.measure(**facts).float(), theirs, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])

@@ -68,6 +68,14 @@ FILL = [
     ({"substrate": "black", **NORMAL}, {"std": (0.5,) * 3}),
     ({"substrate": "uniform"}, {"seed": 1}),
 ]
+REMOVED = [
+    *[({}, {"substrate": r}) for r in ("min", "uniform", "blur", "gaussian", COLOR)],
+    ({"substrate": COLOR}, {"substrate": COLOR + 0.1}),
+    ({"substrate": "black"}, NORMAL),
+    ({"substrate": "black", **NORMAL}, {"mean": (0.5,) * 3}),
+    ({"substrate": "black", **NORMAL}, {"std": (0.5,) * 3}),
+    ({}, {"score": "sigmoid"}),
+]
 CASES = {
     metrics.AverageDrop: [*CONFIDENCE, ({}, {"relative": False}), ({}, {"preset": "pytorch_grad_cam"})],
     metrics.AverageIncrease: [*CONFIDENCE, ({}, {"signed": True})],
@@ -92,6 +100,19 @@ CASES = {
         *[({}, {"score": score}) for score in ("accuracy", "sigmoid", "logit")],
         ({}, {"noise": 0.0}),
         ({}, {"seed": 1}),
+    ],
+    metrics.Infidelity: [*REMOVED, ({}, {"n": 9}), ({}, {"side": 0.5}), ({}, {"seed": 1})],
+    metrics.SingleDeletion: [*REMOVED, ({}, {"patches": 3})],
+    metrics.ARCC: [
+        *AGAIN,
+        ({}, {"percentages": (10, 50)}),
+        *[({}, {"score": score}) for score in ("accuracy", "sigmoid")],
+        ({}, {"noise": 0.0}),
+        ({}, {"seed": 1}),
+        (NORMAL, {"space": "pixel"}),
+        ({"space": "pixel"}, NORMAL),
+        ({"space": "pixel", **NORMAL}, {"mean": (0.5,) * 3}),
+        ({"space": "pixel", **NORMAL}, {"std": (0.5,) * 3}),
     ],
     metrics.Coherency: [
         *AGAIN,

@@ -1,0 +1,1 @@
+"""Evidence with a real network and real photographs, and which metrics can be believed."""

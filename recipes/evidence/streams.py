@@ -247,7 +247,7 @@ def default_settings() -> dict[Pool, Setting]:
 
 
 def stream_cells(folder: Path, seeds: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    """Yield the name of each cell of the table and the function that computes it; features are kept for one data set."""
+    """Yield the name of each cell and the function that computes it; features are kept for one data set."""
     for backbone in get_args(Backbone):
         for seed in range(seeds):
             for source in get_args(Source):

@@ -98,9 +98,11 @@ def pick(batch: Any, image_key: Key = None, label_key: LabelKey = None, strict: 
     if target is not None and not strict:
         target = _as_labels(target)
     images = entries[likely]
-    rest = {
-        last_name(key): value for key, value in entries.items() if key not in (likely, label) and value is not images
-    }
+    rest: dict[str, Any] = {}
+    for key in sorted(entries, key=lambda key: str(key).count(".")):  # those of inner entries give way
+        if key not in (likely, label) and entries[key] is not images:
+            name = last_name(key)
+            rest[name if name not in rest else str(key)] = entries[key]
     return Picked(images, target, likely, label, rest)
 
 

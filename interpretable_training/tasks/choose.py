@@ -77,7 +77,7 @@ def _of_numbers(values: Tensor, picked: Picked, multilabel: bool | None) -> Task
         return MultiLabel()
     if picked.target is None and _has_numbers(picked, values):
         return Regression()
-    return Embedding() if has_unit_norm(values) else Classification()
+    return Embedding() if has_unit_norm(values) or _has_views(picked) else Classification()
 
 
 def has_unit_norm(values: Tensor) -> bool:
@@ -89,6 +89,12 @@ def has_unit_norm(values: Tensor) -> bool:
     norms = values.detach().float().norm(dim=1)
     negative = bool((values < 0).any())
     return values.shape[1] > 2 and negative and bool(torch.allclose(norms, torch.ones_like(norms), atol=1e-3))
+
+
+def _has_views(picked: Picked) -> bool:
+    """Whether a batch without labels holds the images twice, as those of self-supervised training do."""
+    twice = [v for v in picked.rest.values() if isinstance(v, Tensor) and v.shape == picked.images.shape]
+    return picked.target is None and any(v.is_floating_point() for v in twice)
 
 
 def _has_class_masks(picked: Picked) -> bool:

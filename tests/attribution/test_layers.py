@@ -58,6 +58,8 @@ NETWORKS = {  # name: (network, image size, layer, grid, features)
     "timm vit not square": (timm_vit(img_size=(64, 96)), (64, 96), "blocks.2.norm1", (4, 6), 192),
     "timm vit, mean of patches": (timm_vit(global_pool="avg"), (64, 64), "blocks", (4, 4), 192),
     "timm vit, register tokens": (timm_vit(reg_tokens=4), (64, 64), "blocks.2.norm1", (4, 4), 192),
+    # 16 patches and 16 channels per head: keys (B, heads, 16, 16) look like a grid
+    "timm vit, pooled by attention": (timm_vit(global_pool="map", embed_dim=48), (64, 64), "norm", (4, 4), 48),
     "distilled deit": (timm_vit("deit_tiny_distilled_patch16_224"), (64, 64), "blocks.2.norm1", (4, 4), 192),
     "timm swin": (timm_swin, (64, 64), "norm", (2, 2), 768),
     "convnext atto": (lambda: timm.create_model("convnext_atto"), (64, 64), "stages", (2, 2), 320),

@@ -14,7 +14,7 @@ from interpretable_training.batches.read import pick
 from interpretable_training.batches.source import annotations_of
 from interpretable_training.callbacks import ExplanationLogger
 from interpretable_training.callbacks.watching.discovery import find_class_names
-from interpretable_training.tasks import find_network
+from interpretable_training.tasks import choose_task, find_network
 from interpretable_training.visual.colors import Colors, find_colors
 
 X, Y = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
@@ -29,6 +29,23 @@ def test_lists_of_items_are_batches():
     picked = pick((tuple(X), tuple(boxes)))  # as torchvision's detectors collate
     assert torch.equal(picked.images, X)
     assert picked.rest["1"] == boxes
+
+
+def test_batches_of_two_views_without_labels_are_for_embeddings():
+    one, other, names = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.tensor([3, 4])
+    for batch, key in (([[one, other], names], False), ([one, other], None), ({"view1": one, "view2": other}, None)):
+        picked = pick(batch, label_key=key)
+        assert torch.equal(picked.images, one)
+        assert choose_task(torch.randn(2, 8), picked).name == "embedding"
+    assert choose_task(torch.randn(2, 8), pick([one, names])).name == "classification"
+    assert choose_task(torch.randn(2, 8), pick([[one, other], names])).name == "classification"
+
+
+def test_entries_of_the_same_name_are_all_kept():
+    one, other = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    rest = pick([[one, other], torch.tensor([3, 4])], label_key=False).rest
+    assert torch.equal(rest["1"], torch.tensor([3, 4]))
+    assert torch.equal(rest["0.1"], other)
 
 
 def test_bytes_are_read_as_floats_where_they_are_images():

@@ -34,6 +34,8 @@ NO_FEATURE = (
     nn.RNNBase,  # its state at one time step depends on all time steps before
 )
 
+QUERIES = ("qkv", "q", "q_proj", "to_q", "query")  # of attention
+
 # A memo: the choice depends on the model and the image size alone, and costs a pass of one image.
 _chosen: WeakKeyDictionary[nn.Module, dict[tuple[int | str, ...], str]] = WeakKeyDictionary()
 
@@ -190,10 +192,19 @@ def _spatial(
     for output in outputs:
         prefix = prefix_tokens(prepared.module, output.name)
         grid = find_grid(output.tensor.shape, image.shape[2:], prefix, strict)
-        if grid is not None and (grid.layout == "first" or _on_stream(output.module)) and math.prod(grid.shape) > 1:
+        if grid is None or math.prod(grid.shape) == 1:
+            continue
+        if not _in_heads(prepared.module, output.name) if grid.layout == "first" else _on_stream(output.module):
             spatial.append((output, grid))
     tokens = [output.tensor.shape[-1] for output, grid in spatial if grid.layout == "tokens"]
     return [(f, grid) for f, grid in spatial if grid.layout != "tokens" or f.tensor.shape[-1] == tokens[-1]]
+
+
+def _in_heads(module: nn.Module, name: str) -> bool:
+    """Whether a layer lies inside of attention, where tensors (B, heads, T, d) look like channels of a grid."""
+    parts, named = name.split("."), named_layers(module)
+    around = [named[".".join(parts[:k])] for k in range(1, len(parts))]
+    return any(hasattr(m, "num_heads") and any(hasattr(m, query) for query in QUERIES) for m in around)
 
 
 def _on_stream(module: nn.Module) -> bool:

@@ -4,14 +4,21 @@ python benchmarks/bench_ca_stream.py                 # some minutes on two cores
 python benchmarks/bench_ca_stream.py step inference   # some of the parts
 """
 
+import statistics
 import sys
+import tempfile
+import time
+import warnings
 
+import lightning as L
+import timm
 import torch
 import torchvision
 from timing import interleave, peak_megabytes, row
 from torch.nn.functional import cross_entropy
 
 from interpretable_training.models import CAStream
+from interpretable_training.modules import CAStreamClassifier
 
 NAMES = ("resnet50", "resnet18", "convnext_tiny", "vgg16")
 
@@ -58,6 +65,53 @@ def inference():
             sides = {"GAP": lambda: forward(net.backbone, images), "CA": lambda: forward(net, images)}
             seconds = interleave(sides, rounds=15)
             row(f"inference, {name}, batch {batch}", seconds, seconds["GAP"], "1.03")
+
+
+def tokens():
+    """Inference of a stream on transformers against the backbone with its own pooling and head."""
+    for name in ("vit_small_patch16_224", "deit3_small_patch16_224", "swin_tiny_patch4_window7_224"):
+        backbone = timm.create_model(name).eval()
+        images, net = torch.randn(8, 3, 224, 224), CAStream(backbone, num_classes=1000).eval()
+        sides = {"own pooling": lambda: forward(backbone, images), "CA": lambda: forward(net, images)}
+        seconds = interleave(sides, rounds=15)
+        row(f"inference, {name}, batch 8", seconds, seconds["own pooling"], "1.05")
+
+
+def cached():
+    """An epoch of 256 images in memory with cached features, and without, by the Trainer; all stages, and the last."""
+    for stages in (None, ("bn2",)):
+        torch.manual_seed(0)
+        backbone = timm.create_model("tf_efficientnet_lite0").eval()
+        images, target = torch.randn(256, 3, 224, 224), torch.randint(10, (256,))
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, target), 32)
+        seconds = {
+            "without": epoch(backbone, stages, False, loader)[1],
+            "cached": epoch(backbone, stages, True, loader)[1],
+        }
+        what = f"an epoch of the stream on EfficientNet-Lite0, {'all stages' if stages is None else 'last stage'}"
+        row(what, seconds, seconds["without"], "0.05")
+
+
+class Clock(L.Callback):
+    def __init__(self):
+        self.seconds = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def epoch(backbone, stages, cache, loader):
+    """Seconds of the first epoch, and of a later one."""
+    clock, options = Clock(), {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with tempfile.TemporaryDirectory() as folder:
+        stream = CAStream(backbone, stages, num_classes=10)
+        module = CAStreamClassifier(stream, 10, cache_features=cache, cache_folder=folder, scheduler=None)
+        options |= {"default_root_dir": folder, "enable_model_summary": False, "callbacks": [clock]}
+        L.Trainer(max_epochs=4 if cache else 2, accelerator="cpu", **options).fit(module, loader)
+    return clock.seconds[0], statistics.median(clock.seconds[1:])
 
 
 MEMORY = """
@@ -119,9 +173,13 @@ def gpu():
         print(f"| GPU, resnet50, bfloat16, largest power of two that fits, {name} | {batch} | |")
 
 
-PARTS = {part.__name__: part for part in (step, inference, memory, *([gpu] if torch.cuda.is_available() else []))}
+PARTS = {
+    part.__name__: part
+    for part in (step, inference, tokens, cached, memory, *([gpu] if torch.cuda.is_available() else []))
+}
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, 224 x 224\n")
     print("| what | forward passes of the plain backbone (memory: as a share of the forward's peak) | limit |")
     print("|---|---|---|")

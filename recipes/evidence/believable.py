@@ -9,6 +9,7 @@ pixels for the pixels of the evidence. A metric can be believed if it orders map
 import csv
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from interpretable_training import attribution as a
 from interpretable_training import metrics as m
 from interpretable_training.attribution.core.map_operations import blur, normalize
+from interpretable_training.evaluation import evaluate
 from interpretable_training.files import write_whole
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.metrics.core.similarity import ranks
@@ -33,7 +35,7 @@ from interpretable_training.recipes.evidence.known_evidence import (
 from interpretable_training.recipes.recipe import stored_numbers
 from interpretable_training.recipes.repair import mean_and_interval
 
-IMAGES = 48
+IMAGES = 24
 LAYER = "stage2"
 
 
@@ -87,7 +89,7 @@ def judged_methods() -> dict[str, a.Attribution]:
         "smoothgrad": a.SmoothGrad(n=20),
         "integratedgradients": a.IntegratedGradients(),
         "guidedbackprop": a.GuidedBackprop(),
-        "rise": a.RISE(n=300),
+        "rise": a.RISE(n=200),
         "occlusion": a.Occlusion(patch=8, stride=4),
         "fakecam": a.FakeCAM(),
         "random": a.RandomMap(),
@@ -124,26 +126,43 @@ def quality(S: Tensor, truth: Tensor) -> Tensor:
     """Return the average precision of each map's pixels, (B,); equal pixels get in one after the other at random."""
     n = truth[0].numel()
     jitter = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    order = S.flatten(1)[:, jitter].argsort(1, descending=True, stable=True)
+    order = S.flatten(1)[:, jitter].argsort(dim=1, descending=True, stable=True)
     hits = truth.flatten(1)[:, jitter].gather(1, order).double()
     precision = hits.cumsum(1) / torch.arange(1, n + 1)
     return (precision * hits).sum(1) / hits.sum(1).clamp(min=1)
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn(a.RandomMap):
+    """Maps that are there already, for the images of one batch."""
+
+    maps: Tensor | None = None
+
+    def attribute(self, prepared: Any, images: Tensor, target: Any) -> Tensor:
+        assert self.maps is not None
+        return self.maps.to(images)
+
+
 def measure_maps(network: nn.Module, x: Tensor, target: Tensor, truth: Tensor) -> dict[str, dict[str, list[float]]]:
     """Return map -> metric -> numbers of the images, with "quality" among the metrics."""
-    explained = {name: normalize(S) for name, S in a.explain(judged_methods(), network, x, target).items()}
-    numbers: dict[str, dict[str, list[float]]] = {}
-    for name, S in {**graded(truth), **explained}.items():
-        numbers[name] = {"quality": quality(S, truth).tolist()}
-        for metric_name, metric in judged_metrics().items():
-            if metric_name in AGAIN:
-                if name not in explained:
-                    continue
-                metric.attribution = judged_methods()[name]  # type: ignore[assignment]
-            facts = metric._filter_kwargs(model=network, images=x, saliency=S, target=target)
-            numbers[name][metric_name] = metric.measure(**facts).tolist()
+    explained = a.explain(judged_methods(), network, x, target)
+    drawn = graded(truth)
+    numbers = measured_numbers(network, x, target, {name: Drawn(maps=S) for name, S in drawn.items()})
+    numbers |= measured_numbers(network, x, target, judged_methods())
+    for name, S in {**drawn, **explained}.items():
+        numbers[name]["quality"] = quality(normalize(S), truth).tolist()
+        for metric in AGAIN if name in drawn else ():
+            del numbers[name][metric]
     return numbers
+
+
+def measured_numbers(
+    network: nn.Module, x: Tensor, target: Tensor, methods: dict[str, a.Attribution]
+) -> dict[str, dict[str, list[float]]]:
+    """Return method -> metric -> numbers of the images."""
+    options: dict[str, Any] = {"target": "label", "controls": False, "progress": False, "resamples": 1}
+    table = evaluate(network, methods, judged_metrics(), [(x, target)], **options)
+    return {name: {key: table.per_image(name, key).tolist() for key in table.metrics} for name in methods}
 
 
 def scene_cell(scene: Scene, seed: int, folder: Path, patches_removed: bool = False) -> dict[str, Any]:
@@ -168,15 +187,8 @@ def measure_few(network: nn.Module, x: Tensor, target: Tensor, truth: Tensor) ->
         "sparse noise": noise**4,
         "dense noise": noise**0.25,
     }
-    few = {name: metric for name, metric in judged_metrics().items() if name not in AGAIN}
-    means: dict[str, dict[str, float]] = {}
-    for name, S in maps.items():
-        given = {"model": network, "images": x, "saliency": normalize(S), "target": target}
-        means[name] = {
-            metric_name: float(metric.measure(**metric._filter_kwargs(**given)).nanmean())
-            for metric_name, metric in few.items()
-        }
-    return means
+    numbers = measured_numbers(network, x, target, {name: Drawn(maps=normalize(S)) for name, S in maps.items()})
+    return {name: {key: nanmean(values) for key, values in row.items()} for name, row in numbers.items()}
 
 
 def judged_networks(folder: Path, seeds: int) -> dict[tuple[Scene, int], dict[str, Any]]:

@@ -13,6 +13,7 @@ from interpretable_training.data import ShapesDataModule
 from interpretable_training.files import whole_file
 from interpretable_training.metrics.region_effects import without_patch
 from interpretable_training.modules import Classifier
+from interpretable_training.regularization.background_swap import widened, without_objects
 
 Scene = Literal["object", "mark", "texture"]
 SIDE = 64
@@ -70,16 +71,16 @@ def scene_accuracy(network: nn.Module, data: ShapesDataModule) -> float:
 
 @torch.no_grad()
 def interventions(scene: Scene, network: nn.Module, seed: int) -> dict[str, float]:
-    """Return the accuracy as it is, with the evidence exchanged, and with all but the evidence exchanged."""
+    """Return the accuracy as it is, without the evidence, and with other things than the evidence exchanged."""
     data = scene_data(scene, seed)
     numbers = {"as it is": scene_accuracy(network, data)}
     if scene == "object":
         x, target, mask = scene_batch(data, 300)
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        other = x[order]
-        for name, keep in (("object exchanged", ~mask), ("background exchanged", mask)):
-            mixed = torch.where(keep[:, None], x, other)
-            numbers[name] = 100 * float((network(mixed).argmax(1) == target).float().mean())
+        W = widened(mask, 2)
+        removed = without_objects(x, W, torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+        changed = {"object removed": removed, "background exchanged": torch.where(W[:, None], x, removed.roll(1, 0))}
+        for name, images in changed.items():
+            numbers[name] = 100 * float((network(images).argmax(1) == target).float().mean())
     else:
         numbers["cue exchanged"] = scene_accuracy(network, scene_data(scene, seed, "swapped"))
     return numbers

@@ -26,7 +26,13 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 NAMES = ("transformers-vit", "transformers-convnext", "timm-mixup-ema", "timm-compiled", "smp-unet", "lightly-simclr")
 NAMES += ("torchmetrics", "two-optimizers", "transformers-segformer", "torchvision-detection", "image-and-table")
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "log_every_n_steps": 1}
-NEEDS = {"transformers": "transformers", "smp": "segmentation_models_pytorch", "lightly": "lightly"}
+NAMES += ("torchgeo",)
+NEEDS = {
+    "torchgeo": "torchgeo",
+    "transformers": "transformers",
+    "smp": "segmentation_models_pytorch",
+    "lightly": "lightly",
+}
 
 
 def package_of(name):
@@ -45,6 +51,8 @@ def watching(**options):
 
 
 def project_of(package, name) -> Project:
+    if name == "torchgeo" and package.__name__ != "lightning.pytorch":
+        pytest.skip("the task is one of lightning.pytorch")
     for start, needed in NEEDS.items():
         if name.startswith(start):
             pytest.importorskip(needed)

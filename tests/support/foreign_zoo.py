@@ -34,6 +34,12 @@ def as_dicts(items):
     return {"pixel_values": torch.stack([i for i, _ in items]), "labels": torch.stack([y for _, y in items])}
 
 
+def as_multispectral(items):
+    """The batches of torchgeo: dicts of images with more than three channels, and labels."""
+    images = torch.stack([i for i, _ in items])
+    return {"image": torch.cat([images, images[:, :1]], 1), "label": torch.stack([y for _, y in items])}
+
+
 @dataclass
 class Project:
     """Arguments of a project for its Trainer, and the options that the callbacks need beyond their defaults."""
@@ -213,8 +219,16 @@ def projects(pl):
         "two-optimizers": Project(lambda: TwoOptimizers(small())),
         "transformers-segformer": Project(lambda: HuggingFace(segformer()), lambda: loaders(as_masks, 64)),
         "torchvision-detection": Project(detecting_class(pl), lambda: loaders(as_boxes, 64)),
+        "torchgeo": Project(torchgeo_task, lambda: loaders(as_multispectral)),
         "image-and-table": Project(lambda: with_table_class(Classifying)(small()), lambda: loaders(as_tables)),
     }
+
+
+def torchgeo_task():
+    """The classification task of torchgeo, which uses lightning.pytorch alone."""
+    from torchgeo.trainers import ClassificationTask
+
+    return ClassificationTask(model="resnet10t", weights=None, in_channels=4, num_classes=CLASSES)
 
 
 def small():

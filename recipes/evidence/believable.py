@@ -119,6 +119,8 @@ def judged_metrics() -> dict[str, ImageMetric]:
     }
 
 
+Numbers = dict[str, dict[str, list[float]]]  # map -> metric -> one of each image
+IN_DOMAIN = "single_deletion (in domain)"  # of a network that has learned images without a patch
 AGAIN = ("coherency", "adcc", "arcc")  # known for maps of methods only
 
 
@@ -143,36 +145,45 @@ class Drawn(a.RandomMap):
         return self.maps.to(images)
 
 
-def measure_maps(network: nn.Module, x: Tensor, target: Tensor, truth: Tensor) -> dict[str, dict[str, list[float]]]:
-    """Return map -> metric -> numbers of the images, with "quality" among the metrics."""
+def measure_maps(
+    network: nn.Module, x: Tensor, target: Tensor, truth: Tensor, metrics: dict[str, ImageMetric]
+) -> Numbers:
+    """Return the numbers of graded maps and of methods, with "quality" among the metrics."""
     explained = a.explain(judged_methods(), network, x, target)
     drawn = graded(truth)
-    numbers = measured_numbers(network, x, target, {name: Drawn(maps=S) for name, S in drawn.items()})
-    numbers |= measured_numbers(network, x, target, judged_methods())
+    numbers = measured_numbers(network, x, target, {name: Drawn(maps=S) for name, S in drawn.items()}, metrics)
+    numbers |= measured_numbers(network, x, target, judged_methods(), metrics)
     for name, S in {**drawn, **explained}.items():
         numbers[name]["quality"] = quality(normalize(S), truth).tolist()
         for metric in AGAIN if name in drawn else ():
-            del numbers[name][metric]
+            numbers[name].pop(metric, None)
     return numbers
 
 
 def measured_numbers(
-    network: nn.Module, x: Tensor, target: Tensor, methods: dict[str, a.Attribution]
-) -> dict[str, dict[str, list[float]]]:
+    network: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    methods: dict[str, a.Attribution],
+    metrics: dict[str, ImageMetric],
+) -> Numbers:
     """Return method -> metric -> numbers of the images."""
     options: dict[str, Any] = {"target": "label", "controls": False, "progress": False, "resamples": 1}
-    table = evaluate(network, methods, judged_metrics(), [(x, target)], **options)
+    table = evaluate(network, methods, metrics, [(x, target)], **options)
     return {name: {key: table.per_image(name, key).tolist() for key in table.metrics} for name in methods}
 
 
-def scene_cell(scene: Scene, seed: int, folder: Path, patches_removed: bool = False) -> dict[str, Any]:
-    """Return all numbers of one network."""
-    network = scene_network(scene, seed, folder, patches_removed)
+def scene_cell(scene: Scene, seed: int, folder: Path) -> dict[str, Any]:
+    """Return all numbers of one network, and single deletion of one to which removed patches are nothing new."""
+    network, prepared = (scene_network(scene, seed, folder, removed) for removed in (False, True))
     x, target, truth = scene_batch(scene_data(scene, seed), IMAGES * 2)
     with torch.no_grad():
         sure = (network(x).argmax(1) == target) & truth.flatten(1).any(1)
     x, target, truth = (part[sure][:IMAGES] for part in (x, target, truth))
-    numbers = {"interventions": interventions(scene, network, seed), "maps": measure_maps(network, x, target, truth)}
+    numbers = {"interventions": interventions(scene, network, seed)}
+    numbers["maps"] = measure_maps(network, x, target, truth, judged_metrics())
+    for name, row in measure_maps(prepared, x, target, truth, {IN_DOMAIN: m.SingleDeletion(8)}).items():
+        numbers["maps"][name] |= {IN_DOMAIN: row[IN_DOMAIN], f"quality of {IN_DOMAIN}": row["quality"]}
     for factor in (0.5, 2.0):
         numbers[f"logits x {factor}"] = measure_few(LogitsTimes(network, factor), x, target, truth)
     return numbers
@@ -187,7 +198,8 @@ def measure_few(network: nn.Module, x: Tensor, target: Tensor, truth: Tensor) ->
         "sparse noise": noise**4,
         "dense noise": noise**0.25,
     }
-    numbers = measured_numbers(network, x, target, {name: Drawn(maps=normalize(S)) for name, S in maps.items()})
+    methods = {name: Drawn(maps=normalize(S)) for name, S in maps.items()}
+    numbers = measured_numbers(network, x, target, methods, judged_metrics())
     return {name: {key: nanmean(values) for key, values in row.items()} for name, row in numbers.items()}
 
 
@@ -201,11 +213,12 @@ def judged_networks(folder: Path, seeds: int) -> dict[tuple[Scene, int], dict[st
     return found
 
 
-def correlation(numbers: dict[str, dict[str, list[float]]], metric: str, names: list[str], sign: int) -> float:
+def correlation(numbers: Numbers, metric: str, names: list[str], sign: int) -> float:
     """Return Spearman's correlation over maps of the metric's means and the means of the quality."""
     known = [name for name in names if metric in numbers[name]]
+    quality_of = f"quality of {metric}" if metric == IN_DOMAIN else "quality"
     columns = torch.tensor(
-        [[nanmean(numbers[name][key]) * s for name in known] for key, s in ((metric, sign), ("quality", 1))]
+        [[nanmean(numbers[name][key]) * s for name in known] for key, s in ((metric, sign), (quality_of, 1))]
     ).double()
     return float(torch.corrcoef(ranks(columns))[0, 1])
 
@@ -215,7 +228,7 @@ def nanmean(values: list[float]) -> float:
     return float(torch.tensor(values).nanmean())
 
 
-def images_needed(numbers: dict[str, dict[str, list[float]]], metric: str) -> float:
+def images_needed(numbers: Numbers, metric: str) -> float:
     """Return how many images show Grad-CAM to differ from a random map by two standard errors; infinite if none do."""
     good, bad = (torch.tensor(numbers[name][metric]).double() for name in ("gradcam", "random"))
     difference = (good - bad)[~(good - bad).isnan()]
@@ -227,7 +240,7 @@ def write_believable(folder: Path, output: Path, seeds: int = 5) -> str:
     """Compute what is missing, and write the tables."""
     found = judged_networks(folder, seeds)
     rows = [["metric", "scene", "graded maps", "methods", "confidence", "sparsity", "images"]]
-    for name, metric in judged_metrics().items():
+    for name, metric in {**judged_metrics(), IN_DOMAIN: m.SingleDeletion(8)}.items():
         for scene in get_args(Scene):
             own = [found[scene, seed] for seed in range(seeds)]
             rows.append([name, scene, *judged(own, name, 1 if metric.wants_high else -1)])
@@ -248,7 +261,8 @@ def judged(own: list[dict[str, Any]], name: str, sign: int) -> list[str]:
         mean_and_interval([correlation(n["maps"], name, explained, sign) for n in own]),
     ]
     for part in ("confidence", "sparsity"):
-        cells.append(mean_and_interval([sensitivity(n, name, part) for n in own]) if known else "")
+        measured = known and name != IN_DOMAIN
+        cells.append(mean_and_interval([sensitivity(n, name, part) for n in own]) if measured else "")
     needed = sorted(images_needed(n["maps"], name) for n in own)
     return [*cells, f"{needed[len(needed) // 2]:.0f}"]
 

@@ -60,9 +60,12 @@ def printable(text: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    """Print a line at once; nothing more once the reader of the output, such as `head`, has ended."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes when it ends
 
 
 def rewrite_parser_error(message: str, options: Iterable[str], classes: Iterable[str]) -> str:

@@ -172,9 +172,10 @@ def run_own(options: argparse.Namespace) -> int:
         return compare(**words)
     elif command == "configs":
         from .configs import copy_configs, list_configs
+        from .errors import print_line
 
         copies = [] if options.copy is None else copy_configs(options.copy, options.names)
-        print("\n".join(map(str, copies)) or list_configs(options.names))
+        print_line("\n".join(map(str, copies)) or list_configs(options.names))
     elif command == "sweep":
         from interpretable_training.sweeps.local import SweepOptions, run_sweep
 

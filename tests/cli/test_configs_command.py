@@ -1,6 +1,9 @@
 """Configurations of the package are listed, copied, and named by their stem from any folder."""
 
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import yaml
@@ -24,6 +27,14 @@ def test_every_configuration_is_listed_with_its_command(capsys):
     assert "interpretable-training fit --config baseline" in lines
     assert {stem for stem in stems if any(stem in line.split() for line in lines)} == stems
     assert not any("configs/" in line for line in lines)
+
+
+def test_a_reader_that_ends_early_is_no_error():
+    code = "import sys; from interpretable_training.cli import main; sys.stdin.readline(); main(['configs'])"
+    run = subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+    run.stdout.close()
+    _, errors = run.communicate("go\n", timeout=60)
+    assert (run.returncode, errors) == (0, "")
 
 
 def test_copies_are_the_files_and_replace_nothing(folder, capsys):

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-all lint format bench bench-gpu docs dist wheel-check clean
+.PHONY: help demo test test-all lint format bench bench-gpu evidence docs dist wheel-check clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 14
@@ -34,6 +34,9 @@ bench: $(VENV)/.tests  ## run the benchmarks against the peers (nothing else sho
 
 bench-gpu: $(VENV)/.tests  ## measure on a GPU in less than eight minutes; ends with a sentence without one
 	$(BIN)/python benchmarks/bench_gpu.py
+
+evidence: $(VENV)/.tests  ## compute docs/evidence.md anew; hours, and it goes on where it stopped
+	$(BIN)/python -m interpretable_training.recipes.evidence
 
 docs: $(VENV)/.docs  ## build the pages of docs/ as a site in build/site, which works without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

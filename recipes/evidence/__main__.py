@@ -1,22 +1,26 @@
-"""Compute the evidence and write its page: `python -m interpretable_training.recipes.evidence --part streams`.
+"""Compute the evidence and fill its page: `python -m interpretable_training.recipes.evidence --part streams`.
 
-What is done already is kept in the folder: a run that was interrupted goes on where it stopped.
+What is done already is kept in the folder of the work: a run that was interrupted goes on where it stopped.
 """
 
-import sys
 from pathlib import Path
 from typing import Literal, get_args
 
 from jsonargparse import auto_cli
 
-from interpretable_training.recipes.evidence import believable, expected, faithfulness, streams
+from interpretable_training.files import csv_text, write_whole
+from interpretable_training.recipes.evidence.believable import metric_tables
+from interpretable_training.recipes.evidence.expected import expected_tables
+from interpretable_training.recipes.evidence.faithfulness import faithfulness_tables
+from interpretable_training.recipes.evidence.page import fill_page, machine, markdown
+from interpretable_training.recipes.evidence.streams import stream_tables
 
 Part = Literal["streams", "faithfulness", "metrics", "expected"]
 PARTS = {
-    "streams": streams.write_streams,
-    "faithfulness": faithfulness.write_faithfulness,
-    "metrics": believable.write_believable,
-    "expected": expected.write_expected,
+    "streams": stream_tables,
+    "faithfulness": faithfulness_tables,
+    "metrics": metric_tables,
+    "expected": expected_tables,
 }
 
 
@@ -26,14 +30,18 @@ def evidence(part: Part | None = None, output: str = "docs/evidence", work: str 
     Args:
         part: "streams": CA-Stream on frozen networks. "faithfulness": methods on photographs. "metrics": which metric
             can be believed. "expected": the readings of Expected Grad-CAM.
-        output: Folder of tables and pictures.
+        output: Folder of tables and pictures; the page beside it, such as docs/evidence.md, gets the tables.
         work: Folder of weights, features and what is done so far.
     """
     for name in get_args(Part) if part is None else [part]:
         folder = Path(work) / {"expected": "metrics"}.get(name, name)  # which share their networks
-        folder.mkdir(parents=True, exist_ok=True)
-        text = PARTS[name](folder, Path(output))
-        sys.stdout.write(f"{text}\n")
+        for path in (folder, Path(output)):
+            path.mkdir(parents=True, exist_ok=True)
+        page = Path(output).with_suffix(".md")
+        for table, rows in PARTS[name](folder, Path(output)).items():
+            write_whole(Path(output) / f"{table}.csv", csv_text(rows))
+            fill_page(page, table, markdown(rows))
+        fill_page(page, f"machine of {name}", machine())
 
 
 if __name__ == "__main__":

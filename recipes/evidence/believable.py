@@ -6,8 +6,6 @@ intervention: the accuracy when only the evidence is exchanged. The quality of a
 pixels for the pixels of the evidence. A metric can be believed if it orders maps by their quality.
 """
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +20,6 @@ from interpretable_training import attribution as a
 from interpretable_training import metrics as m
 from interpretable_training.attribution.core.map_operations import blur, normalize
 from interpretable_training.evaluation import evaluate
-from interpretable_training.files import write_whole
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.metrics.core.similarity import ranks
 from interpretable_training.recipes.evidence.known_evidence import (
@@ -236,19 +233,19 @@ def images_needed(numbers: Numbers, metric: str) -> float:
     return (2 * std / mean) ** 2 if mean else float("inf")
 
 
-def write_believable(folder: Path, output: Path, seeds: int = 5) -> str:
-    """Compute what is missing, and write the tables."""
+def metric_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[list[str]]]:
+    """Compute what is missing, and return the rows of the tables."""
     found = judged_networks(folder, seeds)
     rows = [["metric", "scene", "graded maps", "methods", "confidence", "sparsity", "images"]]
     for name, metric in {**judged_metrics(), IN_DOMAIN: m.SingleDeletion(8)}.items():
         for scene in get_args(Scene):
             own = [found[scene, seed] for seed in range(seeds)]
             rows.append([name, scene, *judged(own, name, 1 if metric.wants_high else -1)])
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "metrics.csv", text.getvalue())
-    return text.getvalue()
+    changed = [["scene", "accuracy", "%"]]
+    for scene in get_args(Scene):
+        own = [found[scene, seed]["interventions"] for seed in range(seeds)]
+        changed += [[scene, key, mean_and_interval([n[key] for n in own])] for key in own[0]]
+    return {"metrics": rows, "interventions": changed}
 
 
 def judged(own: list[dict[str, Any]], name: str, sign: int) -> list[str]:

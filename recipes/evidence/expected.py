@@ -16,7 +16,6 @@ from interpretable_training.attribution import ExpectedGradCAM
 from interpretable_training.attribution.core.map_operations import normalize
 from interpretable_training.attribution.expected_grad_cam import Difference
 from interpretable_training.evaluation import evaluate
-from interpretable_training.files import write_whole
 from interpretable_training.recipes.evidence.believable import IMAGES, LAYER, nanmean, quality
 from interpretable_training.recipes.evidence.known_evidence import Scene, scene_batch, scene_data, scene_network
 from interpretable_training.recipes.recipe import stored_numbers
@@ -49,18 +48,14 @@ def expected_cell(scene: Scene, seed: int, folder: Path) -> dict[str, dict[str, 
     return numbers
 
 
-def write_expected(folder: Path, output: Path, seeds: int = 5) -> str:
-    """Compute what is missing, and write the table."""
-    lines = [", ".join(["scene", "reading", *COLUMNS])]
+def expected_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[list[str]]]:
+    """Compute what is missing, and return the rows of the table."""
+    rows = [["scene", "reading", *COLUMNS]]
     for scene in get_args(Scene):
         found = [
             stored_numbers(folder / f"expected-{scene}-{seed}.json", partial(expected_cell, scene, seed, folder))
             for seed in range(seeds)
         ]
         for reading in get_args(Difference):
-            lines.append(
-                ", ".join([scene, reading, *(mean_and_interval([n[reading][key] for n in found]) for key in COLUMNS)])
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "expected.csv", "\n".join(lines) + "\n")
-    return "\n".join(lines)
+            rows.append([scene, reading, *(mean_and_interval([n[reading][key] for n in found]) for key in COLUMNS)])
+    return {"expected": rows}

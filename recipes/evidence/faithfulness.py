@@ -165,12 +165,15 @@ def verdict_on_best(table: Table, methods: list[str], method: str, metric: str, 
     return f"cannot be told: {', '.join(unclear)}" if unclear else "holds"
 
 
-def write_faithfulness(folder: Path, output: Path) -> str:
-    """Compute what is missing, and write tables and picture."""
-    table = photograph_table(folder)
+def faithfulness_tables(folder: Path, output: Path) -> dict[str, list[list[str]]]:
+    """Compute what is missing, write the numbers of each view and a picture, and return the rows of the tables."""
+    table, cost = photograph_table(folder), map_costs(folder)
     table.save(output / "faithfulness")
     draw_photographs(output / "photographs.jpg")
-    lines = [f"{name}: {cost['seconds']:.3f} s, {cost['F']:.1f} F" for name, cost in map_costs(folder).items()]
-    return "\n".join(
-        [table.to_markdown(), *lines, *(f"{text}: {verdict}" for text, verdict in thesis_statements(table))]
-    )
+    rows = [["method", *table.metrics, "seconds", "F"]]
+    for name in table.values:
+        cells = [table[name, metric] for metric in table.metrics]
+        figures = [f"{cell.mean:.3g} [{cell.low:.3g}, {cell.high:.3g}]" for cell in cells]
+        rows.append([name, *figures, *(f"{cost[name][key]:.3g}" if name in cost else "" for key in ("seconds", "F"))])
+    said = [["statement", "here"], *([text, verdict] for text, verdict in thesis_statements(table))]
+    return {"faithfulness": rows, "statements": said}

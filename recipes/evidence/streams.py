@@ -24,7 +24,7 @@ from interpretable_training.attribution import GradCAM, RawAttention
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.data import DigitsDataModule, SeededDataModule, ShapesDataModule
 from interpretable_training.evaluation import evaluate
-from interpretable_training.files import whole_file, write_whole
+from interpretable_training.files import whole_file
 from interpretable_training.metrics import AverageDrop, AverageGain, Deletion, EnergyPointingGame, Insertion
 from interpretable_training.models import CAStream, Probe, TinyViT
 from interpretable_training.models.probe import probe_cost
@@ -224,21 +224,18 @@ def tried_settings() -> list[Setting]:
     return [*rates, *decayed, *(Setting("stream", 1e-3, options=tuple(o.items())) for o in streams)]
 
 
-def sweep(folder: Path, output: Path, seed: int = 100) -> str:
-    """Write the accuracy of each setting behind the real network, on two of the data sets."""
-    lines = ["data, setting, accuracy, wrong cues, energy on object"]
+def tried_rows(folder: Path, seed: int = 100) -> list[list[str]]:
+    """Return the accuracy of each setting behind the real network, on two of the data sets."""
+    rows = [["data", "setting", *COLUMNS[:3]]]
     for source in ("textures", "digits"):
         for setting in tried_settings():
             options = "".join(f" {key}={value}" for key, value in setting.options)
             name = f"{setting.pool} lr={setting.lr:g} decay={setting.weight_decay:g}{options}"
             compute = partial(stream_cell, "lite0", source, setting, seed, folder)
             n = stored_numbers(folder / f"tried-{source}-{name.replace(' ', '-')}.json", compute)
-            figures = [f"{n[key]:.1f}" if key in n else "" for key in COLUMNS[:3]]
-            lines.append(", ".join([source, name, *figures]))
+            rows.append([source, name, *(f"{n[key]:.1f}" if key in n else "" for key in COLUMNS[:3])])
         shutil.rmtree(folder / "features", ignore_errors=True)
-    text = "\n".join(lines)
-    write_whole(output / "streams_tried.csv", text + "\n")
-    return text
+    return rows
 
 
 def default_settings() -> dict[Pool, Setting]:
@@ -267,18 +264,20 @@ def stream_cell(backbone: Backbone, source: Source, setting: Setting, seed: int,
     return {**numbers, "first epoch": seconds[0], "later epoch": sum(seconds[1:]) / max(1, len(seconds) - 1)}
 
 
-def write_streams(folder: Path, output: Path, seeds: int = 5) -> str:
-    """Compute what is missing, and write the table."""
+def stream_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[list[str]]]:
+    """Compute what is missing, and return the rows of the tables."""
     numbers = {name: stored_numbers(folder / f"{name}.json", compute) for name, compute in stream_cells(folder, seeds)}
-    lines = []
+    rows, gains = [["backbone", "data", "pooling", *COLUMNS]], [["backbone", "data", "stream - linear", *COLUMNS[:3]]]
     for backbone, source in product(get_args(Backbone), get_args(Source)):
-        columns = [key for key in COLUMNS if source != "digits" or key != "wrong cues"]
         runs = {p: [numbers[f"{backbone}-{source}-{p}-{seed}"] for seed in range(seeds)] for p in get_args(Pool)}
         for pool, own in runs.items():
-            lines.append([backbone, source, pool, *(mean_and_interval([run[key] for run in own]) for key in columns)])
-        for key in columns[:3]:
-            gains = [a[key] - b[key] for a, b in zip(runs["stream"], runs["linear"])]
-            lines.append([backbone, source, f"stream - linear, {key}", mean_and_interval(gains)])
-    text = "\n".join(", ".join(line) for line in [["backbone", "data", "pooling", *COLUMNS], *lines])
-    write_whole(output / "streams.csv", text + "\n")
-    return text
+            rows.append([backbone, source, pool, *(column(own, key) for key in COLUMNS)])
+        pairs = list(zip(runs["stream"], runs["linear"]))
+        differences = [{key: ours[key] - theirs[key] for key in ours} for ours, theirs in pairs]
+        gains.append([backbone, source, "", *(column(differences, key) for key in COLUMNS[:3])])
+    return {"streams": rows, "stream_gains": gains, "streams_tried": tried_rows(folder)}
+
+
+def column(runs: list[dict[str, float]], key: str) -> str:
+    """Return mean and interval over the seeds; nothing where the data have no such number."""
+    return mean_and_interval([run[key] for run in runs]) if key in runs[0] else ""

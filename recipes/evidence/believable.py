@@ -6,7 +6,7 @@ intervention: the accuracy when only the evidence is exchanged. The quality of a
 pixels for the pixels of the evidence. A metric can be believed if it orders maps by their quality.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,7 +161,7 @@ def measured_numbers(
     network: nn.Module,
     x: Tensor,
     target: Tensor,
-    methods: dict[str, a.Attribution],
+    methods: Mapping[str, a.Attribution],
     metrics: dict[str, ImageMetric],
 ) -> Numbers:
     """Return method -> metric -> numbers of the images."""
@@ -177,7 +177,7 @@ def scene_cell(scene: Scene, seed: int, folder: Path) -> dict[str, Any]:
     with torch.no_grad():
         sure = (network(x).argmax(1) == target) & truth.flatten(1).any(1)
     x, target, truth = (part[sure][:IMAGES] for part in (x, target, truth))
-    numbers = {"interventions": interventions(scene, network, seed)}
+    numbers: dict[str, Any] = {"interventions": interventions(scene, network, seed)}
     numbers["maps"] = measure_maps(network, x, target, truth, judged_metrics())
     for name, row in measure_maps(prepared, x, target, truth, {IN_DOMAIN: m.SingleDeletion(8)}).items():
         numbers["maps"][name] |= {IN_DOMAIN: row[IN_DOMAIN], f"quality of {IN_DOMAIN}": row["quality"]}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from interpretable_training.data import ShapesDataModule
+from interpretable_training.data.shortcuts import CueSplit
 from interpretable_training.files import whole_file
 from interpretable_training.metrics.region_effects import without_patch
 from interpretable_training.modules import Classifier
@@ -24,7 +25,7 @@ CUES: dict[Scene, dict[str, Any]] = {
 }
 
 
-def scene_data(scene: Scene, seed: int, cues: str = "same") -> ShapesDataModule:
+def scene_data(scene: Scene, seed: int, cues: CueSplit = "same") -> ShapesDataModule:
     """Return the pictures of a scene, with all masks."""
     options: dict[str, Any] = {"n_train": 3000, "n_val": 300, "n_test": 300, "batch_size": 32, "annotations": True}
     return ShapesDataModule(SIDE, seed=seed, shortcut_val=cues, **options, **CUES[scene])

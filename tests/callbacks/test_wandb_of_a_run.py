@@ -27,6 +27,7 @@ def whole(tmp_path_factory):
         patch.setenv(f"WANDB_{name}", value)
     import wandb
 
+    wandb.teardown()  # what other tests in this process left
     watching = [
         ExplanationLogger(max_images=2, hardest=1, on_error="raise"),
         InterpretabilityMetrics(GradCAM(), [AverageDrop(), AverageGain()], max_images=6, on_error="raise"),

@@ -248,7 +248,7 @@ def test_the_direction_is_stated(name):
     assert isinstance(metric.higher_is_better, bool)
     errors = ("official_metric", "localization_error", "energy_localization_error", "saliency_metric")
     changed = ("background_accuracy", "top_replaced_accuracy")
-    lower = ("average_drop", "deletion", "max_sensitivity", "complexity", *errors, *changed)
+    lower = ("average_drop", "deletion", "max_sensitivity", "complexity", "infidelity", *errors, *changed)
     assert metric.higher_is_better == (name not in lower)
 
 

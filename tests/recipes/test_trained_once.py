@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -71,16 +72,19 @@ def test_ctrl_c_leaves_no_half_trained_network(tmp_path):
         "--max_images=1",
     ]
     command += ["--metrics=localization", "--n_train=6000"]
-    started = subprocess.Popen(
-        [*command, "--backbone_epochs=500"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells start background jobs that ignore it
+    started = subprocess.Popen([*command, "--backbone_epochs=500"], cwd=tmp_path, preexec_fn=heard, **quiet)
     log = tmp_path / "runs/ca_stream/backbone/baseline/version_0/checkpoints"
     for _ in range(600):
         if log.exists() and any(log.iterdir()):  # after the first of its epochs
             break
         time.sleep(0.2)
     os.kill(started.pid, signal.SIGINT)
-    assert started.wait(120) != 0
+    try:
+        assert started.wait(120) != 0
+    finally:
+        started.kill()
     assert not list((tmp_path / "runs/ca_stream").glob("*.pt"))
     assert not (tmp_path / "runs/method_table").exists()
     torch.save(TinyCNN(6).state_dict(), tmp_path / "runs/ca_stream/tiny_cnn.pt")  # what the training would end with

@@ -237,12 +237,9 @@ def tried_rows(folder: Path, seed: int = 100) -> list[list[str]]:
 
 
 def default_settings() -> dict[Pool, Setting]:
-    """Return the most accurate setting of each pooling in the sweep; of equal ones that with more energy on objects."""
-    return {
-        "linear": Setting("linear", 1e-2),
-        "latent": Setting("latent", 1e-3),
-        "stream": Setting("stream", 1e-3, 1.0),
-    }
+    """Return the most accurate setting of each pooling in the sweep."""
+    stream = Setting("stream", options=(("queries", 4),))
+    return {"linear": Setting("linear", 1e-2), "latent": Setting("latent", 1e-3), "stream": stream}
 
 
 def stream_cells(folder: Path, seeds: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:

@@ -274,7 +274,8 @@ def stream_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[
         pairs = list(zip(runs["stream"], runs["linear"]))
         differences = [{key: ours[key] - theirs[key] for key in ours} for ours, theirs in pairs]
         gains.append([backbone, source, "", *(column(differences, key) for key in COLUMNS[:3])])
-    return {"streams": rows, "stream_gains": gains, "streams_tried": tried_rows(folder)}
+    raw = [["cell", *COLUMNS], *([name, *(f"{n.get(key, '')}" for key in COLUMNS)] for name, n in numbers.items())]
+    return {"streams": rows, "stream_gains": gains, "streams_tried": tried_rows(folder), "streams_raw": raw}
 
 
 def column(runs: list[dict[str, float]], key: str) -> str:

@@ -59,7 +59,9 @@ def test_forbidden_words_are_detected_in_prose_only():
 def test_all_pages_together_are_short():
     folders = (ROOT / "docs", ROOT / "docs" / "callbacks")
     pages = [page for page in OURS if page.parent in folders and page.name != "ca_stream_networks.md"]  # only names
-    numbers = {name_of(page): number_of_words(page.read_text()) for page in pages}
+    numbers = {name_of(page): number_of_words(page.read_text()) for page in pages if page.name != "evidence.md"}
+    evidence = (ROOT / "docs" / "evidence.md").read_text()
+    numbers["evidence"] = number_of_words(re.sub(r"^\|.*", "", evidence, flags=re.M))  # its tables are made by a command
     assert sum(numbers.values()) <= MOST_WORDS, numbers
 
 

@@ -25,7 +25,7 @@ def lite0(checked: bool = True) -> nn.Module:
 
     network = timm.create_model(NAME)
     network.load_state_dict(renamed(read_weights(), network.state_dict()))
-    network.eval()
+    network.eval().to(memory_format=torch.channels_last)  # nearly twice as fast on a CPU
     if checked:
         check_answers(network)
     return network

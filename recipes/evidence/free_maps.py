@@ -31,7 +31,7 @@ def draw_free_maps(folder: Path, file: Path, n: int = 400) -> dict[str, float]:
     network = lite0()
     images, target, _ = sure_views(network, n, per_photograph=40, seed=1)
     new, answers, _ = sure_views(network, 100, per_photograph=10, seed=2)
-    stream = CAStream(network, image_size=images.shape[-1])
+    stream = CAStream(network, image_size=images.shape[-1], queries=4)
     module = CAStreamClassifier(
         stream,
         1000,

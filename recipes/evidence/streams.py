@@ -49,8 +49,8 @@ COLUMNS = (
     "insertion",
     "deletion",
     "trained parameters",
-    "first epoch",
-    "later epoch",
+    "first epoch (s)",
+    "later epoch (s)",
 )
 CUE = 0.8  # share of the images whose texture or patch names the class
 
@@ -260,24 +260,27 @@ def stream_cell(backbone: Backbone, source: Source, setting: Setting, seed: int,
     classes = 6 if source == "textures" else 10
     module, seconds = fit_pool(backbone, network, setting, images, classes, seed, folder)
     numbers = measure_pool(module, source, side, seed)
-    return {**numbers, "first epoch": seconds[0], "later epoch": sum(seconds[1:]) / max(1, len(seconds) - 1)}
+    later = sum(seconds[1:]) / max(1, len(seconds) - 1)
+    return {**numbers, "first epoch (s)": seconds[0], "later epoch (s)": later}
 
 
 def stream_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[list[str]]]:
     """Compute what is missing, and return the rows of the tables."""
     numbers = {name: stored_numbers(folder / f"{name}.json", compute) for name, compute in stream_cells(folder, seeds)}
-    rows, gains = [["backbone", "data", "pooling", *COLUMNS]], [["backbone", "data", "stream - linear", *COLUMNS[:3]]]
+    rows, gains = [["backbone", "data", "pooling", *COLUMNS]], [["backbone", "data", *COLUMNS[:3]]]
     for backbone, source in product(get_args(Backbone), get_args(Source)):
         runs = {p: [numbers[f"{backbone}-{source}-{p}-{seed}"] for seed in range(seeds)] for p in get_args(Pool)}
         for pool, own in runs.items():
             rows.append([backbone, source, pool, *(column(own, key) for key in COLUMNS)])
         pairs = list(zip(runs["stream"], runs["linear"]))
         differences = [{key: ours[key] - theirs[key] for key in ours} for ours, theirs in pairs]
-        gains.append([backbone, source, "", *(column(differences, key) for key in COLUMNS[:3])])
+        gains.append([backbone, source, *(column(differences, key) for key in COLUMNS[:3])])
     raw = [["cell", *COLUMNS], *([name, *(f"{n.get(key, '')}" for key in COLUMNS)] for name, n in numbers.items())]
     return {"streams": rows, "stream_gains": gains, "streams_tried": tried_rows(folder), "streams_raw": raw}
 
 
 def column(runs: list[dict[str, float]], key: str) -> str:
     """Return mean and interval over the seeds; nothing where the data have no such number."""
-    return mean_and_interval([run[key] for run in runs]) if key in runs[0] else ""
+    if key == "trained parameters":
+        return f"{runs[0][key]:,.0f}"
+    return mean_and_interval([round(run[key], 4) for run in runs]) if key in runs[0] else ""

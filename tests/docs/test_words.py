@@ -61,7 +61,7 @@ def test_all_pages_together_are_short():
     pages = [page for page in OURS if page.parent in folders and page.name != "ca_stream_networks.md"]  # only names
     numbers = {name_of(page): number_of_words(page.read_text()) for page in pages if page.name != "evidence.md"}
     evidence = (ROOT / "docs" / "evidence.md").read_text()
-    numbers["evidence"] = number_of_words(re.sub(r"^\|.*", "", evidence, flags=re.M))  # its tables are made by a command
+    numbers["evidence"] = number_of_words(re.sub(r"^\|.*", "", evidence, flags=re.M))  # a command makes its tables
     assert sum(numbers.values()) <= MOST_WORDS, numbers
 
 

@@ -3,6 +3,13 @@ import gc
 import pytest
 import torch
 
+gc.disable()  # thousands of tests are collected, and live until the end
+
+
+def pytest_collection_finish():
+    """Collect garbage again."""
+    gc.enable()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():

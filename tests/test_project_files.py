@@ -122,6 +122,7 @@ def test_script_of_interpreters_knows_this_one_and_the_lower_bounds(monkeypatch)
     monkeypatch.delitem(sys.modules, "interpreters")
 
 
+@pytest.mark.slow
 def test_benchmark_of_gpus_ends_well_without_one():
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(ROOT / "benchmarks" / "bench_gpu.py")]

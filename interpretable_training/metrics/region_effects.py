@@ -13,7 +13,7 @@ of the map, is 0 where the map is 0 in all regions.
 trained further on images without a random patch, which `without_patch` makes; to other networks they may be new.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -62,16 +62,12 @@ class RemovalMetric(ImageMetric):
         """Return R (J, *spatial)."""
         raise NotImplementedError(f"expected {type(self).__name__} to implement regions(spatial).")
 
-    def regions_key(self) -> Hashable:
-        """Return what decides the regions of images of one size."""
-        raise NotImplementedError(f"expected {type(self).__name__} to implement regions_key().")
-
     def predicted_and_measured(self, scored: ScoredBatch) -> tuple[Tensor, Tensor]:
         """Return a and e, (B, J) each."""
         x, S = scored.images, scored.saliency
         R = self.regions(x.shape[2:]).to(x.device)
-        key = (type(self).__name__, self.regions_key(), self.replacement)
-        without = scored.once_clean(key, lambda: self._without(scored, R))  # the same for all maps
+        facts = {**self.options(), "score": ""}  # each kind of score is computed
+        without = scored.once_clean((type(self), *facts.items()), lambda: self._without(scored, R))  # for all maps
         e = (scored.clean_scores()[:, None] - without)[..., kind_index(self.score)]  # (1)
         return S.to(e).flatten(1) @ R.flatten(1).to(e).T, e  # (2)
 
@@ -124,9 +120,6 @@ class Infidelity(RemovalMetric):
     def options(self) -> dict[str, Fact]:
         return {**super().options(), "squares": self.n, "side": self.side, "seed": self.seed}
 
-    def regions_key(self) -> Hashable:
-        return self.n, self.side, self.seed
-
     def regions(self, spatial: Sequence[int]) -> Tensor:
         side = max(1, round(self.side * min(spatial)))
         generator = torch.Generator().manual_seed(self.seed)
@@ -178,9 +171,6 @@ class SingleDeletion(RemovalMetric):
 
     def options(self) -> dict[str, Fact]:
         return {**super().options(), "patches": self.patches}
-
-    def regions_key(self) -> Hashable:
-        return self.patches
 
     def regions(self, spatial: Sequence[int]) -> Tensor:
         return grid_regions(spatial, self.patches)

@@ -26,7 +26,7 @@ PERCENTAGES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 
 @dataclass(frozen=True)
 class Removal:
-    """What (1) removes, and by what noise it is hidden."""
+    """Percentages of removed pixels, and the noise that hides the removal."""
 
     percentages: tuple[float, ...] = PERCENTAGES
     noise: float = 0.01

@@ -1,9 +1,9 @@
-"""Which metric can be believed? Metrics on maps of known quality, for networks whose evidence is known.
+"""Measure metrics on maps of known quality, for networks with known evidence: credible ones order maps by quality.
 
 Three scenes: clean shapes among distractors, where the class is read from the object; shapes with marks, where it is
 read from the mark; shapes on textures, where it is read from the background. That a network does so is checked by
 intervention: the accuracy when only the evidence is exchanged. The quality of a map is the average precision of its
-pixels for the pixels of the evidence. A metric can be believed if it orders maps by their quality.
+pixels for the pixels of the evidence.
 """
 
 from collections.abc import Callable, Mapping

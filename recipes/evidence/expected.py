@@ -1,4 +1,4 @@
-"""Which reading of Expected Grad-CAM's difference term is complete, and which maps are better?
+"""Compare the readings of Expected Grad-CAM's difference term: completeness, and quality of the maps.
 
 A reading is complete if the weighted differences of all channels and cells add up to y(x) - mean y(x'). The journal
 form of the method ("Not All CAMs Are Complete", TMLR 2026, https://openreview.net/forum?id=NeeGBwXNs5) makes this

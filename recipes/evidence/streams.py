@@ -57,7 +57,7 @@ CUE = 0.8  # share of the images whose texture or patch names the class
 
 @dataclass(frozen=True)
 class Setting:
-    """What may be chosen for a pooling; a sweep over other seeds chose the defaults (`tried_settings`)."""
+    """Learning rate, weight decay and options of a pooling; a sweep on another seed chose those of the table."""
 
     pool: Pool
     lr: float = 1e-3

@@ -26,6 +26,7 @@ from interpretable_training.attribution import (
 from interpretable_training.metrics import (
     ADCC,
     AOPC,
+    ARCC,
     ROAD,
     AverageDrop,
     AverageDropInDeletion,
@@ -34,9 +35,11 @@ from interpretable_training.metrics import (
     Coherency,
     Complexity,
     Deletion,
+    Infidelity,
     Insertion,
     InsertionDeletion,
     MaxSensitivity,
+    SingleDeletion,
     evaluate,
 )
 
@@ -204,8 +207,10 @@ CONFIDENCE = [AverageDrop(), AverageIncrease(), AverageGain()]
         ({"a": Insertion(steps=8), "b": Insertion(steps=8, auc="mean"), "c": Insertion(steps=8, score="logit")}, 2, 7),
         ([ROAD(percentages=(10, 50)), AOPC(patch=4, steps=3)], 1, 7),
         ({"a": ROAD(percentages=(10, 50)), "b": ROAD(percentages=(10, 50), score="accuracy")}, 1, 4),
+        ([ROAD(percentages=(10, 50)), ARCC(percentages=(10, 50))], 1, 4),
+        ({"a": SingleDeletion(2), "b": SingleDeletion(2, score="prob"), "c": Infidelity(n=3)}, 8, 0),  # of all maps
     ],
-    ids=["none", "AD AI AG", "and ADD", "ADCC", "insertion", "both", "all three", "rules", "ROAD AOPC", "ROAD twice"],
+    ids="none,AD AI AG,and ADD,ADCC,insertion,both,all three,rules,ROAD AOPC,ROAD twice,ROAD ARCC,regions".split(","),
 )
 def test_every_pass_is_made_once(network, images, metrics, shared, each, target):
     labels = torch.tensor([0, 3, 1, 1, 2])

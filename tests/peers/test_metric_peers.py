@@ -193,7 +193,10 @@ def test_arcc_equals_pytorch_grad_cam(noiseless, facts):
     """Of a method that gives each image the same map, so that coherency is known; the peer explains by a function."""
     arcc = pytest.importorskip("pytorch_grad_cam.metrics.arcc")
     method = InputXGradient()
-    explain = lambda input_tensor, targets: normalize(method(facts["model"], input_tensor, TARGET)).numpy()  # noqa: E731
+
+    def explain(input_tensor, targets):
+        return normalize(method(facts["model"], input_tensor, TARGET)).numpy()
+
     peer = arcc.ARCC(base_method=explain)
     softmax = [lambda output, c=c: output.softmax(-1)[c] for c in TARGET.tolist()]
     S = torch.from_numpy(explain(facts["images"], None))

@@ -210,7 +210,20 @@ CONFIDENCE = [AverageDrop(), AverageIncrease(), AverageGain()]
         ([ROAD(percentages=(10, 50)), ARCC(percentages=(10, 50))], 1, 4),
         ({"a": SingleDeletion(2), "b": SingleDeletion(2, score="prob"), "c": Infidelity(n=3)}, 8, 0),  # of all maps
     ],
-    ids="none,AD AI AG,and ADD,ADCC,insertion,both,all three,rules,ROAD AOPC,ROAD twice,ROAD ARCC,regions".split(","),
+    ids=[
+        "none",
+        "AD AI AG",
+        "and ADD",
+        "ADCC",
+        "insertion",
+        "both",
+        "all three",
+        "rules",
+        "ROAD AOPC",
+        "ROAD twice",
+        "ROAD ARCC",
+        "regions",
+    ],
 )
 def test_every_pass_is_made_once(network, images, metrics, shared, each, target):
     labels = torch.tensor([0, 3, 1, 1, 2])

@@ -209,6 +209,7 @@ CONFIDENCE = [AverageDrop(), AverageIncrease(), AverageGain()]
         ({"a": ROAD(percentages=(10, 50)), "b": ROAD(percentages=(10, 50), score="accuracy")}, 1, 4),
         ([ROAD(percentages=(10, 50)), ARCC(percentages=(10, 50))], 1, 4),
         ({"a": SingleDeletion(2), "b": SingleDeletion(2, score="prob"), "c": Infidelity(n=3)}, 8, 0),  # of all maps
+        ({"a": SingleDeletion(2), "b": SingleDeletion(3), "c": SingleDeletion(2, substrate="min")}, 18, 0),
     ],
     ids=[
         "none",
@@ -223,6 +224,7 @@ CONFIDENCE = [AverageDrop(), AverageIncrease(), AverageGain()]
         "ROAD twice",
         "ROAD ARCC",
         "regions",
+        "other regions",
     ],
 )
 def test_every_pass_is_made_once(network, images, metrics, shared, each, target):

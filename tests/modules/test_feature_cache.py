@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from interpretable_training.models import CAStream, Probe, TinyCNN, TinyViT
 from interpretable_training.models.probe import Pooling
 from interpretable_training.modules import CAStreamClassifier
-from interpretable_training.modules.feature_cache import FeatureCache
+from interpretable_training.modules.feature_cache import FeatureCache, keys_of
 
 
 def backbone(seed=0):
@@ -42,6 +42,18 @@ def test_cached_features_equal_computed_ones(tmp_path, dtype, error):
         for F, expected in zip(cached, maps):
             assert_close(F, expected[order].detach(), rtol=error, atol=error)
     assert cache.misses == 6
+
+
+def test_keys_change_with_any_bit():
+    """32 bits of a pixel in each of 64 images."""
+    images = torch.zeros(64, 1, 2, 2)
+    bits = images.view(torch.int32).flatten(1)
+    for i in range(64):
+        bits[i, i // 32] = 1 << (i % 32) if i % 32 < 31 else -(2**31)
+    keys = keys_of(images)
+    assert len(set(keys)) == 64
+    assert keys_of(images) == keys
+    assert set(map(len, keys)) == {16}
 
 
 def test_interrupted_write_continues(tmp_path):

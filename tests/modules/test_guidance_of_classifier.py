@@ -10,7 +10,7 @@ from support.guided_steps import ENERGY
 from interpretable_training.attribution import GradCAM, Gradient
 from interpretable_training.modules import Classifier, GuidedGradientClassifier
 from interpretable_training.modules.saved_guidance import guidance_of, plain_guidance
-from interpretable_training.regularization import GuidanceLoss
+from interpretable_training.regularization import GuidanceLoss, SwapBackgrounds
 
 
 def saved(module, folder):
@@ -67,3 +67,14 @@ def test_a_checkpoint_names_no_class_but_a_method():
 def test_guidance_and_guided_gradients_together_are_refused():
     with pytest.raises(ValueError, match="expected no guidance with a guided-gradient regularizer, got both"):
         GuidedGradientClassifier("tiny_cnn", 3, guidance=ENERGY)
+
+
+def test_keys_reach_the_callbacks_and_come_back_from_a_checkpoint(tmp_path):
+    keys = {"image_key": "photo", "label_key": 1}
+    options = {"network_kwargs": {"width": 4}, "swap": SwapBackgrounds(), "guidance": GuidanceLoss(), **keys}
+    module = Classifier("tiny_cnn", 3, optimizer=lambda parameters: None, **options)
+    swap, guidance = module.configure_callbacks()
+    assert swap.image_key == guidance.image_key == "photo"
+    assert guidance.label_key == 1
+    loaded = Classifier.load_from_checkpoint(saved(module, tmp_path))
+    assert (loaded.image_key, loaded.label_key) == ("photo", 1)

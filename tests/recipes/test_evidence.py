@@ -59,10 +59,12 @@ def test_sure_views_take_turns_and_are_sure(monkeypatch):
     """A network that is sure of bright images."""
     monkeypatch.setattr(p, "PHOTOGRAPHS", {name: p.PHOTOGRAPHS[name] for name in ("cat", "coffee", "hubble")})
     stub = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
-    nn.init.constant_(stub[2].weight[:1], 5.0)
+    nn.init.constant_(stub[2].weight[:1], 1.0)
     nn.init.zeros_(stub[2].weight[1:])
-    images, target, names = p.sure_views(stub, n=6, per_photograph=4, least=0.7)
-    assert (stub(images).softmax(1).amax(1) >= 0.7).all()
+    nn.init.zeros_(stub[2].bias)
+    images, target, names = p.sure_views(stub, n=9, per_photograph=4, least=0.75)
+    assert (stub(images).softmax(1).amax(1) >= 0.75).all()
+    assert len(images) < len(p.sure_views(stub, n=9, per_photograph=4, least=0.0)[0])
     assert torch.equal(stub(images).argmax(1), target)
     assert names == sorted(names)
     assert max(map(names.count, names)) <= 4

@@ -1,6 +1,7 @@
 """Numbered batches from a data module, loader, data set, pair or iterable, with the index of each image."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -82,13 +83,17 @@ class BatchSource:
             yield number, indices, picked.images, picked.target, annotations_of(picked.rest)
 
     def read_picked(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Picked]]:
-        """Yield number, indices, and all entries of each batch for which `wanted(number)` is true."""
+        """Yield number, indices, and all entries of each batch for which `wanted(number)` is true.
+
+        It is asked when the batch is about to be read, so that processes which share batches can claim them one by one.
+        """
         if self.plan is None:
             yield from self._stream(wanted)
             return
-        numbers = [number for number in range(len(self.plan)) if wanted(number)]
+        numbers: deque[int] = deque()
         with same_state(self.source.dataset, self.source.collate_fn):
-            for number, batch in zip(numbers, again(self.source, [self.plan[number] for number in numbers])):
+            for batch in again(self.source, noted(filter(wanted, range(len(self.plan))), numbers, self.plan)):
+                number = numbers.popleft()
                 yield number, self.plan[number], pick(batch, *self.keys, strict=True)
 
     def _stream(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[int], Picked]]:
@@ -139,7 +144,14 @@ def indices_of(loader: DataLoader) -> Tensor | None:
     return torch.arange(len(data)) if whole or isinstance(sampler, DistributedSampler) else None
 
 
-def again(loader: DataLoader, batches: list[list[int]]) -> DataLoader:
+def noted(numbers: Iterable[int], notes: deque[int], plan: list[list[int]]) -> Iterator[list[int]]:
+    """Yield the indices of numbered batches, and note the number of each."""
+    for number in numbers:
+        notes.append(number)
+        yield plan[number]
+
+
+def again(loader: DataLoader, batches: Iterable[list[int]]) -> DataLoader:
     """Return the same loader for other batches."""
     return DataLoader(
         loader.dataset,

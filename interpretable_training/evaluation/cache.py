@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,14 @@ class Cache:
         else:
             write_whole(described, json.dumps(ours, indent=2))
 
-    def load(self, wanted: Callable[[int], bool]) -> list[Part]:
-        """Return what is done of the batches whose number is wanted; files that cannot be read count as not done."""
+    def load(self) -> list[Part]:
+        """Return what is done; files that cannot be read count as not done."""
         parts = []
         for path in [] if self.folder is None else sorted(self.folder.glob("part-*.pt")):
-            if wanted(int(path.stem.partition("-")[2])):
-                try:
-                    parts.append(Part(**torch.load(path, weights_only=True)))
-                except Exception as error:  # whatever half a file makes of torch.load
-                    warn_caller(f"{path} cannot be read ({error}); its images are measured again")
+            try:
+                parts.append(Part(**torch.load(path, weights_only=True)))
+            except Exception as error:  # whatever half a file makes of torch.load
+                warn_caller(f"{path} cannot be read ({error}); its images are measured again")
         return parts
 
     def keep(self, part: Part) -> None:

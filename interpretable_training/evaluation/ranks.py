@@ -29,6 +29,8 @@ class Peers:
         self.store = default_store() if shared else None
         self.shared = False  # whether the exchange at the end was made
         self.key = ""
+        self.claimed: set[int] = set()
+        self.counted = 0
 
     def __enter__(self) -> "Peers":
         if self.store is not None:
@@ -56,6 +58,18 @@ class Peers:
             )
         if arrived < self.world:
             self.store.add(counter, 1)
+
+    def claim(self, number: int) -> bool:
+        """Whether a batch is for this process to do: the first one that asks gets it, so that none waits for work."""
+        if number in self.claimed:
+            return False
+        self.claimed.add(number)
+        return self.store is None or self.store.add(f"{self.key}/batch {number}", 1) == 1
+
+    def count(self, images: int) -> int:
+        """Add images that are done; return how many all processes have done."""
+        self.counted += images
+        return self.counted if self.store is None else self.store.add(f"{self.key}/images", images)
 
     def stopped(self) -> bool:
         """Whether one of the processes has failed or was interrupted."""

@@ -53,7 +53,7 @@ class EvaluationRun:
     ) -> None:
         self.model, self.methods, self.metrics, self.target = model, methods, metrics, target
         self.multilabel, self.output, self.chunk_size = multilabel, output, chunk_size
-        self.task, self.reading, self.scoring = task, reading, Scoring()
+        self.task, self.reading, self.scoring = task, reading, Scoring(at_once=reading is None)
 
     def facts(self) -> dict[str, Fact]:
         """Return what decides the numbers, besides the metrics."""
@@ -80,20 +80,18 @@ class EvaluationRun:
 
     def run(self, source: BatchSource, cache: Cache, progress: bool, peers: Peers) -> tuple[list[Part], bool]:
         """Return the parts of all processes, in order, and whether none is missing."""
-        rank, world = peers.rank, peers.world
-        parts, interrupted = cache.load(lambda n: n % world == rank), False
-        done = {part.number for part in parts}
-        bar = tqdm(desc="evaluate", unit=" images", total=source.size(), disable=not progress or rank > 0)
-        bar.update(sum(len(part.images) for part in parts) * world)
+        parts, interrupted = [part for part in cache.load() if peers.claim(part.number)], False
+        bar = tqdm(desc="evaluate", unit=" images", total=source.size(), disable=not progress or peers.rank > 0)
+        bar.update(peers.count(sum(len(part.images) for part in parts)))
         try:
-            for number, indices, picked in source.read_picked(lambda n: n not in done and n % world == rank):
+            for number, indices, picked in source.read_picked(peers.claim):
                 if peers.stopped():
                     break
                 check = not any(len(part.images) for part in parts)
                 part = self.measure(number, indices, picked, check)
                 cache.keep(part)
                 parts.append(part)
-                bar.update(len(indices) * world)
+                bar.update(peers.count(len(indices)) - bar.n)
         except KeyboardInterrupt:
             interrupted = True
             peers.stop()
@@ -101,7 +99,7 @@ class EvaluationRun:
             bar.close()
         gathered = peers.share((parts, interrupted))
         if where := [rank for rank, (_, interrupted) in enumerate(gathered) if interrupted]:
-            place = f" in process {', '.join(map(str, where))}" if world > 1 else ""
+            place = f" in process {', '.join(map(str, where))}" if peers.world > 1 else ""
             warn_caller(f"interrupted{place}: the table holds the images that were done")
         parts = [part for batch_parts, _ in gathered for part in batch_parts]
         return sorted(parts, key=lambda part: part.number), not where

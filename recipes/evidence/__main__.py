@@ -1,11 +1,14 @@
 """Compute the evidence and fill its page: `python -m interpretable_training.recipes.evidence --part streams`.
 
-What is done already is kept in the folder of the work: a run that was interrupted goes on where it stopped.
+What is done already is kept in the folder of the work: a run that was interrupted goes on where it stopped. Several
+processes share the photographs: `torchrun --nproc-per-node 2 -m interpretable_training.recipes.evidence --part
+faithfulness`.
 """
 
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch.distributed as dist
 from jsonargparse import auto_cli
 
 from interpretable_training.files import csv_text, write_whole
@@ -33,15 +36,19 @@ def evidence(part: Part | None = None, output: str = "docs/evidence", work: str 
         output: Folder of tables and pictures; the page beside it, such as docs/evidence.md, gets the tables.
         work: Folder of weights, features and what is done so far.
     """
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
     for name in get_args(Part) if part is None else [part]:
         folder = Path(work) / {"expected": "metrics"}.get(name, name)  # which share their networks
         for path in (folder, Path(output)):
             path.mkdir(parents=True, exist_ok=True)
         page = Path(output).with_suffix(".md")
-        for table, rows in PARTS[name](folder, Path(output)).items():
+        tables = PARTS[name](folder, Path(output))
+        for table, rows in tables.items():
             write_whole(Path(output) / f"{table}.csv", csv_text(rows))
             fill_page(page, table, markdown(rows))
-        fill_page(page, f"machine of {name}", machine())
+        if tables:
+            fill_page(page, f"machine of {name}", machine())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Two processes share the batches and get the table of one."""
 
+import time
 import warnings
 from dataclasses import dataclass, field
 
@@ -33,6 +34,19 @@ class Stops(Attribution):
                 store.wait(["began"])  # by the other process, which has something to show then
                 raise KeyboardInterrupt
             store.set("began", "yes")
+        return images.abs().mean(1)
+
+
+@dataclass(frozen=True)
+class Slow(Attribution):
+    """Takes longer in the second process."""
+
+    calls: list = field(default_factory=list, repr=False)
+
+    def attribute(self, prepared, images, target):
+        self.calls.append(len(images))
+        if dist.is_initialized() and dist.get_rank() == 1:
+            time.sleep(0.4)
         return images.abs().mean(1)
 
 
@@ -71,6 +85,10 @@ def work(rank, folder):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tables["stopped"] = measured(CASES["odd"](), Stops(5), cache=f"{folder}/cache")
+        slow = Slow()
+        table = evaluate(model(), slow, AverageDrop(), DataLoader(DATA, 1), controls=False, resamples=5, progress=False)
+        tables["slow"] = (len(slow.calls), table.images.tolist())
+        tables["goes on"] = measured(CASES["odd"](), cache=f"{folder}/begun")
         torch.save(tables, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -82,6 +100,8 @@ def numbers(cell):
 
 @pytest.mark.slow
 def test_two_processes_give_the_table_of_one(tmp_path):
+    begun = measured(CASES["odd"](), cache=tmp_path / "begun")
+    (tmp_path / "begun" / "part-000001.pt").unlink()
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     for name, make in CASES.items():
@@ -96,8 +116,7 @@ def test_two_processes_give_the_table_of_one(tmp_path):
     expected = evaluate(model(), GradCAM(), METRICS, DATA, resamples=20, progress=False)
     assert first["wrapped"].to_csv() == second["wrapped"].to_csv() == expected.to_csv()
 
-    # Image 5 is in batch 1, at which the second process stops; the first one has the batches 0 and 2, and stops after
-    # that at which it is.
+    # Image 5 is in batch 1, at which one process stops; the other one has batch 0, and stops after that at which it is.
     assert first["stopped"].images.tolist() == second["stopped"].images.tolist()
     assert not first["stopped"].complete
     assert not second["stopped"].complete
@@ -105,3 +124,9 @@ def test_two_processes_give_the_table_of_one(tmp_path):
     whole = measured(CASES["odd"](), Stops(), cache=tmp_path / "cache")
     assert whole.complete
     assert whole.to_csv() == measured(CASES["odd"](), Stops()).to_csv()
+
+    (calls, images), (slow_calls, others) = first["slow"], second["slow"]
+    assert images == others == list(range(10))
+    assert calls + slow_calls == 10
+    assert calls > slow_calls  # who is done first takes what is left
+    assert first["goes on"].to_csv() == second["goes on"].to_csv() == begun.to_csv()

@@ -15,7 +15,7 @@ from interpretable_training.attribution import Attribution
 from interpretable_training.evaluation import ranks
 from interpretable_training.metrics import AverageDrop, evaluate
 
-N = 40  # batches of one image, every other one in the first process
+N = 40  # batches of one image
 DATA = TensorDataset(torch.arange(N * 3 * 8 * 8, dtype=torch.float32).view(N, 3, 8, 8).sin(), torch.arange(N) % 4)
 seen = []  # images of this process
 
@@ -162,13 +162,13 @@ def test_the_reason_of_one_process_ends_both(results, case):
     assert (
         first["told"] == f"RuntimeError: expected evaluate to end well in each process, got in process 1 {ENDS[case]}"
     )
-    assert first["explained"] < N // 2  # it ended after the batch at which it was
+    assert first["explained"] + second["explained"] < N  # it ended after the batch at which it was
 
 
 def test_an_interrupt_of_one_process_leaves_both_the_same_table(results):
     first, second = (result["interrupted"] for result in results)
-    assert first["told"] == second["told"] == list(range(0, 2 * first["explained"], 2))
-    assert 0 < first["explained"] < N // 2
+    assert first["told"] == second["told"]
+    assert 0 < first["explained"] == len(first["told"]) < N
     for actual in (first, second):
         assert not actual["complete"]
         assert "interrupted in process 1: the table holds the images that were done" in actual["warned"]
@@ -187,4 +187,4 @@ def test_the_next_evaluation_is_whole(results, case):
     for result in results:
         assert result[case]["told"] == list(range(N))
         assert result[case]["complete"]
-        assert result[case]["explained"] == N // 2
+    assert sum(result[case]["explained"] for result in results) == N

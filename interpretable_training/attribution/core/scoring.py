@@ -84,9 +84,11 @@ _plans: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
 class Scoring:
     """The fast passes of one prepared model, or of several of the same weights.
 
-    Layers are folded once passes without them have missed what folding takes.
+    Layers are folded once passes without them have missed what folding takes, or from the first pass on if `at_once`:
+    then what a pass returns does not depend on those before it.
     """
 
+    at_once: bool = False
     layers: dict[int, FoldedLayer] | None = None  # by the id of their weights; None: not built yet
     missed: float = 0.0  # time that folding would have saved so far
     refused: list[str] = field(default_factory=list)  # errors of channels last
@@ -111,8 +113,13 @@ class Scoring:
             return run(images)
         plan = _plans.get(module)
         if plan is None:
-            return run(images) if _forbids(module) else self._watch(module, run, images)
-        due, saved = self.missed > SETUP * plan.weights, plan.saves(images)
+            if _forbids(module):
+                return run(images)
+            output = self._watch(module, run, images)
+            if not self.at_once:
+                return output
+            plan = _plans[module]
+        due, saved = self.at_once or self.missed > SETUP * plan.weights, plan.saves(images)
         self.missed += max(saved, 0.0)
         if plan.refused is not None or saved <= 0 or not due:
             return run(images)

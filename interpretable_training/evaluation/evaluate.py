@@ -11,10 +11,12 @@ from torchmetrics import Metric, MetricCollection
 
 from interpretable_training.attribution import FakeCAM, RandomMap
 from interpretable_training.attribution.core.base import Attribution, Methods, name_methods, of_package
+from interpretable_training.attribution.core.compiled_passes import CompiledPasses
 from interpretable_training.attribution.core.generators import same_generators
 from interpretable_training.attribution.core.map_operations import one_of
 from interpretable_training.attribution.core.prepared_model import Output, unwrap
 from interpretable_training.attribution.core.ranges import check_normalization, check_ranges
+from interpretable_training.attribution.core.scoring import Scoring
 from interpretable_training.attribution.core.sharded_parameters import is_sharded
 from interpretable_training.batches.read import Key, LabelKey
 from interpretable_training.batches.source import BatchSource, Split
@@ -28,6 +30,8 @@ from .ranks import Peers
 from .runner import EvaluationRun
 from .table import Table
 
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 CONTROLS: dict[str, Attribution] = {"fakecam": FakeCAM(), "random": RandomMap()}
 
 
@@ -51,6 +55,8 @@ def evaluate(
     label_key: LabelKey = None,
     task: str | Task = "auto",
     chunk_size: int | None = None,
+    precision: Precision = "fp32",
+    compile: bool = False,
     cache: str | Path | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -91,12 +97,15 @@ def evaluate(
         label_key: the same of the labels; False if there are none.
         task: what the model is for, by name or as a `Task`; "auto" finds it in what the model returns.
         chunk_size: images per pass; by default what suits the device and the image size.
+        precision: of passes without gradient: "bf16" is nearly twice as fast on processors that have bfloat16.
+        compile: whether torch compiles passes without gradient, after the first 32 of a shape; for long evaluations.
         cache: a folder that keeps what is done; an evaluation with the same folder goes on from there.
         resamples: how often the bootstrap draws.
         seed: of the choice of images and of the bootstrap.
         progress: whether to show a progress bar.
     """
     one_of("target", target, "label", "pred", "least")
+    one_of("precision", precision, *DTYPES)
     _check_options(locals())
     if cache is not None and is_sharded(model):
         raise ValueError(
@@ -116,7 +125,8 @@ def evaluate(
             raise ValueError(f"expected at least one method, and a reference among {list(named)}, got {first!r}.")
         normalization = source.mean if mean is None else mean, source.std if std is None else std
         measured = _adapted(name_metrics(metrics), *normalization, multilabel)
-        work = EvaluationRun(model, named, measured, target, multilabel, output, chunk_size, task)
+        scoring = Scoring(True, DTYPES[precision], CompiledPasses() if compile else None)
+        work = EvaluationRun(model, named, measured, target, multilabel, output, chunk_size, task, scoring=scoring)
         facts = {**work.facts(), **key_facts(image_key, label_key), "images": max_images, "split": split, "seed": seed}
         task_named(task)
         parts, complete = work.run(source, Cache(cache, facts, work.passports(), source), progress, peers)
@@ -144,7 +154,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     unwrap(options["model"])
     numbers = ("max_images", "chunk_size", "resamples", "seed")
     check_ranges("evaluate", {name: options[name] for name in numbers}, ["max_images", "chunk_size"])
-    for name in ("controls", "multilabel", "progress"):
+    for name in ("controls", "multilabel", "progress", "compile"):
         if not isinstance(options[name], bool) and not (name == "multilabel" and options[name] is None):
             raise TypeError(f"expected {name} as True or False, got {options[name]!r:.100}.")
     if options["cache"] is not None and not isinstance(options["cache"], (str, Path)):

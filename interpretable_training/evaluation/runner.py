@@ -50,10 +50,11 @@ class EvaluationRun:
         chunk_size: int | None,
         task: str | Task = "auto",
         reading: Reading | None = None,
+        scoring: Scoring | None = None,
     ) -> None:
         self.model, self.methods, self.metrics, self.target = model, methods, metrics, target
         self.multilabel, self.output, self.chunk_size = multilabel, output, chunk_size
-        self.task, self.reading, self.scoring = task, reading, Scoring(at_once=reading is None)
+        self.task, self.reading, self.scoring = task, reading, scoring or Scoring()
 
     def facts(self) -> dict[str, Fact]:
         """Return what decides the numbers, besides the metrics."""
@@ -64,7 +65,7 @@ class EvaluationRun:
         model: dict[str, Fact] = {
             "model": type(module).__name__,
             "weights": checksum(*module.parameters(), *module.buffers()),
-            "precision": precision_of(module),
+            "precision": precision_of(module) + self.scoring.fact(),
             "output": output,
         }
         task = self.task if isinstance(self.task, str) else repr(self.task)
@@ -73,7 +74,9 @@ class EvaluationRun:
     def speedups(self) -> dict[str, Fact]:
         """Return facts of the passes that do not decide the numbers, known after the run."""
         folding = folding_of(unwrap(self.model if self.reading is None else self.reading.network))
-        return {} if folding is None else {"batch norms": folding}
+        compiled = self.scoring.compiled
+        facts: dict[str, Fact] = {} if folding is None else {"batch norms": folding}
+        return facts if compiled is None else {**facts, "compiled": compiled.fact()}
 
     def passports(self) -> dict[str, dict[str, Fact]]:
         return {name: metric.passport() for name, metric in self.metrics.items()}

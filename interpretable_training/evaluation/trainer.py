@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from interpretable_training.attribution import GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.batches.source import BatchSource, Split
+from interpretable_training.evaluation.evaluate import Precision
 from interpretable_training.metrics import (
     AverageDrop,
     AverageGain,
@@ -43,6 +44,8 @@ class EvaluationTrainer(L.Trainer):
         max_images: int | None = None,
         reference: str | None = None,
         chunk_size: int | None = None,
+        precision: Precision = "fp32",
+        compile: bool = False,
         output: str | None = None,
         image_key: int | str | None = None,
         label_key: int | str | Literal[False] | None = None,
@@ -61,6 +64,8 @@ class EvaluationTrainer(L.Trainer):
             max_images: How many images, chosen by the seed; by default all.
             reference: The method that the others are compared with; by default the first.
             chunk_size: Images per pass; by default what suits the device and the image size.
+            precision: Of passes without gradient: "bf16" is nearly twice as fast on processors that have bfloat16.
+            compile: Whether torch compiles passes without gradient; for long evaluations.
             output: Folder for the results; one of an evaluation that was stopped goes on where it was. By default a
                 new one beside the logs.
             image_key: Name or index of the images in a batch; by default they are found.
@@ -76,9 +81,13 @@ class EvaluationTrainer(L.Trainer):
             "split": split,
             "max_images": max_images,
             "reference": reference,
+            "chunk_size": chunk_size,
+            "precision": precision,
+            "compile": compile,
+            "image_key": image_key,
+            "label_key": label_key,
             "seed": seed,
         }
-        options |= {"chunk_size": chunk_size, "image_key": image_key, "label_key": label_key}
         datamodule.trainer = self
         options |= {"methods": methods or _default_methods(), "metrics": metrics or _default_metrics()}
         runner = Runner(model, datamodule, options, folder)

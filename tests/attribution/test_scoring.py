@@ -3,9 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-import timm
 import torch
-import torchvision
+from support.network_families import FAST_FIRST, build, with_statistics
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
@@ -18,39 +17,11 @@ from interpretable_training.attribution.core.layer_pairs import Linear
 from interpretable_training.attribution.core.prepared_model import prepare_model
 from interpretable_training.models import TinyCNN
 
-TORCHVISION = {"resnet18": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "efficientnet_b0": 64, "densenet121": 64}
-TORCHVISION |= {"regnet_y_400mf": 64, "vgg11_bn": 32, "googlenet": 64, "convnext_tiny": 64, "shufflenet_v2_x0_5": 64}
-TIMM = {"vit_tiny_patch16_224": 224, "swin_tiny_patch4_window7_224": 224, "efficientnet_b0": 64, "inception_v3": 96}
-FAST = ("tiny", "resnet18", "timm/efficientnet_b0")
-
 
 @pytest.fixture(autouse=True)
 def always_pays(monkeypatch):
     monkeypatch.setattr(scoring, "CALL", -1)
     monkeypatch.setattr(scoring, "SETUP", 0)
-
-
-def with_statistics(net):
-    """The network in float64 with batch norms that change what they get."""
-    generator = torch.Generator().manual_seed(0)
-    for norm in net.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            for tensor, low, high in ((norm.running_mean, -0.2, 0.2), (norm.running_var, 0.5, 1.5)):
-                tensor.uniform_(low, high, generator=generator)
-            for tensor in norm.parameters():
-                tensor.data.uniform_(0.5, 1.5, generator=generator)
-    return net.eval()
-
-
-def build(name):
-    torch.manual_seed(0)
-    if name == "tiny":
-        return TinyCNN(num_classes=5), 32
-    if name.startswith("timm/"):
-        name = name.removeprefix("timm/")
-        return timm.create_model(name, pretrained=False, num_classes=5), TIMM[name]
-    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
-    return torchvision.models.get_model(name, weights=None, num_classes=5, **options), TORCHVISION[name]
 
 
 def passes(net, images, n=2):
@@ -64,12 +35,7 @@ def passes(net, images, n=2):
         return plain, fast, sorted(names[key] for key, layer in layers.items() if layer.norm is not None)
 
 
-FAMILIES = ["tiny", *TORCHVISION, *(f"timm/{name}" for name in TIMM)]
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.parametrize("name", FAST_FIRST)
 def test_folded_passes_equal_plain_ones(name):
     net, size = build(name)
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -80,6 +46,23 @@ def test_folded_passes_equal_plain_ones(name):
     assert len(folded) == (59 if name == "densenet121" else norms)  # its other norms read concatenated features
     wide, fast, _ = passes(net.double(), images.double())
     assert_close(fast[1], wide, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", FAST_FIRST)
+def test_passes_in_bfloat16_are_near_to_plain_ones(name):
+    net, size = build(name)
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with_statistics(net)
+    with prepare_model(net, scoring=scoring.Scoring(True, torch.bfloat16)) as prepared, torch.no_grad():
+        plain, fast = prepared.run(images), prepared.run_fast(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounding = (net(images) - plain).abs().max()
+        layers = prepared.scoring.layers.values()
+        assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+        assert torch.equal(prepared.run_fast(images), fast)
+    assert fast.dtype == torch.float32  # in which probabilities are computed
+    assert 0 < (fast - plain).abs().max() < 2 * rounding + 1e-3 * plain.abs().max()
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
 LAYERS = {

@@ -26,13 +26,22 @@ class FoldedLayer:
         weight: the name of its weight.
         tensors: parameters and buffers of the module by name.
         packs: whether the CPU runs convolutions with packed weights.
+        dtype: of passes under autocast: weights are converted once, not in each pass.
     """
 
-    def __init__(self, layer: Linear, weight: str, tensors: Mapping[str, Tensor], packs: bool) -> None:
+    def __init__(
+        self,
+        layer: Linear,
+        weight: str,
+        tensors: Mapping[str, Tensor],
+        packs: bool,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         norm = layer.norm
         self.mean, self.eps = None if norm is None else tensors[norm.mean], 0.0 if norm is None else norm.eps
         self.W, self.b = tensors[weight], None if layer.bias is None else tensors[layer.bias]
         self.packs = packs and layer.function is torch.conv2d and self.W.dtype == torch.float32
+        self.dtype = self.W.dtype if dtype is None else dtype
         self.transposed = layer.function in TRANSPOSED
         self.packed: Tensor | None = None
         self.norm = None if norm is None else [None if name is None else tensors[name] for name in norm[:4]]
@@ -47,22 +56,23 @@ class FoldedLayer:
         if versions == self.versions:
             return
         self.versions, self.packed = versions, None
-        if self.norm is None:
-            self.weight, self.bias = self.W, self.b
-            return
+        self.weight, self.bias = (self.W, self.b) if self.norm is None else self._folded(self.norm)
+        self.weight, self.bias = self.weight.to(self.dtype), None if self.bias is None else self.bias.to(self.dtype)
+
+    def _folded(self, norm: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Return weight and bias with the batch norm in them."""
         dtype = wide(self.W)
-        m, v, g, t = (tensor if tensor is None else tensor.to(dtype) for tensor in self.norm)
+        m, v, g, t = (tensor if tensor is None else tensor.to(dtype) for tensor in norm)
         assert isinstance(m, Tensor)
         assert isinstance(v, Tensor)
         s = (v + self.eps).rsqrt() if g is None else g * (v + self.eps).rsqrt()
         b = -s * m if self.b is None else s * (self.b.to(dtype) - m)
-        self.weight = _scaled(self.W, s.to(self.W), self.transposed)  # (1)
-        self.bias = (b if t is None else b + t).to(self.W)  # (1)
+        return _scaled(self.W, s.to(self.W), self.transposed), (b if t is None else b + t).to(self.W)  # (1)
 
     def __call__(self, func: Any, x: Tensor, rest: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
         """Return the output for an input and the arguments of the function behind the bias."""
         if self.packs and _suits_packing(x, self.weight):
-            output = self._packed(x, *rest, **named)
+            output = self._packed(x.to(self.dtype), *rest, **named)
         else:
             output = func(x, self.weight, self.bias, *rest, **named)
         if self.norm is not None:
@@ -82,7 +92,7 @@ class FoldedLayer:
 
 def _suits_packing(x: Tensor, W: Tensor) -> bool:
     """Whether a convolution is large enough for packed weights, which cost some time for each call."""
-    if type(x) is not Tensor or x.ndim != 4 or x.dtype != torch.float32:
+    if type(x) is not Tensor or x.ndim != 4 or x.dtype not in (torch.float32, W.dtype):
         return False
     return x.numel() * W[0].numel() >= MULTIPLICATIONS and x.is_contiguous(memory_format=torch.channels_last)
 

@@ -77,6 +77,7 @@ class PreparedModel:
 
     def run_fast(self, images: Tensor) -> Any:
         """Return `run` up to rounding: channels last, and without graph with batch norm folded (see `scoring`)."""
+        self.rows[0] = len(images)  # compiled passes do not call `run`
         return self.scoring.run(self.module, self.run, images, self.call is None and not self.autocast)
 
     def resolve(self, images: Tensor, target: Target) -> Resolved:

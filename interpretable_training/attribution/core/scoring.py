@@ -19,21 +19,22 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
 
 from ._compat import global_hooks, hooks_of, packs_weights
+from .compiled_passes import CompiledPasses, equal_to_rounding
 from .folded_layers import FoldedLayer, Folding
 from .layer_pairs import Linear, Watch, named_tensors
 from .named_globals import sharded
 from .sharded_parameters import is_sharded
-from .targets import tensors_in
 
 WIDE = (torch.float32, torch.float64)
 # Time on a CPU in units of what writing one number by a batch norm takes; see benchmarks/bench_scoring.py.
 CALL = 50_000  # of a function that the mode replaces or passes on
 SETUP = 16  # of a number in a weight that is folded and packed
 WEIGHT = 1.5  # of a number in a weight that is packed once instead of in each pass
+DIFFERS = "its passes differ from each other"
 NAMED = 5  # batch norms in a fact
-TOLERANCE = 1e-4  # of the largest number of an output
 Run = Callable[[Tensor], Any]
 
 
@@ -86,12 +87,20 @@ class Scoring:
 
     Layers are folded once passes without them have missed what folding takes, or from the first pass on if `at_once`:
     then what a pass returns does not depend on those before it.
+
+    dtype: run passes of float32 images under autocast to it. compiled: passes of shapes that come often.
     """
 
     at_once: bool = False
+    dtype: torch.dtype | None = None
+    compiled: CompiledPasses | None = None
     layers: dict[int, FoldedLayer] | None = None  # by the id of their weights; None: not built yet
     missed: float = 0.0  # time that folding would have saved so far
     refused: list[str] = field(default_factory=list)  # errors of channels last
+
+    def fact(self) -> str:
+        """Return the precision of passes without graph where it is another one than that of the network."""
+        return "" if self.dtype is None else f", passes without gradient in {str(self.dtype).removeprefix('torch.')}"
 
     def run(self, module: nn.Module, run: Run, images: Tensor, alone: bool = True) -> Any:
         """Return `run(images)` up to rounding, for passes without graph.
@@ -99,6 +108,13 @@ class Scoring:
         Args:
             alone: whether `run` takes any number of images and runs without autocast.
         """
+        if self.dtype is None or torch.is_grad_enabled() or images.dtype != torch.float32:
+            return self._in_layout(module, run, images, alone)
+        with torch.autocast(images.device.type, self.dtype):
+            output = self._in_layout(module, run, images, alone)
+        return tree_map_only(Tensor, _widened, output)
+
+    def _in_layout(self, module: nn.Module, run: Run, images: Tensor, alone: bool) -> Any:
         if images.ndim == 4 and images.device.type == "cpu" and not self.refused:
             try:
                 return self._run(module, run, images.contiguous(memory_format=torch.channels_last), alone)
@@ -109,7 +125,13 @@ class Scoring:
         return self._run(module, run, images, alone)
 
     def _run(self, module: nn.Module, run: Run, images: Tensor, alone: bool) -> Any:
-        if torch.is_grad_enabled() or not alone or images.dtype not in WIDE or images.device.type != "cpu":
+        if torch.is_grad_enabled() or not alone or images.dtype not in WIDE:
+            return run(images)
+        if self.compiled is not None and not _forbids(module):
+            output = self.compiled.output_of(module, run, images)
+            if output is not None:
+                return output
+        if images.device.type != "cpu":
             return run(images)
         plan = _plans.get(module)
         if plan is None:
@@ -124,17 +146,20 @@ class Scoring:
         if plan.refused is not None or saved <= 0 or not due:
             return run(images)
         if self.layers is None:
-            self.layers = {} if _forbids(module) else folded_layers(plan, module)
+            self.layers = {} if _forbids(module) else folded_layers(plan, module, self.dtype)
         if not self.layers:
             return run(images)
+        if not plan.checked:
+            plan.checked = True
+            plan.refused = _refusal(self.layers if self.dtype is None else folded_layers(plan, module), run, images)
+            if plan.refused is not None:
+                return run(images)
         mode = Folding(self.layers)
         output = mode.output_of(run, images)
         if mode.differs:
-            plan.refused = "its passes differ from each other"
-        elif not plan.checked:
-            plan.checked, plain = True, run(images)
-            plan.refused = None if equal_to_rounding(plain, output) else "its output differs"
-        return output if plan.refused is None else run(images)
+            plan.refused = DIFFERS
+            return run(images)
+        return output
 
     def _watch(self, module: nn.Module, run: Run, images: Tensor) -> Any:
         """Return the output of a pass, and make the plan of the network."""
@@ -146,6 +171,16 @@ class Scoring:
         plan = Plan(layers, watch.norms, watch.calls, watch.elements / images.numel(), weights)
         self.missed, _plans[module] = max(plan.saves(images), 0.0), plan  # as if the plan had been known
         return output
+
+
+def _refusal(layers: dict[int, FoldedLayer], run: Run, images: Tensor) -> str | None:
+    """Return why layers are not folded, by a folded and a plain pass in full precision; None if nothing forbids it."""
+    with torch.autocast(images.device.type, enabled=False):
+        mode = Folding(layers)
+        output = mode.output_of(run, images)
+        if mode.differs:
+            return DIFFERS
+        return None if equal_to_rounding(run(images), output) else "its output differs"
 
 
 def _forbids(module: nn.Module) -> bool:
@@ -161,16 +196,16 @@ def _forbids(module: nn.Module) -> bool:
     )
 
 
-def folded_layers(plan: Plan, module: nn.Module) -> dict[int, FoldedLayer]:
-    """Return the layers of a plan that make a difference, by the id of their weights."""
+def folded_layers(plan: Plan, module: nn.Module, dtype: torch.dtype | None = None) -> dict[int, FoldedLayer]:
+    """Return the layers of a plan that make a difference, by the id of their weights, for passes in a dtype."""
     tensors, packs = named_tensors(module), packs_weights()
     layers = {}
     for weight, layer in plan.layers.items():
         names = [name for name in (weight, layer.bias, *(layer.norm or ())[:4]) if name is not None]
         if any(not _is_plain(tensors.get(str(name))) for name in names) or _is_read(module, weight, layer):
             continue
-        folded = FoldedLayer(layer, weight, tensors, packs)
-        if folded.norm is not None or folded.packs:
+        folded = FoldedLayer(layer, weight, tensors, packs, dtype)
+        if folded.norm is not None or folded.packs or dtype is not None:
             layers[id(tensors[weight])] = folded
     return layers
 
@@ -188,13 +223,6 @@ def _is_read(module: nn.Module, weight: str, layer: Linear) -> bool:
     return any(hooks_of(module.get_submodule(name.rpartition(".")[0])) for name in owners)
 
 
-def equal_to_rounding(a: Any, b: Any) -> bool:
-    """Whether two outputs of a network hold the same numbers up to rounding; False if they hold none."""
-    first, second = list(tensors_in(a)), list(tensors_in(b))
-    if not first or [t.shape for t in first] != [t.shape for t in second]:
-        return False
-    for x, y in zip(first, second):
-        largest = x.abs().nan_to_num(0, 0, 0).amax() if x.numel() and x.is_floating_point() else 0.0
-        if not torch.allclose(x, y, rtol=0, atol=TOLERANCE * float(largest), equal_nan=True):
-            return False
-    return True
+def _widened(tensor: Tensor) -> Tensor:
+    """Return half precision as float32, in which probabilities are computed."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

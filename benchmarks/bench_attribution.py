@@ -187,6 +187,7 @@ def ig():
         "forward": lambda: forward(model, images),
         "ours": lambda: IntegratedGradients(steps=20)(model, images, 1),
         "captum": lambda: integrated.attribute(images, target=target, n_steps=20),
+        "captum, batches of 8": lambda: integrated.attribute(images, target=target, n_steps=20, internal_batch_size=8),
         "captum, batches of 32": lambda: integrated.attribute(
             images, target=target, n_steps=20, internal_batch_size=32
         ),

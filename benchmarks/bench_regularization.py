@@ -118,11 +118,16 @@ def sides(name, images, target, device="cpu"):
 
 
 def step():
-    for name in ("cifar_resnet18", "cifar_mobilenetv2"):
-        images, target = batch(32, 32)
+    for name, size, side in (("cifar_resnet18", 32, 32), ("cifar_mobilenetv2", 32, 32), ("resnet50", 16, 96)):
+        images, target = batch(size, side)
         seconds = interleave(sides(name, images, target), rounds=5)
         seconds["every_n_steps=4"] = (seconds["every_n_steps=4"] + 3 * seconds["plain"]) / 4  # one step in four
-        row(f"{name}, batch 32", seconds, seconds["plain"], LIMITS if name == "cifar_resnet18" else "")
+        row(
+            f"{name}, {size} images of {side} x {side}",
+            seconds,
+            seconds["plain"],
+            LIMITS if name == "cifar_resnet18" else "",
+        )
 
 
 def where():

@@ -5,7 +5,9 @@ python benchmarks/bench_watching.py share memory  # some of the parts
 """
 
 import gc
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -133,6 +135,19 @@ def timed(watcher, method, spent):
     setattr(watcher, method, outer)
 
 
+def imports():
+    """Processor seconds of importing the Trainer alone and the callbacks, which import it."""
+    found = {"lightning": [], "interpretable_training.callbacks": []}
+    for _ in range(5):
+        for name, seconds in found.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    both = [statistics.median(seconds) for seconds in found.values()]
+    line("processor seconds of importing lightning, and of the callbacks with it", f"{both[0]:.2f}, {both[1]:.2f}", "")
+
+
 def memory():
     """Resident memory after 20 and after 120 explanation steps."""
     seen = {}
@@ -151,6 +166,6 @@ def memory():
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    parts = {"share": share, "short": short, "memory": memory}
+    parts = {"share": share, "short": short, "imports": imports, "memory": memory}
     for name in sys.argv[1:] or parts:
         parts[name]()

@@ -1,6 +1,7 @@
 """The YAML of recipes in two processes, as on two machines: training, what watches it, and evaluate."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,5 +73,32 @@ def test_torchrun_starts_the_processes(tmp_path, monkeypatch):
     words = ["--config", str(CONFIGS / "baseline.yaml"), "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
     done = subprocess.run([*start, *words, *small, *TWO], capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
+    logged = numbers(tmp_path / "runs" / "baseline" / "version_0" / "metrics.csv")
+    assert max(map(int, logged["step"])) == 96 // 12 // 2 - 1
+
+
+@pytest.mark.slow
+def test_slurm_starts_the_processes(tmp_path, monkeypatch):
+    """Processes get the variables that srun sets for each task."""
+    monkeypatch.chdir(tmp_path)
+    small = [f"--data.{key}={value}" for key, value in SIZES.items()]
+    words = [
+        "fit",
+        "--config",
+        str(CONFIGS / "baseline.yaml"),
+        "--trainer.max_epochs=1",
+        "--trainer.log_every_n_steps=1",
+    ]
+    words += [*small, *TWO, "--trainer.num_nodes=1"]
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NODEID": "0"}
+    job |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "localhost"}
+    tasks = []
+    for rank in ("0", "1"):
+        variables = os.environ | job | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        command = [sys.executable, "-m", "interpretable_training", *words]
+        tasks.append(subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True))
+    errors = [task.communicate(timeout=500)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], errors[0][-3000:]
+    assert "distributed_backend=gloo" in errors[0]
     logged = numbers(tmp_path / "runs" / "baseline" / "version_0" / "metrics.csv")
     assert max(map(int, logged["step"])) == 96 // 12 // 2 - 1

@@ -13,17 +13,20 @@ from jsonargparse import auto_cli
 
 from interpretable_training.files import csv_text, write_whole
 from interpretable_training.recipes.evidence.believable import metric_tables
+from interpretable_training.recipes.evidence.convergence import convergence_tables, sanity_tables
 from interpretable_training.recipes.evidence.expected import expected_tables
 from interpretable_training.recipes.evidence.faithfulness import faithfulness_tables
 from interpretable_training.recipes.evidence.page import fill_page, machine, markdown
 from interpretable_training.recipes.evidence.streams import stream_tables
 
-Part = Literal["streams", "faithfulness", "metrics", "expected"]
+Part = Literal["streams", "faithfulness", "metrics", "expected", "sanity", "convergence"]
 PARTS = {
     "streams": stream_tables,
     "faithfulness": faithfulness_tables,
     "metrics": metric_tables,
     "expected": expected_tables,
+    "sanity": sanity_tables,
+    "convergence": convergence_tables,
 }
 
 
@@ -32,7 +35,8 @@ def evidence(part: Part | None = None, output: str = "docs/evidence", work: str 
 
     Args:
         part: "streams": CA-Stream on frozen networks. "faithfulness": methods on photographs. "metrics": which metric
-            can be believed. "expected": the readings of Expected Grad-CAM.
+            can be believed. "expected": the readings of Expected Grad-CAM. "sanity": random layers of the real network.
+            "convergence": how many masks or steps a map needs.
         output: Folder of tables and pictures; the page beside it, such as docs/evidence.md, gets the tables.
         work: Folder of weights, features and what is done so far.
     """

@@ -5,9 +5,17 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from interpretable_training.attribution import FakeCAM, Gradient
 from interpretable_training.evaluation import evaluate
 from interpretable_training.metrics import AverageDrop
-from interpretable_training.recipes.evidence import believable, faithfulness, known_evidence, lite0, streams
+from interpretable_training.recipes.evidence import (
+    believable,
+    convergence,
+    faithfulness,
+    known_evidence,
+    lite0,
+    streams,
+)
 from interpretable_training.recipes.evidence import photographs as p
 from interpretable_training.recipes.evidence.page import fill_page, markdown
 from interpretable_training.recipes.recipe import stored_numbers
@@ -230,3 +238,29 @@ def test_a_cell_of_each_kind_is_computed(tmp_path, monkeypatch):
     for pool in ("linear", "latent", "stream"):
         numbers = streams.stream_cell("vit", "textures", streams.Setting(pool), 0, tmp_path)
         assert set(streams.COLUMNS) <= set(numbers)
+
+
+def test_maps_that_ignore_the_network_survive_random_layers(tmp_path, monkeypatch):
+    monkeypatch.setattr(convergence, "lite0", lambda: lite0.lite0(checked=False))
+    monkeypatch.setattr(convergence, "SHOWN", ("cat",))
+    monkeypatch.setattr(convergence, "STAGES", 1)
+    methods = {"fakecam": FakeCAM(), "gradient": Gradient()}
+    monkeypatch.setattr(convergence, "randomized_methods", lambda: methods)
+    rows = convergence.sanity_tables(tmp_path, tmp_path)["randomized"]
+    by_name = {row[0]: row[1:] for row in rows}
+    assert by_name["fakecam"] == ["1.00", "1.00", "1.00", "fail"]
+    assert float(by_name["gradient"][2]) < 0.9
+    assert (tmp_path / "randomized_stages.csv").read_text().splitlines()[0] == "method,similarity,after stage 1"
+
+
+def test_more_masks_and_steps_come_nearer_to_the_map_of_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(convergence, "lite0", lambda: lite0.lite0(checked=False))
+    monkeypatch.setattr(convergence, "whole_view", lambda picture: p.whole_view(picture)[:, 64:160, 64:160])
+    for name, value in {"MASKS": (4, 64), "MOST_MASKS": 256, "STEPS": (2, 8), "MOST_STEPS": 10}.items():
+        monkeypatch.setattr(convergence, name, value)
+    monkeypatch.setattr(convergence, "SHOWN", ("cat",))
+    rows = convergence.convergence_tables(tmp_path, tmp_path)["convergence"]
+    assert [row[0] for row in rows[1:]] == ["RISE, 4 masks", "RISE, 64 masks", "Opti-CAM, 2 steps", "Opti-CAM, 8 steps"]
+    few, many, short, long = (float(row[1]) for row in rows[1:])
+    assert few < many < 1
+    assert short < long <= 1

@@ -20,6 +20,7 @@ from interpretable_training import attribution as a
 from interpretable_training import metrics as m
 from interpretable_training.attribution.core.map_operations import blur, normalize
 from interpretable_training.evaluation import evaluate
+from interpretable_training.files import csv_text, write_whole
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.metrics.core.similarity import ranks
 from interpretable_training.recipes.evidence.known_evidence import (
@@ -116,6 +117,8 @@ def judged_metrics() -> dict[str, ImageMetric]:
     }
 
 
+PARTS = ("confidence", "sparsity", "resolution", "substrate")  # to which a metric should not react
+SUBSTRATES = {"insertion (blur)": "insertion (mean)", "deletion (mean)": "deletion (blur)"}
 Numbers = dict[str, dict[str, list[float]]]  # map -> metric -> one of each image
 IN_DOMAIN = "single_deletion (in domain)"  # of a network that has learned images without a patch
 AGAIN = ("coherency", "adcc", "arcc")  # known for maps of methods only
@@ -236,7 +239,7 @@ def images_needed(numbers: Numbers, metric: str) -> float:
 def metric_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[list[str]]]:
     """Compute what is missing, and return the rows of the tables."""
     found = judged_networks(folder, seeds)
-    rows = [["metric", "scene", "graded maps", "methods", "confidence", "sparsity", "images"]]
+    rows = [["metric", "scene", "graded maps", "methods", *PARTS, "images"]]
     for name, metric in {**judged_metrics(), IN_DOMAIN: m.SingleDeletion(8)}.items():
         for scene in get_args(Scene):
             own = [found[scene, seed] for seed in range(seeds)]
@@ -245,7 +248,17 @@ def metric_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[
     for scene in get_args(Scene):
         own = [found[scene, seed]["interventions"] for seed in range(seeds)]
         changed += [[scene, key, mean_and_interval([n[key] for n in own])] for key in own[0]]
+    write_whole(output / "metrics_means.csv", csv_text(means_of(found)))
     return {"metrics": rows, "interventions": changed}
+
+
+def means_of(found: Mapping[tuple[Scene, int], dict[str, Any]]) -> list[list[str]]:
+    """Return the means over images of all metrics on all maps, from which the correlations follow."""
+    rows = [["scene", "seed", "map", "metric", "mean"]]
+    for (scene, seed), n in found.items():
+        for name, metrics in n["maps"].items():
+            rows += [[scene, str(seed), name, key, f"{nanmean(values):.6g}"] for key, values in metrics.items()]
+    return rows
 
 
 def judged(own: list[dict[str, Any]], name: str, sign: int) -> list[str]:
@@ -257,8 +270,8 @@ def judged(own: list[dict[str, Any]], name: str, sign: int) -> list[str]:
         mean_and_interval([correlation(n["maps"], name, drawn, sign) for n in own]) if known else "",
         mean_and_interval([correlation(n["maps"], name, explained, sign) for n in own]),
     ]
-    for part in ("confidence", "sparsity"):
-        measured = known and name != IN_DOMAIN
+    for part in PARTS:
+        measured = known and name != IN_DOMAIN and (part != "substrate" or name in SUBSTRATES)
         cells.append(mean_and_interval([sensitivity(n, name, part) for n in own]) if measured else "")
     needed = sorted(images_needed(n["maps"], name) for n in own)
     return [*cells, f"{needed[len(needed) // 2]:.0f}"]
@@ -266,7 +279,12 @@ def judged(own: list[dict[str, Any]], name: str, sign: int) -> list[str]:
 
 def sensitivity(n: dict[str, Any], name: str, part: str) -> float:
     """Return how far the metric moves with what is not quality, as a share of the way from noise to the evidence."""
-    half, double = n["logits x 0.5"], n["logits x 2.0"]
+    maps, half, double = n["maps"], n["logits x 0.5"], n["logits x 2.0"]
+    if part in ("resolution", "substrate"):
+        there = nanmean(maps["evidence"][name])
+        way = abs(there - nanmean(maps["noise"][name]))
+        other = maps["cells of 4"][name] if part == "resolution" else maps["evidence"][SUBSTRATES[name]]
+        return abs(there - nanmean(other)) / max(way, 1e-9)
     way = abs(double["evidence"][name] - double["noise"][name])
     if part == "confidence":
         return abs(double["evidence"][name] - half["evidence"][name]) / max(way, 1e-9)

@@ -86,6 +86,17 @@ def test_each_kind_of_layer_is_folded_exactly(name):
     assert_close(fast[0], plain, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"stride": 2}, {"padding": 1}, {"groups": 2}])
+def test_convolutions_of_one_cell_equal_plain_ones(options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 6, 1, **options))
+    net.append(nn.Flatten())
+    with_statistics(net)
+    plain, fast, folded = passes(net, torch.randn(4, 3, 9, 9))
+    assert folded == ["0.weight"]
+    assert_close(fast[0], plain)
+
+
 class Branches(nn.Module):
     """Runs layers in a way that the class says."""
 

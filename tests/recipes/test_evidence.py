@@ -264,3 +264,17 @@ def test_more_masks_and_steps_come_nearer_to_the_map_of_many(tmp_path, monkeypat
     few, many, short, long = (float(row[1]) for row in rows[1:])
     assert few < many < 1
     assert short < long <= 1
+
+
+def test_sensitivities_by_hand():
+    """Between noise 0.2 and the evidence 0.6, cells of 4 pixels have 0.5: a quarter of the way."""
+    maps = {"evidence": [0.5, 0.7], "noise": [0.1, 0.3], "cells of 4": [0.5, 0.5]}
+    n = {"maps": {name: {"deletion (mean)": values, "deletion (blur)": [0.4, 0.4]} for name, values in maps.items()}}
+    n["logits x 0.5"] = {"evidence": {"deletion (mean)": 0.5}}
+    double = {"evidence": 0.9, "noise": 0.1, "sparse noise": 0.3, "dense noise": 0.1}
+    n["logits x 2.0"] = {name: {"deletion (mean)": value} for name, value in double.items()}
+    found = {part: believable.sensitivity(n, "deletion (mean)", part) for part in believable.PARTS}
+    assert found == pytest.approx({"confidence": 0.5, "sparsity": 0.25, "resolution": 0.25, "substrate": 0.5})
+    rows = believable.means_of({("mark", 3): n})
+    assert rows[1] == ["mark", "3", "evidence", "deletion (mean)", "0.6"]
+    assert len(rows) == 1 + 2 * len(maps)

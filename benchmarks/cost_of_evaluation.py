@@ -17,6 +17,7 @@ from timing import interleave
 
 from interpretable_training import attribution as a
 from interpretable_training import metrics as m
+from interpretable_training.attribution.core import batching
 from interpretable_training.metrics import evaluate
 
 LAYER = "network.layer4"
@@ -76,6 +77,7 @@ def main():
     parser.add_argument("--images-per-second", type=float, help="of the forward pass; by default measured here")
     parser.add_argument("--images", type=int, default=50_000)
     options = parser.parse_args()
+    batching.PIXELS["cpu"] = 8 * 64 * 64  # eight small images a pass, as many as large ones
     torch.manual_seed(0)
     net = torchvision.models.resnet50(weights=None).eval()
     counted, image, target = Count(net), torch.randn(1, 3, 64, 64), torch.tensor([1])

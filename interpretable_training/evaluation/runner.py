@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -211,10 +212,11 @@ class EvaluationRun:
             refuse_not_numbers(clean["images"], images)
         methods = {name: at_regions(method, images, located) for name, method in self.methods.items()}
         maps = explain_regions(methods, prepared, images, chosen) if explained is None else explained[1]
-        part = Part(number, ids, chosen.cpu())  # type: ignore[union-attr]
+        part = Part(number, ids, chosen)  # type: ignore[arg-type]
         for name, method in methods.items():
             self._score(part, name, full(maps[name].to(device)), prepared, images, chosen, clean, method, located)
-        return part
+        # A device is waited for here, when all of its work is queued.
+        return Part(**apply_to_collection(vars(part), Tensor, Tensor.cpu))
 
     def _score(
         self,
@@ -229,12 +231,12 @@ class EvaluationRun:
         annotations: dict[str, Any],
     ) -> None:
         S = S.detach()
-        part.degenerate[name] = degenerate(S).cpu()
+        part.degenerate[name] = degenerate(S)
         S = in_unit_range(method, S)
         scored = ScoredBatch(prepared, images, S, target, method, None, clean, self.chunk_size, annotations)
         part.values[name], part.curves[name] = {}, {}
         for key, metric in self.metrics.items():
-            part.values[name][key] = metric.rows(scored).cpu()
+            part.values[name][key] = metric.rows(scored)
             curves = metric.curves(scored)
             if curves:
                 part.curves[name][key] = {kind: moments(s) for kind, s in curves.items()}
@@ -284,5 +286,6 @@ def refuse_not_numbers(scores: Tensor, images: Tensor) -> None:
 
 def moments(s: Tensor) -> Tensor:
     """Return the number of curves (B, J), their sum and sum of squares, (3, J); without those that are not numbers."""
-    s = s[~s.isnan().any(1)].cpu()
-    return torch.stack([torch.full_like(s[:1].sum(0), len(s)), s.sum(0), (s**2).sum(0)])
+    known = ~s.isnan().any(1, keepdim=True)
+    s = s.where(known, 0)
+    return torch.stack([known.expand_as(s).sum(0).to(s), s.sum(0), (s**2).sum(0)])

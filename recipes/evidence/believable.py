@@ -6,6 +6,7 @@ intervention: the accuracy when only the evidence is exchanged. The quality of a
 pixels for the pixels of the evidence.
 """
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -239,12 +240,12 @@ def images_needed(numbers: Numbers, metric: str) -> float:
 def metric_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[list[str]]]:
     """Compute what is missing, and return the rows of the tables."""
     found = judged_networks(folder, seeds)
-    rows = [["metric", "scene", "graded maps", "methods", *PARTS, "images"]]
+    rows = [["metric", "case", "graded maps", "methods", *PARTS, "images"]]
     for name, metric in {**judged_metrics(), IN_DOMAIN: m.SingleDeletion(8)}.items():
         for scene in get_args(Scene):
             own = [found[scene, seed] for seed in range(seeds)]
             rows.append([name, scene, *judged(own, name, 1 if metric.wants_high else -1)])
-    changed = [["scene", "accuracy", "%"]]
+    changed = [["case", "accuracy", "%"]]
     for scene in get_args(Scene):
         own = [found[scene, seed]["interventions"] for seed in range(seeds)]
         changed += [[scene, key, mean_and_interval([n[key] for n in own])] for key in own[0]]
@@ -254,7 +255,7 @@ def metric_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[
 
 def means_of(found: Mapping[tuple[Scene, int], dict[str, Any]]) -> list[list[str]]:
     """Return the means over images of all metrics on all maps, from which the correlations follow."""
-    rows = [["scene", "seed", "map", "metric", "mean"]]
+    rows = [["case", "seed", "map", "metric", "mean"]]
     for (scene, seed), n in found.items():
         for name, metrics in n["maps"].items():
             rows += [[scene, str(seed), name, key, f"{nanmean(values):.6g}"] for key, values in metrics.items()]
@@ -272,9 +273,14 @@ def judged(own: list[dict[str, Any]], name: str, sign: int) -> list[str]:
     ]
     for part in PARTS:
         measured = known and name != IN_DOMAIN and (part != "substrate" or name in SUBSTRATES)
-        cells.append(mean_and_interval([sensitivity(n, name, part) for n in own]) if measured else "")
+        cells.append(median_and_range([sensitivity(n, name, part) for n in own]) if measured else "")
     needed = sorted(images_needed(n["maps"], name) for n in own)
     return [*cells, f"{needed[len(needed) // 2]:.0f}"]
+
+
+def median_and_range(values: list[float]) -> str:
+    """Return the median, and the lowest and highest value: a ratio may be far from the others."""
+    return f"{statistics.median(values):.2g} ({min(values):.2g} to {max(values):.2g})"
 
 
 def sensitivity(n: dict[str, Any], name: str, part: str) -> float:

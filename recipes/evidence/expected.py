@@ -50,7 +50,7 @@ def expected_cell(scene: Scene, seed: int, folder: Path) -> dict[str, dict[str, 
 
 def expected_tables(folder: Path, output: Path, seeds: int = 5) -> dict[str, list[list[str]]]:
     """Compute what is missing, and return the rows of the table."""
-    rows = [["scene", "reading", *COLUMNS]]
+    rows = [["case", "reading", *COLUMNS]]
     for scene in get_args(Scene):
         found = [
             stored_numbers(folder / f"expected-{scene}-{seed}.json", partial(expected_cell, scene, seed, folder))

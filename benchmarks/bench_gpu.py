@@ -105,6 +105,10 @@ class Bench:
             with self.autocast(kind):
                 run = partial(evaluate, net, [GradCAM("layer4")], metrics, (images, target), progress=False)
                 self.row(f"evaluate, 3 methods, 3 metrics, ResNet-18, {kind}", run, None, len(images))
+        for options in ({"precision": "bf16"}, {"compile": True}, {"compile": True, "precision": "bf16"}):
+            if self.device.type == "cuda" or "compile" not in options:  # compiled passes use CUDA graphs
+                run = partial(evaluate, net, [GradCAM("layer4")], metrics, (images, target), progress=False, **options)
+                self.row(f"the same with {options}, the compiler included", run, None, len(images))
 
     def steps(self):
         criterion, regularizer = F.cross_entropy, GuidedGradientRegularizer()

@@ -107,11 +107,6 @@ def evaluate(
     one_of("target", target, "label", "pred", "least")
     one_of("precision", precision, *DTYPES)
     _check_options(locals())
-    if cache is not None and is_sharded(model):
-        raise ValueError(
-            "expected cache=None for a model whose parameters are spread over processes, which all measure the same "
-            f"batches, got {str(cache)!r}; leave out cache=."
-        )
     with Peers(not is_sharded(model)) as peers:
         torch.default_generator.manual_seed(seed)  # what a loader draws is the same in every process and every time
         source = BatchSource(data, max_images, split, seed, image_key, label_key)
@@ -159,6 +154,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise TypeError(f"expected {name} as True or False, got {options[name]!r:.100}.")
     if options["cache"] is not None and not isinstance(options["cache"], (str, Path)):
         raise TypeError(f"expected cache as the path of a folder, got {options['cache']!r:.100}.")
+    if options["cache"] is not None and is_sharded(options["model"]):
+        raise ValueError(
+            "expected cache=None for a model whose parameters are spread over processes, which all measure the same "
+            f"batches, got {str(options['cache'])!r}; leave out cache=."
+        )
     if options["reference"] is not None and not isinstance(options["reference"], str):
         raise TypeError(f"expected reference as the name of a method, got {options['reference']!r:.100}.")
 

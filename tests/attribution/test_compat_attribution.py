@@ -107,3 +107,11 @@ def test_packed_convolution_equals_the_ordinary_one():
         packed = _compat.pack_weight(conv.weight, *places, 2, x.shape)
         y = _compat.packed_convolution(x, packed, conv.bias, *places, 2)
         torch.testing.assert_close(y, conv(x), msg="torch.ops.mkldnn._convolution_pointwise changed")
+
+
+def test_weights_are_frozen_inside_of_the_context():
+    config = pytest.importorskip("torch._inductor.config")
+    before = config.freezing, config.triton.cudagraphs
+    with _compat.frozen_weights(graphs=True):
+        assert (config.freezing, config.triton.cudagraphs) == (True, True)
+    assert (config.freezing, config.triton.cudagraphs) == before

@@ -32,7 +32,7 @@ def numbers_of(table, metric):
     return torch.stack([table.per_image(name, metric) for name in METHODS])
 
 
-def test_bfloat16_changes_scores_by_rounding_and_maps_of_gradients_not_at_all():
+def test_bfloat16_changes_scores_by_rounding_and_no_gradient_maps():
     model = network()
     expected, actual = table_of(model), table_of(model, precision="bf16")
     assert actual.facts["precision"] == "float32, passes without gradient in bfloat16"

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -81,3 +82,11 @@ def packed_convolution(
         x, W, b, padding, stride, dilation, groups, "none", [], ""
     )
     return output
+
+
+def frozen_weights(graphs: bool) -> AbstractContextManager[Any]:
+    """Compile with weights as constants, and with CUDA graphs: `options=` of `torch.compile` do not freeze."""
+    from torch._inductor import config  # takes seconds
+
+    patch: AbstractContextManager[Any] = config.patch({"freezing": True, "triton.cudagraphs": graphs})
+    return patch

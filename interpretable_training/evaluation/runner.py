@@ -207,12 +207,13 @@ class EvaluationRun:
         with torch.no_grad():  # once, for the predicted class and the clean scores
             output = prepared.run_fast(images) if sample is None else sample
         chosen = prepared.resolve_in(output, target.to(device) if isinstance(target, Tensor) else target)
+        assert isinstance(chosen, Tensor)  # the target is a tensor or a policy, never a function
         clean: dict[Hashable, Tensor] = {"images": scores_of(prepared, output, chosen)}
         if check:
             refuse_not_numbers(clean["images"], images)
         methods = {name: at_regions(method, images, located) for name, method in self.methods.items()}
         maps = explain_regions(methods, prepared, images, chosen) if explained is None else explained[1]
-        part = Part(number, ids, chosen)  # type: ignore[arg-type]
+        part = Part(number, ids, chosen)
         for name, method in methods.items():
             self._score(part, name, full(maps[name].to(device)), prepared, images, chosen, clean, method, located)
         # A device is waited for here, when all of its work is queued.

@@ -94,6 +94,7 @@ def test_convolutions_of_one_cell_equal_plain_ones(options):
     with_statistics(net)
     plain, fast, folded = passes(net, torch.randn(4, 3, 9, 9))
     assert folded == ["0.weight"]
+    assert scoring.folding_of(net) == "1 of 1 folded"  # its first pass was equal, and not replaced by a plain one
     assert_close(fast[0], plain)
 
 

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from interpretable_training.attribution import GradCAM, LayerCAM, ScoreCAM
 from interpretable_training.attribution.core import compiled_passes, scoring
+from interpretable_training.evaluation.runner import moments
 from interpretable_training.metrics import AverageDrop, Coherency, Complexity, Insertion, evaluate
 
 METHODS = {"gradcam": GradCAM("3"), "layercam": LayerCAM("0"), "scorecam": ScoreCAM("3")}
@@ -66,6 +67,7 @@ def test_compiled_passes_are_told(monkeypatch):
 
 def test_one_batch_alone_and_after_others_gives_the_same_bits(monkeypatch, tmp_path):
     monkeypatch.setattr(scoring, "CALL", -1)  # layers are folded although the network is small
+    monkeypatch.setattr(scoring, "SETUP", float("inf"))  # from the first pass on or never
     whole = table_of(cache=tmp_path)
     (tmp_path / "part-000001.pt").unlink()
     again = table_of(cache=tmp_path)
@@ -84,3 +86,8 @@ def test_one_batch_alone_and_after_others_gives_the_same_bits(monkeypatch, tmp_p
 def test_other_values_are_refused(option, message):
     with pytest.raises((ValueError, TypeError), match=message):
         table_of(**option)
+
+
+def test_curves_that_are_not_numbers_are_left_out_of_sums():
+    s = torch.tensor([[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]])
+    assert moments(s).tolist() == [[2, 2], [6, 8], [26, 40]]  # number, sum, sum of squares

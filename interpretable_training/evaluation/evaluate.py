@@ -27,7 +27,7 @@ from interpretable_training.tasks.choose import task_named
 
 from .cache import Cache, Part
 from .ranks import Peers
-from .runner import EvaluationRun
+from .runner import EvaluationRun, precision_of
 from .table import Table
 
 Precision = Literal["fp32", "bf16"]
@@ -154,6 +154,9 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise TypeError(f"expected {name} as True or False, got {options[name]!r:.100}.")
     if options["cache"] is not None and not isinstance(options["cache"], (str, Path)):
         raise TypeError(f"expected cache as the path of a folder, got {options['cache']!r:.100}.")
+    kind = precision_of(unwrap(options["model"]))
+    if options["precision"] != "fp32" and kind != "float32":
+        raise ValueError(f"expected a float32 model without autocast for precision='bf16', got {kind}; leave one out.")
     if options["cache"] is not None and is_sharded(options["model"]):
         raise ValueError(
             "expected cache=None for a model whose parameters are spread over processes, which all measure the same "

@@ -91,3 +91,10 @@ def test_other_values_are_refused(option, message):
 def test_curves_that_are_not_numbers_are_left_out_of_sums():
     s = torch.tensor([[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]])
     assert moments(s).tolist() == [[2, 2], [6, 8], [26, 40]]  # number, sum, sum of squares
+
+
+def test_bfloat16_is_for_float32_alone():
+    with pytest.raises(ValueError, match="expected a float32 model without autocast for precision='bf16', got float64"):
+        table_of(network().double(), precision="bf16")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="got float32, autocast to bfloat16"):
+        table_of(precision="bf16")

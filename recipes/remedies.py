@@ -1,6 +1,7 @@
 """Remedies against cues, the data and the network on which they are compared, and what is measured."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -112,17 +113,23 @@ def retrain_head(module: Classifier, data: Kind, layer: str, found: bool, **opti
         groups[groups.bincount()[groups] < FEWEST] = -1  # left out
         retrain_last_layer(module.network, images, groups, seed=seed)
         return
-    parts = [make_data(data, 0.5, shortcut_val=cue, **options) for cue in CUES]
+    retrain_on([make_data(data, 0.5, shortcut_val=cue, **options) for cue in CUES], module.network, seed)
+
+
+def retrain_on(parts: Sequence[SeededDataModule], network: nn.Module, seed: int) -> None:
+    """Retrain the last layer on the validation images of all parts, balanced by class and cue."""
     for part in parts:
         part.setup("validate")
     mixed: ConcatDataset[Any] = ConcatDataset([part.splits["val"] for part in parts])
-    loader = DataLoader(mixed, batch_size=64, collate_fn=collate)
-    retrain_last_layer(module.network, loader, agreement_groups, seed=seed)
+    retrain_last_layer(network, DataLoader(mixed, batch_size=64, collate_fn=collate), agreement_groups, seed=seed)
 
 
 def agreement_groups(batch: dict[str, Any]) -> Tensor:
-    """Return groups of class and cue: 2 c with the cue of class c, 2 c + 1 with that of another class or none."""
-    return 2 * batch["target"] + (batch["cue"] != batch["target"])
+    """Return groups of class and cue: 2 c with the cue of class c, 2 c + 1 with that of another class or none.
+
+    Images of data without cues are in 2 c.
+    """
+    return 2 * batch["target"] + (batch.get("cue", batch["target"]) != batch["target"])
 
 
 def measure_repair(

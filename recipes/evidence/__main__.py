@@ -18,8 +18,9 @@ from interpretable_training.recipes.evidence.expected import expected_tables
 from interpretable_training.recipes.evidence.faithfulness import faithfulness_tables
 from interpretable_training.recipes.evidence.page import fill_page, machine, markdown
 from interpretable_training.recipes.evidence.streams import stream_tables
+from interpretable_training.recipes.evidence.training_table import training_tables
 
-Part = Literal["streams", "faithfulness", "metrics", "expected", "sanity", "convergence"]
+Part = Literal["streams", "faithfulness", "metrics", "expected", "sanity", "convergence", "training"]
 PARTS = {
     "streams": stream_tables,
     "faithfulness": faithfulness_tables,
@@ -27,6 +28,7 @@ PARTS = {
     "expected": expected_tables,
     "sanity": sanity_tables,
     "convergence": convergence_tables,
+    "training": training_tables,
 }
 
 
@@ -36,7 +38,7 @@ def evidence(part: Part | None = None, output: str = "docs/evidence", work: str 
     Args:
         part: "streams": CA-Stream on frozen networks. "faithfulness": methods on photographs. "metrics": which metric
             can be believed. "expected": the readings of Expected Grad-CAM. "sanity": random layers of the real network.
-            "convergence": how many masks or steps a map needs.
+            "convergence": how many masks or steps a map needs. "training": ways to train.
         output: Folder of tables and pictures; the page beside it, such as docs/evidence.md, gets the tables.
         work: Folder of weights, features and what is done so far.
     """

@@ -1,0 +1,121 @@
+"""Compare ways to train, from the storage of the sweep `configs/sweeps/training_methods.yaml`, which this runs."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+from interpretable_training.cli.configs import find_config
+from interpretable_training.data import DigitsDataModule, ShapesDataModule
+from interpretable_training.files import csv_text, write_whole
+from interpretable_training.recipes.evidence.training_run import Pictures, TrainingMethod
+from interpretable_training.recipes.repair import mean_and_interval
+from interpretable_training.sweeps.file import read_sweep
+from interpretable_training.sweeps.local import SweepOptions, run_sweep
+
+SWEEP = "training_methods"
+COLUMNS = {
+    "accuracy": "same",
+    "wrong cues": "swapped",
+    "worst group": "worst group",
+    "drop": "drop",
+    "gain": "gain",
+    "insertion - deletion": "insertion - deletion",
+    "energy on object": "energy on object",
+    "SSIM, random layers": "randomization",
+    "confidence": "confidence",
+    "cost": "cost",
+}
+GAINS = ("accuracy", "wrong cues", "drop", "gain", "insertion - deletion", "energy on object")
+Runs = dict[tuple[str, str], dict[int, dict[str, float]]]  # data, method -> seed -> numbers; none of a failed run
+
+
+def training_tables(folder: Path, output: Path) -> dict[str, list[list[str]]]:
+    """Run what is missing, write the numbers of each run, and return the rows of the tables."""
+    options = SweepOptions(SWEEP, jobs=os.cpu_count() or 1, output=str(folder))
+    if run_sweep(options) == 130:
+        raise KeyboardInterrupt
+    runs = with_costs(stored_runs(folder))
+    write_whole(output / "training_runs.csv", csv_text(raw_rows(runs)))
+    return {"training": table_rows(runs), "training_gains": gain_rows(runs)}
+
+
+def stored_runs(folder: Path) -> Runs:
+    """Return the numbers of all runs of the sweep's study that have ended."""
+    from interpretable_training.sweeps.study import SweepStudy  # here: needs Optuna
+    from interpretable_training.sweeps.table import rows
+
+    study, found = SweepStudy(read_sweep(find_config(SWEEP, "sweeps")), 0, folder), Runs()
+    for row in rows(study):
+        seeds = found.setdefault((row.parameters["data"], row.parameters["method"]), {})
+        numbers: dict[str, float] = {}
+        if row.state == "finished":
+            numbers = json.loads((row.folder / "metrics.jsonl").read_text(encoding="utf-8"))
+        seeds[row.parameters["seed"]] = numbers if learned(row.parameters["data"], numbers) else {}
+    study.leave()
+    return found
+
+
+def learned(data: str, numbers: dict[str, float]) -> bool:
+    """Whether a run ended with finite numbers and at least twice the accuracy of chance."""
+    classes = DigitsDataModule.num_classes if "digits" in data else ShapesDataModule.num_classes
+    finite = bool(numbers) and all(map(math.isfinite, numbers.values()))
+    return finite and numbers["same"] >= 200 / classes
+
+
+def with_costs(runs: Runs) -> Runs:
+    """Return the runs with their seconds as multiples of those of plain training with the same seed."""
+    for (data, _), seeds in runs.items():
+        for seed, numbers in seeds.items():
+            if numbers and (plain := runs[data, "plain"][seed]):
+                numbers["cost"] = numbers["seconds"] / plain["seconds"]
+    return runs
+
+
+def known_cells(runs: Runs) -> list[tuple[str, str]]:
+    """Return data and methods in the order of the table."""
+    order = [(data, method) for data in get_args(Pictures) for method in get_args(TrainingMethod)]
+    return [cell for cell in order if cell in runs]
+
+
+def table_rows(runs: Runs) -> list[list[str]]:
+    """Return means over the runs that did not fail, and the number of those that did."""
+    table = [["data", "method", *COLUMNS, "failed"]]
+    for data, method in known_cells(runs):
+        done = [numbers for numbers in runs[data, method].values() if numbers]
+        columns = [[n[key] for n in done if key in n] for key in COLUMNS.values()]
+        failed = f"{len(runs[data, method]) - len(done)} of {len(runs[data, method])}"
+        table.append([data, method, *(mean_and_interval(c) if c else "" for c in columns), failed])
+    return table
+
+
+def gain_rows(runs: Runs) -> list[list[str]]:
+    """Return the differences from plain training with the same seeds; those whose interval leaves out 0 in bold."""
+    table = [["data", "method", *GAINS]]
+    for data, method in known_cells(runs):
+        if method != "plain":
+            plain, own = runs[data, "plain"], runs[data, method]
+            both = [(own[seed], plain[seed]) for seed in own if own[seed] and plain[seed]]
+            keys = [COLUMNS[name] for name in GAINS]
+            table.append([data, method, *(difference([(n[k], p[k]) for n, p in both if k in n]) for k in keys)])
+    return table
+
+
+def difference(pairs: list[tuple[float, float]]) -> str:
+    """Return the mean difference with its interval, in bold where 0 is outside of it."""
+    if len(pairs) < 2:
+        return ""
+    text = mean_and_interval([a - b for a, b in pairs])
+    mean, half = map(float, text.split(" ± "))
+    return f"**{text}**" if abs(mean) > half else text
+
+
+def raw_rows(runs: Runs) -> list[list[Any]]:
+    """Return the numbers of each run."""
+    names = list(dict.fromkeys(name for seeds in runs.values() for numbers in seeds.values() for name in numbers))
+    table: list[list[Any]] = [["data", "method", "seed", *names]]
+    for data, method in known_cells(runs):
+        for seed, numbers in sorted(runs[data, method].items()):
+            table.append([data, method, seed, *(f"{numbers[n]:.6g}" if n in numbers else "" for n in names)])
+    return table

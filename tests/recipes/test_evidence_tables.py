@@ -18,6 +18,7 @@ from interpretable_training.recipes.evidence import (
     known_evidence,
     lite0,
     photographs,
+    training_run,
 )
 
 FOLDER = Path(__file__).parents[2] / "docs" / "evidence"
@@ -118,3 +119,24 @@ def plain_metrics(network, x, target, S, steps=14):
         curve = network(torch.stack(states).view(-1, *image.shape)).softmax(1)[:, c]
         found["deletion"].append(100 * float(curve[:-1].add(curve[1:]).sum() / 2 / steps))
     return {metric: torch.tensor(values) for metric, values in found.items()}
+
+
+@pytest.mark.slow
+def test_a_training_is_found_again():
+    """Another processor rounds otherwise, and training makes much of it."""
+    network, _ = training_run.trained("digits", "plain", 0)
+    found = training_run.accuracies(network, "digits", 0)
+    found |= training_run.faithfulness(network, "digits", 0, found["factor"])
+    (row,) = [r for r in rows_of("training_runs") if (r["data"], r["method"], r["seed"]) == ("digits", "plain", "0")]
+    for name, near in {"same": 3, "drop": 8, "insertion - deletion": 8, "energy on object": 6}.items():
+        assert found[name] == pytest.approx(float(row[name]), abs=near), name
+
+
+def test_means_of_trainings_follow_from_their_runs():
+    runs = rows_of("training_runs")
+    for row in rows_of("training")[::7]:
+        own = [float(r["same"]) for r in runs if r["same"] and (r["data"], r["method"]) == (row["data"], row["method"])]
+        middle, half = map(float, row["accuracy"].split(" ± "))
+        assert middle == pytest.approx(mean(own), rel=6e-3)
+        if len(own) == 5:
+            assert half == pytest.approx(2.776 * stdev(own) / 5**0.5, rel=0.06, abs=6e-3)

@@ -169,7 +169,7 @@ def accuracies(network: nn.Module, data: Pictures, seed: int) -> dict[str, float
     return {**numbers, "worst group": 100 * float(worst.compute())}
 
 
-def faithfulness(network: nn.Module, data: Pictures, seed: int, factor: float) -> dict[str, float]:
+def map_metrics(network: nn.Module, data: Pictures, seed: int, factor: float) -> dict[str, float]:
     """Return metrics of Grad-CAM of the network with its logits times a factor."""
     layer = next(name for name, _ in network.named_modules() if name.split(".")[-1] == LAYER)
     metrics: dict[str, Any] = {
@@ -200,7 +200,7 @@ def training_run(data: Pictures = "shapes", method: TrainingMethod = "plain", se
     torch.set_num_threads(1)  # runs side by side do not slow each other down
     network, seconds = trained(data, method, seed)
     numbers = {**accuracies(network, data, seed), "seconds": seconds}
-    numbers |= faithfulness(network, data, seed, numbers["factor"])
+    numbers |= map_metrics(network, data, seed, numbers["factor"])
     line = json.dumps(numbers) + "\n"
     if FILE not in os.environ:
         sys.stdout.write(line)

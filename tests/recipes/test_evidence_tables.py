@@ -126,7 +126,7 @@ def test_a_training_is_found_again():
     """Another processor rounds otherwise, and training makes much of it."""
     network, _ = training_run.trained("digits", "plain", 0)
     found = training_run.accuracies(network, "digits", 0)
-    found |= training_run.faithfulness(network, "digits", 0, found["factor"])
+    found |= training_run.map_metrics(network, "digits", 0, found["factor"])
     (row,) = [r for r in rows_of("training_runs") if (r["data"], r["method"], r["seed"]) == ("digits", "plain", "0")]
     for name, near in {"same": 3, "drop": 8, "insertion - deletion": 8, "energy on object": 6}.items():
         assert found[name] == pytest.approx(float(row[name]), abs=near), name

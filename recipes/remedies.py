@@ -15,6 +15,7 @@ from interpretable_training.batches.read import Picked
 from interpretable_training.callbacks import BackgroundSwap, ExplanationGuidance
 from interpretable_training.data import DigitsDataModule, SeededDataModule, ShapesDataModule
 from interpretable_training.data.base import collate
+from interpretable_training.data.shortcuts import CueSplit
 from interpretable_training.evaluation import evaluate, find_shortcuts
 from interpretable_training.metrics import EnergyPointingGame, PointingGame, WorstGroupAccuracy
 from interpretable_training.modules import Classifier, retrain_last_layer
@@ -24,7 +25,7 @@ from interpretable_training.regularization import SwapBackgrounds
 Kind = Literal["marks", "textures", "decoy_digits"]
 Remedy = Literal["nothing", "random_swap", "background_swap", "energy", "input_gradient", "not_here"]
 FEWEST = 4  # images of a group on which the last layer is retrained
-CUES = ("same", "none", "swapped")  # of test images: as in training, none, of another class
+CUES: tuple[CueSplit, ...] = ("same", "none", "swapped")  # of test images: as in training, none, of another class
 
 
 class RandomSwap(BackgroundSwap):
@@ -138,7 +139,7 @@ def measure_repair(
     """Return accuracies by test cues, that of the worst group, and where the maps lie on images as in training."""
     data, network = recipe.data, recipe.module.network.eval()  # type: ignore[union-attr]
     assert isinstance(data, (ShapesDataModule, DigitsDataModule))  # what the recipe returns
-    worst, numbers = WorstGroupAccuracy(min_images=5), {}
+    worst, numbers = WorstGroupAccuracy(min_images=5), dict[str, float]()
     kind: Kind = "decoy_digits" if isinstance(data, DigitsDataModule) else "marks"
     kind = "textures" if getattr(data, "cue", None) == "background" else kind
     size: dict[str, Any] = {} if kind == "decoy_digits" else {"image_size": data.size}  # type: ignore[union-attr]

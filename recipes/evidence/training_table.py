@@ -48,6 +48,8 @@ def stored_runs(folder: Path) -> Runs:
 
     study, found = SweepStudy(read_sweep(find_config(SWEEP, "sweeps")), 0, folder), Runs()
     for row in rows(study):
+        if row.state not in ("finished", "failed"):  # of another process
+            continue
         seeds = found.setdefault((row.parameters["data"], row.parameters["method"]), {})
         numbers: dict[str, float] = {}
         if row.state == "finished":
@@ -68,7 +70,7 @@ def with_costs(runs: Runs) -> Runs:
     """Return the runs with their seconds as multiples of those of plain training with the same seed."""
     for (data, _), seeds in runs.items():
         for seed, numbers in seeds.items():
-            if numbers and (plain := runs[data, "plain"][seed]):
+            if numbers and (plain := runs.get((data, "plain"), {}).get(seed)):
                 numbers["cost"] = numbers["seconds"] / plain["seconds"]
     return runs
 
@@ -95,8 +97,8 @@ def gain_rows(runs: Runs) -> list[list[str]]:
     table = [["data", "method", *GAINS]]
     for data, method in known_cells(runs):
         if method != "plain":
-            plain, own = runs[data, "plain"], runs[data, method]
-            both = [(own[seed], plain[seed]) for seed in own if own[seed] and plain[seed]]
+            plain, own = runs.get((data, "plain"), {}), runs[data, method]
+            both = [(own[seed], plain[seed]) for seed in own if own[seed] and plain.get(seed)]
             keys = [COLUMNS[name] for name in GAINS]
             table.append([data, method, *(difference([(n[k], p[k]) for n, p in both if k in n]) for k in keys)])
     return table

@@ -24,6 +24,7 @@ MASKS = (100, 250, 500, 1000, 2000)
 MOST_MASKS = 4000
 STEPS = (10, 25, 50, 100, 200)
 MOST_STEPS = 400
+CONVERGED = SHOWN[:3]  # minutes each
 
 
 def randomized_methods() -> dict[str, a.Attribution]:
@@ -94,7 +95,7 @@ def converged(name: str) -> dict[str, dict[str, float]]:
 
 def convergence_tables(folder: Path, output: Path) -> dict[str, list[list[str]]]:
     """Compute what is missing, and return the rows of the table, over the photographs."""
-    found = [stored_numbers(folder / f"converged-{name}.json", partial(converged, name)) for name in SHOWN]
+    found = [stored_numbers(folder / f"converged-{name}.json", partial(converged, name)) for name in CONVERGED]
     rows = [["map", "correlation", "drop"]]
     for key, first in found[0].items():
         rows.append([key, *(mean_and_interval([n[key][column] for n in found]) for column in first)])

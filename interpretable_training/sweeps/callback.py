@@ -1,14 +1,12 @@
 """Callback that writes the metrics of a Lightning run for a local sweep."""
 
-import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import lightning as L
 import torch
 
-from .metric import FILE
+from .metric import FILE, append_line
 
 
 class SweepReport(L.Callback):
@@ -46,5 +44,4 @@ class SweepReport(L.Callback):
         logged = trainer.callback_metrics  # read on all ranks, because metrics may have to sync
         row = {k: v.item() for k, v in logged.items() if isinstance(v, torch.Tensor) and v.numel() == 1 and wanted(k)}
         if row and trainer.is_global_zero:
-            with Path(self.path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(self.path, row)

@@ -5,7 +5,7 @@ as {"val/accuracy": 0.91}. `interpretable-training fit` does so after each valid
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,12 @@ class Reports:
                     self.values.append(float(row[self.metric]))
             if is_number(summary.get(self.metric)):  # also values that the program set there itself
                 self.values.append(float(summary[self.metric]))
+
+
+def append_line(path: str, row: Mapping[str, Any]) -> None:
+    """Append metrics to the file of a run."""
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def is_number(value: Any) -> bool:

@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -30,7 +29,6 @@ from interpretable_training.attribution import GradCAM
 from interpretable_training.data import DigitsDataModule, SeededDataModule, ShapesDataModule
 from interpretable_training.data.shortcuts import CueSplit
 from interpretable_training.evaluation import evaluate
-from interpretable_training.metrics import WorstGroupAccuracy
 from interpretable_training.metrics.sanity.parameter_randomization import ParameterRandomization
 from interpretable_training.models import CAStream
 from interpretable_training.modules import CAStreamClassifier, Classifier, GuidedGradientClassifier
@@ -39,13 +37,13 @@ from interpretable_training.recipes.remedies import (
     CUES,
     Kind,
     Remedy,
+    accuracies,
     callbacks_of,
     digits_network,
-    predict,
     retrain_on,
 )
 from interpretable_training.regularization import GuidedGradientRegularizer
-from interpretable_training.sweeps.metric import FILE
+from interpretable_training.sweeps.metric import FILE, append_line
 
 Pictures = Literal["shapes", "marks", "textures", "digits", "decoy_digits"]
 TrainingMethod = Literal[
@@ -126,7 +124,6 @@ def trained(data: Pictures, method: TrainingMethod, seed: int) -> tuple[nn.Modul
     L.seed_everything(seed, workers=True, verbose=False)
     images = pictures(data, seed)
     images.setup("fit")
-    parts = [pictures(data, seed, cue, shortcut=0.5) for cue in CUES]
     scheduler = partial(CosineAnnealingLR, T_max=EPOCHS)
     network = digits_network() if "digits" in data else "tiny_cnn"
     start, n = time.process_time(), images.num_classes
@@ -145,7 +142,8 @@ def trained(data: Pictures, method: TrainingMethod, seed: int) -> tuple[nn.Modul
         module = CAStreamClassifier(CAStream(module.network, **own), n, optimizer=sgd, scheduler=scheduler)
         fit(module, images, [])
     elif method == "last_layer":
-        retrain_on(parts if data not in CLEAN else [pictures(data, seed)], module.network, seed)
+        mixed = [pictures(data, seed, cue, shortcut=0.5) for cue in (CUES[:1] if data in CLEAN else CUES)]
+        retrain_on(mixed, module.network, seed)
     return module.network.eval(), time.process_time() - start
 
 
@@ -159,21 +157,12 @@ def confidence_factor(logits: Tensor) -> float:
     return float(torch.tensor(low).exp())
 
 
-def accuracies(network: nn.Module, data: Pictures, seed: int) -> dict[str, float]:
-    """Return accuracies by cues, that of the worst group of class and cue, and the confidence, in percent."""
-    worst, numbers = WorstGroupAccuracy(min_images=5), dict[str, float]()
-    for cue in CUES[:1] if data in CLEAN else CUES:
-        test = pictures(data, seed, cue)
-        test.setup("test")
-        batches = list(test.test_dataloader())
-        logits = torch.cat([predict(network, batch["image"]) for batch in batches])
-        target = torch.cat([batch["target"] for batch in batches])
-        worst.update(logits, target, torch.cat([batch.get("group", batch["target"]) for batch in batches]))
-        numbers[cue] = 100 * float((logits.argmax(1) == target).float().mean())
-        if cue == "same":
-            numbers["confidence"] = 100 * float(logits.softmax(1).amax(1).mean())
-            numbers["factor"] = confidence_factor(logits)
-    return {**numbers, "worst group": 100 * float(worst.compute())}
+def accuracies_and_confidence(network: nn.Module, data: Pictures, seed: int) -> dict[str, float]:
+    """Return accuracies by cues and of the worst group, the confidence, and the factor that makes it equal."""
+    tests = {cue: pictures(data, seed, cue) for cue in (CUES[:1] if data in CLEAN else CUES)}
+    numbers, logits = accuracies(network, tests)
+    confidence = 100 * float(logits["same"].softmax(1).amax(1).mean())
+    return {**numbers, "confidence": confidence, "factor": confidence_factor(logits["same"])}
 
 
 def map_metrics(network: nn.Module, data: Pictures, seed: int, factor: float) -> dict[str, float]:
@@ -206,14 +195,12 @@ def training_run(data: Pictures = "shapes", method: TrainingMethod = "plain", se
     """
     torch.set_num_threads(1)  # runs side by side do not slow each other down
     network, seconds = trained(data, method, seed)
-    numbers = {**accuracies(network, data, seed), "seconds": seconds}
+    numbers = {**accuracies_and_confidence(network, data, seed), "seconds": seconds}
     numbers |= map_metrics(network, data, seed, numbers["factor"])
-    line = json.dumps(numbers) + "\n"
-    if FILE not in os.environ:
-        sys.stdout.write(line)
-        return
-    with Path(os.environ[FILE]).open("a", encoding="utf-8") as file:
-        file.write(line)
+    if FILE in os.environ:
+        append_line(os.environ[FILE], numbers)
+    else:
+        sys.stdout.write(json.dumps(numbers) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import statistics
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ from interpretable_training.cli.configs import find_config
 from interpretable_training.data import DigitsDataModule, ShapesDataModule
 from interpretable_training.files import csv_text, write_whole
 from interpretable_training.recipes.evidence.training_run import Pictures, TrainingMethod
-from interpretable_training.recipes.repair import mean_and_interval
+from interpretable_training.recipes.repair import half_width, mean_and_interval
 from interpretable_training.sweeps.file import read_sweep
 from interpretable_training.sweeps.local import SweepOptions, run_sweep
 
@@ -28,7 +29,7 @@ COLUMNS = {
     "cost": "cost",
 }
 GAINS = ("accuracy", "wrong cues", "drop", "gain", "insertion - deletion", "energy on object")
-Runs = dict[tuple[str, str], dict[int, dict[str, float]]]  # data, method -> seed -> numbers; none of a failed run
+Runs = dict[tuple[str, str], dict[int, dict[str, float]]]  # data, method -> seed -> numbers
 
 
 def training_tables(folder: Path, output: Path) -> dict[str, list[list[str]]]:
@@ -38,11 +39,12 @@ def training_tables(folder: Path, output: Path) -> dict[str, list[list[str]]]:
         raise KeyboardInterrupt
     runs = with_costs(stored_runs(folder))
     write_whole(output / "training_runs.csv", csv_text(raw_rows(runs)))
+    runs = learned(runs)
     return {"training": table_rows(runs), "training_gains": gain_rows(runs)}
 
 
 def stored_runs(folder: Path) -> Runs:
-    """Return the numbers of all runs of the sweep's study that have ended."""
+    """Return the numbers of all runs of the sweep's study that have ended; none of those that ended with an error."""
     from interpretable_training.sweeps.study import SweepStudy  # here: needs Optuna
     from interpretable_training.sweeps.table import rows
 
@@ -51,18 +53,20 @@ def stored_runs(folder: Path) -> Runs:
         if row.state not in ("finished", "failed"):  # of another process
             continue
         seeds = found.setdefault((row.parameters["data"], row.parameters["method"]), {})
-        numbers: dict[str, float] = {}
-        if row.state == "finished":
-            numbers = json.loads((row.folder / "metrics.jsonl").read_text(encoding="utf-8"))
-        seeds[row.parameters["seed"]] = numbers if learned(row.parameters["data"], numbers) else {}
+        written = row.folder / "metrics.jsonl"
+        seeds[row.parameters["seed"]] = json.loads(written.read_text("utf-8")) if row.state == "finished" else {}
     study.leave()
     return found
 
 
-def learned(data: str, numbers: dict[str, float]) -> bool:
-    """Whether a run ended with at least twice the accuracy of chance, which a number that is none is not."""
-    classes = DigitsDataModule.num_classes if "digits" in data else ShapesDataModule.num_classes
-    return bool(numbers) and numbers["same"] >= 200 / classes
+def learned(runs: Runs) -> Runs:
+    """Return the runs, without numbers where the accuracy is not at least twice that of chance."""
+    kept = Runs()
+    for (data, method), seeds in runs.items():
+        classes = DigitsDataModule.num_classes if "digits" in data else ShapesDataModule.num_classes
+        enough = 200 / classes  # no number is not enough either
+        kept[data, method] = {seed: n if n and n["same"] >= enough else {} for seed, n in seeds.items()}
+    return kept
 
 
 def with_costs(runs: Runs) -> Runs:
@@ -107,9 +111,9 @@ def difference(pairs: list[tuple[float, float]]) -> str:
     """Return the mean difference with its interval, in bold where 0 is outside of it."""
     if len(pairs) < 2:
         return ""
-    text = mean_and_interval([a - b for a, b in pairs])
-    mean, half = map(float, text.split(" ± "))
-    return f"**{text}**" if abs(mean) > half else text
+    values = [a - b for a, b in pairs]
+    text = mean_and_interval(values)
+    return f"**{text}**" if abs(statistics.mean(values)) > half_width(values) else text
 
 
 def raw_rows(runs: Runs) -> list[list[Any]]:

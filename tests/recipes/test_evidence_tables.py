@@ -140,7 +140,7 @@ def test_a_cell_of_convergence_is_found_again(monkeypatch):
 def test_a_training_is_found_again():
     """Another processor rounds otherwise, and training makes much of it."""
     network, _ = training_run.trained("digits", "plain", 0)
-    found = training_run.accuracies(network, "digits", 0)
+    found = training_run.accuracies_and_confidence(network, "digits", 0)
     found |= training_run.map_metrics(network, "digits", 0, found["factor"])
     (row,) = [r for r in rows_of("training_runs") if (r["data"], r["method"], r["seed"]) == ("digits", "plain", "0")]
     for name, near in {"same": 3, "drop": 8, "insertion - deletion": 8, "energy on object": 6}.items():
@@ -150,7 +150,8 @@ def test_a_training_is_found_again():
 def test_means_of_trainings_follow_from_their_runs():
     runs = rows_of("training_runs")
     for row in rows_of("training")[::7]:
-        own = [float(r["same"]) for r in runs if r["same"] and (r["data"], r["method"]) == (row["data"], row["method"])]
+        own = [float(r["same"]) for r in runs if (r["data"], r["method"]) == (row["data"], row["method"])]
+        own = [accuracy for accuracy in own if accuracy >= (20 if "digits" in row["data"] else 100 / 3)]
         middle, half = map(float, row["accuracy"].split(" ± "))
         assert middle == pytest.approx(mean(own), rel=6e-3)
         if len(own) == 5:

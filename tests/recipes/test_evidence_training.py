@@ -102,6 +102,7 @@ def test_table_counts_failures_and_compares_the_same_seeds(study, tmp_path):
     assert len(raw) == 10
     assert raw[0] == "data,method,seed,same,swapped,seconds,cost"
     assert "marks,energy,1,,,," in raw
+    assert "marks,ca_stream,0,30,20,2,1" in raw  # a failed training keeps its numbers
 
 
 def test_finished_runs_stay(study, tmp_path):

@@ -16,13 +16,12 @@ from interpretable_training.recipes.evidence import training_table as table
 PROGRAM = """
 import json, os, sys
 given = dict(word[2:].split("=") for word in sys.argv[1:])
-if given["method"] == "energy" and given["seed"] == "1":
-    sys.exit(1)
 better = 10 * (given["method"] == "energy")
 numbers = {"same": 60.0 + better + int(given["seed"]), "swapped": 20.0, "seconds": 2.0 + better}
 if given["method"] == "ca_stream":
     numbers["same"] = 30.0 if given["seed"] == "0" else float("nan")
 open(os.environ["INTERPRETABLE_TRAINING_SWEEP_FILE"], "w").write(json.dumps(numbers) + "\\n")
+sys.exit(given["method"] == "energy" and given["seed"] == "1")
 """
 
 
@@ -35,6 +34,7 @@ def test_half_of_the_pixels_become_random_in_range():
     assert (other[:, :, 4:] != x[:, :, 4:]).float().mean() > 0.9  # the median itself stays
     assert (other >= x.amin((2, 3), keepdim=True)).all()
     assert (other <= x.amax((2, 3), keepdim=True)).all()
+    assert len(other[:, :, 4:].unique()) == other[:, :, 4:].numel()
 
 
 def linear_module():
@@ -137,3 +137,10 @@ def test_each_way_trains_another_network(method, monkeypatch):
     with torch.no_grad():
         assert plain(x).shape == other(x).shape == (2, 10)
         assert not torch.equal(plain(x), other(x))
+
+
+def test_a_stream_is_trained_after_its_network(monkeypatch):
+    trainings = []
+    monkeypatch.setattr(run, "fit", lambda module, data, callbacks: trainings.append(type(module).__name__))
+    run.trained("digits", "ca_stream", 0)
+    assert trainings == ["Classifier", "CAStreamClassifier"]

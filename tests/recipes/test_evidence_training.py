@@ -144,3 +144,26 @@ def test_a_stream_is_trained_after_its_network(monkeypatch):
     monkeypatch.setattr(run, "fit", lambda module, data, callbacks: trainings.append(type(module).__name__))
     run.trained("digits", "ca_stream", 0)
     assert trainings == ["Classifier", "CAStreamClassifier"]
+
+
+class Answers:
+    """Test data of two batches; the network's answer is the image."""
+
+    def setup(self, stage):
+        self.batches = [
+            {"image": torch.eye(3)[[0, 0, 1]], "target": torch.tensor([0, 0, 1]), "group": torch.tensor([0, 0, 1])},
+            {"image": torch.eye(3)[[2] * 10], "target": torch.tensor([1] * 9 + [2]), "group": torch.tensor([1] * 10)},
+        ]
+
+    def test_dataloader(self):
+        return self.batches
+
+
+def test_accuracies_by_hand():
+    """4 of 13 are right; 2 of 11 in group 1, group 0 has too few images to count."""
+    network = nn.Linear(3, 3, bias=False)
+    nn.init.eye_(network.weight)
+    numbers, logits = remedies.accuracies(network, {"same": Answers()})
+    assert numbers["same"] == pytest.approx(400 / 13)
+    assert numbers["worst group"] == pytest.approx(200 / 11)
+    assert logits["same"].shape == (13, 3)

@@ -188,6 +188,12 @@ def table_of(columns):
     return table
 
 
+def test_numbers_of_views_keep_their_digits_and_photographs():
+    rows = faithfulness.view_rows(table_of({"gradcam": [12.3456789, 0.5]}), ["cat", "coffee"])
+    assert rows[0] == ["view", "photograph", "class", "method", "average_drop"]
+    assert rows[1:] == [[0, "cat", 0, "gradcam", "12.346"], [1, "coffee", 0, "gradcam", "0.5"]]
+
+
 def test_verdicts_follow_the_intervals():
     columns = {"gradcam": [5.0] * 8, "opticam": [1.0] * 8, "layercam": [0.0, 10.0] * 4, "eigencam": [0.0, 2.0] * 4}
     table = table_of(columns)
@@ -264,6 +270,9 @@ def test_more_masks_and_steps_come_nearer_to_the_map_of_many(tmp_path, monkeypat
     few, many, short, long = (float(row[1]) for row in rows[1:])
     assert few < many < 1
     assert short < long <= 1
+    head, first, *_ = (tmp_path / "convergence_raw.csv").read_text().splitlines()
+    assert head == "photograph,map,number,value"
+    assert first.startswith('cat,"RISE, 4 masks",correlation,0.')
 
 
 def test_sensitivities_by_hand():
